@@ -1,0 +1,1 @@
+"""Scheduler, launcher and site layer: how a command becomes ranks on a machine."""

@@ -1,0 +1,5 @@
+"""Entry point of the `jobs` command."""
+
+
+def main() -> int:
+    return 0
