@@ -21,7 +21,8 @@ class ModelConfig:
     vocab_size: int | None = None
     """Entries of the tokenizer. None: counted in `data.tokenizer`."""
     vocab_multiple: int = 128
-    """The vocabulary is padded to a multiple of this times tp (GPT-NeoX: make_vocab_size_divisible_by)."""
+    """The vocabulary is padded to a multiple of this. GPT-NeoX (make_vocab_size_divisible_by) multiplies it by tp, which
+    ties the weights' shape to the layout: set 128 × tp here to get the same."""
     intermediate_size: int | None = None
     """True width of the MLP. None: 4 × hidden_size."""
     rotary_pct: float = 0.25
