@@ -1,0 +1,1 @@
+"""Configuration of the trainer: schema, loading and arithmetic; imports no torch."""

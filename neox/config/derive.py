@@ -1,0 +1,190 @@
+"""All arithmetic on the configuration: layout, batch triangle, padded vocabulary, sizes; one place, whole equations."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from neox.config.errors import UserError
+from neox.config.schema import Config, ModelConfig, ParallelConfig, TrainConfig
+
+
+@dataclass(frozen=True)
+class Batch:
+    """global_batch_size = micro_batch_size × grad_accum × dp, in samples."""
+
+    global_batch_size: int
+    micro_batch_size: int
+    grad_accum: int
+
+
+def resolve_parallel(parallel: ParallelConfig, world_size: int) -> ParallelConfig:
+    """Fills in dp so that dp × tp × pp = world_size, or raises a UserError with the whole equation."""
+    _positive("parallel", parallel, ("dp", "tp", "pp"))
+    model_ranks = parallel.tp * parallel.pp
+    dp = parallel.dp if parallel.dp is not None else world_size // model_ranks
+    if dp * model_ranks != world_size:
+        shown = parallel.dp if parallel.dp is not None else "dp"
+        raise UserError(
+            f"parallel: dp × tp × pp must be the number of ranks: {shown} × {parallel.tp} × {parallel.pp} "
+            f"does not give {world_size}"
+        )
+    return dataclasses.replace(parallel, dp=dp)
+
+
+def resolve_batch(train: TrainConfig, dp: int) -> Batch:
+    """The batch triangle: any two of the three sizes give the third; one alone takes the others from 1.
+
+    Raises:
+        UserError: a size is not positive, or the three do not agree.
+    """
+    _positive("train", train, ("global_batch_size", "micro_batch_size", "grad_accum"))
+    total, micro, accum = train.global_batch_size, train.micro_batch_size, train.grad_accum
+    if total is None:
+        micro, accum = micro or 1, accum or 1
+        total = micro * accum * dp
+    elif micro is None:
+        accum = accum or 1
+        micro = total // (accum * dp)
+    elif accum is None:
+        accum = total // (micro * dp)
+    if micro * accum * dp != total or micro == 0 or accum == 0:
+        raise UserError(
+            "train: global_batch_size = micro_batch_size × grad_accum × dp does not hold: "
+            f"{total} ≠ {train.micro_batch_size or 'any'} × {train.grad_accum or 'any'} × {dp}"
+        )
+    return Batch(total, micro, accum)
+
+
+def resolve(config: Config, world_size: int) -> Config:
+    """The configuration with nothing left open, valid for `world_size` ranks.
+
+    Fills in dp, the batch sizes, decay_steps and vocab_size (counted in `data.tokenizer`).
+
+    Raises:
+        UserError: one line with the key, the equation or the allowed values.
+    """
+    parallel = resolve_parallel(config.parallel, world_size)
+    batch = resolve_batch(config.train, parallel.dp or 1)
+    vocab_size = config.model.vocab_size or count_vocabulary(config.data.tokenizer)
+    model = dataclasses.replace(config.model, vocab_size=vocab_size)
+    check_model(model, parallel)
+    check_run(config, batch)
+    optim = dataclasses.replace(config.optim, decay_steps=config.optim.decay_steps or config.train.steps)
+    train = dataclasses.replace(config.train, **dataclasses.asdict(batch))
+    return dataclasses.replace(config, model=model, parallel=parallel, optim=optim, train=train)
+
+
+def check_model(model: ModelConfig, parallel: ParallelConfig) -> None:
+    """Every divisibility that shape and layout ask for."""
+    sizes = ("num_layers", "hidden_size", "num_heads", "seq_length", "vocab_size", "vocab_multiple")
+    _positive("model", model, (*sizes, "intermediate_size"))
+    _divides("model.num_heads", model.num_heads, "model.hidden_size", model.hidden_size)
+    if not 0 <= model.rotary_pct <= 1 or rotary_dims(model) % 2:
+        raise UserError(
+            f"model.rotary_pct = {model.rotary_pct}: must be in 0…1 and rotate an even number of each head's "
+            f"{model.hidden_size // model.num_heads} dimensions, not {rotary_dims(model)}"
+        )
+    _divides("parallel.tp", parallel.tp, "model.num_heads", model.num_heads)
+    _divides("parallel.tp", parallel.tp, "the MLP width", ffn_size(model))
+    _divides("parallel.tp", parallel.tp, "the padded vocabulary", padded_vocab(model))
+    if parallel.pp > model.num_layers:
+        raise UserError(
+            f"parallel.pp = {parallel.pp} stages need as many layers; model.num_layers = {model.num_layers}"
+        )
+
+
+def check_run(config: Config, batch: Batch) -> None:
+    """Ranges of what is not about shapes."""
+    _positive("train", config.train, ("steps",))
+    _positive("checkpoint", config.checkpoint, ("interval", "keep_last"))
+    _positive("log", config.log, ("interval",))
+    _positive("optim", config.optim, ("decay_steps",))
+    if not 0 <= config.optim.warmup < 1:
+        raise UserError(f"optim.warmup = {config.optim.warmup}: a share of decay_steps, 0 ≤ warmup < 1")
+    if config.optim.min_lr > config.optim.lr:
+        raise UserError(f"optim.min_lr = {config.optim.min_lr} is above optim.lr = {config.optim.lr}")
+    if config.train.valid_interval < 0 or config.train.valid_batches < 1:
+        raise UserError("train.valid_interval must be ≥ 0 and train.valid_batches ≥ 1")
+    outside = [step for step in config.checkpoint.steps if not 0 <= step <= config.train.steps]
+    if outside:
+        raise UserError(f"checkpoint.steps: {outside[0]} is not in 0…train.steps = {config.train.steps}")
+
+
+def _positive(section: str, values: object, names: tuple[str, ...]) -> None:
+    for name in names:
+        value = getattr(values, name)
+        if value is not None and value < 1:
+            raise UserError(f"{section}.{name} = {value}: must be at least 1")
+
+
+def _divides(name: str, divisor: int, what: str, value: int) -> None:
+    if value % divisor:
+        near = [d for d in range(1, value + 1) if value % d == 0]
+        near = sorted(sorted(near, key=lambda d: abs(d - divisor))[:4])
+        raise UserError(
+            f"{name} = {divisor} must divide {what} = {value}; nearest that do: {', '.join(map(str, near))}"
+        )
+
+
+def count_vocabulary(tokenizer: str | None) -> int:
+    """Ids a `tokenizer.json` defines (highest id + 1, added tokens included), read without the tokenizers library."""
+    if tokenizer is None:
+        raise UserError("model.vocab_size is not set and data.tokenizer names no file to count it in")
+    try:
+        data = json.loads(Path(tokenizer).read_text(encoding="utf-8"))
+        vocabulary = data["model"]["vocab"]
+        ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else list(range(len(vocabulary)))
+        ids += [token["id"] for token in data.get("added_tokens", [])]
+        return max(ids) + 1
+    except OSError as error:
+        raise UserError(f"cannot read data.tokenizer {tokenizer}: {error.strerror}") from None
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UserError(f"data.tokenizer {tokenizer} is not a tokenizer.json of the tokenizers library") from None
+
+
+def padded_vocab(model: ModelConfig) -> int:
+    """Rows of the embedding and the head: vocab_size rounded up to a multiple of vocab_multiple."""
+    assert model.vocab_size is not None
+    return math.ceil(model.vocab_size / model.vocab_multiple) * model.vocab_multiple
+
+
+def ffn_size(model: ModelConfig) -> int:
+    """Width of the MLP's inner activation."""
+    return model.intermediate_size or 4 * model.hidden_size
+
+
+def rotary_dims(model: ModelConfig) -> int:
+    """Dimensions of each head that rotary embedding turns."""
+    return int(model.hidden_size // model.num_heads * model.rotary_pct)
+
+
+def num_parameters(model: ModelConfig) -> int:
+    """Parameters of the whole model, padded vocabulary included."""
+    h, f, vocab = model.hidden_size, ffn_size(model), padded_vocab(model)
+    norm = h * (2 if model.norm == "layernorm" else 1)
+    num_up = 2 if model.activation == "swiglu" else 1
+    weights = 4 * h * h + (num_up + 1) * h * f
+    biases = (3 * h + h + num_up * f + h) if model.bias else 0
+    head = 0 if model.tie_embeddings else vocab * h
+    return vocab * h + model.num_layers * (weights + biases + 2 * norm) + norm + head
+
+
+def flops_per_token(model: ModelConfig) -> int:
+    """FLOPs of one training token, forward and backward (3 × forward), causal attention counted as half the square.
+
+    A multiply-add is 2 FLOPs; norms, activations and the embedding look-up are not counted (PaLM, appendix B).
+    """
+    h, f = model.hidden_size, ffn_size(model)
+    num_mlp = 3 if model.activation == "swiglu" else 2
+    per_layer = 2 * (4 * h * h + num_mlp * h * f) + 2 * h * (model.seq_length + 1)
+    return 3 * (model.num_layers * per_layer + 2 * h * padded_vocab(model))
+
+
+def checkpoint_steps(config: Config) -> list[int]:
+    """Every step at which a run that is not interrupted saves: the listed ones, the interval's, and the last."""
+    interval = range(config.checkpoint.interval, config.train.steps + 1, config.checkpoint.interval)
+    return sorted({*config.checkpoint.steps, *interval, config.train.steps})

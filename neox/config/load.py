@@ -1,0 +1,230 @@
+"""Configuration files and overrides become one validated `Config`; unknown keys are refused with the nearest names."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import hashlib
+import re
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from neox.config.errors import UserError
+from neox.config.schema import Config
+
+OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=.*", re.DOTALL)
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads `6e-4` as a number, which YAML 1.1 does not, and refuses a key that is written twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                mark = key_node.start_mark
+                raise UserError(f"{mark.name}:{mark.line + 1}: key {key_node.value!r} is written twice")
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def parse_arguments(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Splits a command line's mixed list into configuration files and `key.sub=value` overrides.
+
+    An argument is an override when it looks like one and no file has that name.
+    """
+    files: list[Path] = []
+    overrides: list[str] = []
+    for argument in arguments:
+        if OVERRIDE.fullmatch(argument) and not Path(argument).exists():
+            overrides.append(argument)
+        else:
+            files.append(Path(argument))
+    return files, overrides
+
+
+def load_config(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> Config:
+    """Merges files left to right, then overrides, and checks every key, type and choice.
+
+    Raises:
+        UserError: a file is missing or not a mapping; a key is unknown; a value has the wrong type.
+    """
+    merged: dict[str, Any] = {}
+    for path in files:
+        data = read_yaml(Path(path))
+        build(Config, data, where=f"{path}: ", partial=True)
+        merged = merge(merged, data)
+    for override in overrides:
+        key, _, text = override.partition("=")
+        nested: Any = _parse_value(override, text)
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        build(Config, nested, where=f"{override}: ", partial=True)
+        merged = merge(merged, nested)
+    config: Config = build(Config, merged)
+    return config
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in one YAML or JSON file; an empty file is an empty mapping."""
+    try:
+        loader = _Loader(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UserError(f"cannot read configuration file {path}: {reason}") from None
+    loader.name = str(path)
+    try:
+        data = loader.get_single_data()
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise UserError(f"{path}:{line}: not valid YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    finally:
+        loader.dispose()
+    if not isinstance(data or {}, dict):
+        raise UserError(f"{path}: expected a mapping of keys to values at the top level")
+    return data or {}
+
+
+def _parse_value(override: str, text: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError:
+        raise UserError(f"{override}: the value is not valid YAML") from None
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` on top of `base`: mappings merge key by key, anything else replaces."""
+    out = dict(base)
+    for key, value in over.items():
+        old = out.get(key)
+        out[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return out
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
+def build(cls: type, data: Mapping[str, Any], where: str = "", prefix: str = "", partial: bool = False) -> Any:
+    """An instance of dataclass `cls` from plain data; `partial` only checks what is there and returns None."""
+    hints = _hints(cls)
+    values = {}
+    for key, value in data.items():
+        if key not in hints:
+            raise UserError(where + unknown_key(f"{prefix}{key}"))
+        name, hint = f"{prefix}{key}", hints[key]
+        if dataclasses.is_dataclass(hint):
+            if not isinstance(value, Mapping):
+                raise UserError(f"{where}{name} is a section: write {name}.<key>, one of {', '.join(_hints(hint))}")
+            values[key] = build(hint, value, where, f"{name}.", partial)
+        else:
+            values[key] = _convert(hint, value, f"{where}{name}")
+    if partial:
+        return None
+    return cls(**{**_missing(cls, values, where, prefix), **values})
+
+
+def _missing(cls: Any, values: Mapping[str, Any], where: str, prefix: str) -> dict[str, Any]:
+    """Sections that were left out but have required keys are built empty, so that the error names the key."""
+    sections = {}
+    for item in dataclasses.fields(cls):
+        no_default = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        if item.name in values or not no_default:
+            continue
+        if not dataclasses.is_dataclass(_hints(cls)[item.name]):
+            raise UserError(f"{where}{prefix}{item.name} is required")
+        sections[item.name] = build(_hints(cls)[item.name], {}, where, f"{prefix}{item.name}.")
+    return sections
+
+
+def unknown_key(name: str) -> str:
+    """The error text for a key that does not exist, with the nearest ones that do."""
+    section = name.rpartition(".")[0]
+    names = key_names()
+    here = [known for known in names if section and known.startswith(f"{section}.")]
+    last = {known.rpartition(".")[2]: known for known in names}
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    near += [last[m] for m in difflib.get_close_matches(name.rpartition(".")[2], list(last), n=2, cutoff=0.6)]
+    near = list(dict.fromkeys(near)) or here or list(_hints(Config))
+    return f"unknown key {name!r}; nearest: {', '.join(near)}"
+
+
+@functools.cache
+def key_names() -> list[str]:
+    """Every dotted key there is, in the order of the schema."""
+    return [f"{section}.{item.name}" for section, cls in _hints(Config).items() for item in dataclasses.fields(cls)]
+
+
+def _convert(hint: Any, value: Any, name: str) -> Any:
+    """`value` as the type `hint` asks for, or a UserError that says what is allowed."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _convert(next(arg for arg in args if arg is not type(None)), value, name)
+    if origin is Literal:
+        if value in args and not isinstance(value, bool):
+            return value
+        raise UserError(f"{name} = {value!r}: allowed are {', '.join(map(str, args))}")
+    if origin is tuple:
+        return _convert_tuple(args, value, name)
+    return _convert_scalar(hint, value, name)
+
+
+def _convert_tuple(args: tuple[Any, ...], value: Any, name: str) -> tuple[Any, ...]:
+    many = len(args) == 2 and args[1] is Ellipsis
+    if not isinstance(value, (list, tuple)) or not (many or len(value) == len(args)):
+        count = "a list" if many else f"a list of {len(args)}"
+        raise UserError(f"{name} = {value!r}: expected {count} of {args[0].__name__}")
+    return tuple(_convert_scalar(args[0], item, f"{name}[{i}]") for i, item in enumerate(value))
+
+
+def _convert_scalar(hint: type, value: Any, name: str) -> Any:
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        return value
+    raise UserError(f"{name} = {value!r}: expected {hint.__name__}, got {type(value).__name__}")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain nested data: what a YAML file would hold."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+    out: dict[str, Any] = plain(dataclasses.asdict(config))
+    return out
+
+
+def from_dict(data: Mapping[str, Any]) -> Config:
+    """The reverse of `to_dict`, with the same checks as a file."""
+    config: Config = build(Config, data)
+    return config
+
+
+def dump(config: Config) -> str:
+    """The whole configuration as sorted YAML; reading it back gives an equal `Config`."""
+    return yaml.safe_dump(to_dict(config), sort_keys=True, default_flow_style=None, width=120)
+
+
+def config_hash(config: Config) -> str:
+    """sha256, in hex, of `dump(config)`."""
+    return hashlib.sha256(dump(config).encode()).hexdigest()
