@@ -1,0 +1,53 @@
+"""What one rank holds of a logical tensor: the unit in which state leaves and enters the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+KINDS = ("weight", "exp_avg", "exp_avg_sq")
+"""fp32 master weight, and Adam's first and second moment."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A flat range of one tensor-parallel shard of a logical tensor.
+
+    The shard is `full.chunk(num_shards, dim)[shard_index]` made contiguous (the whole tensor when `dim` is None); the piece is
+    elements `start … start + numel` of the flattened shard.
+    """
+
+    kind: str
+    """One of KINDS."""
+    name: str
+    """Logical name: that of the parameter in the single-device model."""
+    global_shape: tuple[int, ...]
+    """Shape of the whole logical tensor."""
+    dim: int | None
+    """Dimension that tensor parallelism shards; None: the shard is the whole tensor."""
+    shard_index: int
+    num_shards: int
+    start: int
+    """First element, counted in the flattened shard."""
+    numel: int
+    tensor: Tensor
+    """fp32, one-dimensional, `numel` elements: a view of the engine's own memory where that is on the CPU, so copy it before
+    the next step changes it."""
+
+    @property
+    def local_shape(self) -> tuple[int, ...]:
+        """Shape of the shard."""
+        shape = list(self.global_shape)
+        if self.dim is not None:
+            shape[self.dim] //= self.num_shards
+        return tuple(shape)
+
+
+class PieceReader(Protocol):
+    """Source of saved state, whatever layout wrote it."""
+
+    def read_piece(self, piece: Piece) -> Tensor:
+        """The saved fp32 values at the coordinates of `piece`, one-dimensional; `piece.tensor` itself is not read."""
+        ...
