@@ -2,4 +2,4 @@
 
 
 class UserError(ValueError):
-    """Wrong input. The message is one line that names the key or file and what is allowed; commands print it and exit 2."""
+    """Wrong input: one line that names the key or file and what is allowed; commands print it and exit 2."""

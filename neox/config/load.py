@@ -116,11 +116,11 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @functools.cache
-def _hints(cls: type) -> dict[str, Any]:
+def _hints(cls: Any) -> dict[str, Any]:
     return get_type_hints(cls)
 
 
-def build(cls: type, data: Mapping[str, Any], where: str = "", prefix: str = "", partial: bool = False) -> Any:
+def build(cls: Any, data: Mapping[str, Any], where: str = "", prefix: str = "", partial: bool = False) -> Any:
     """An instance of dataclass `cls` from plain data; `partial` only checks what is there and returns None."""
     hints = _hints(cls)
     values = {}
@@ -146,9 +146,10 @@ def _missing(cls: Any, values: Mapping[str, Any], where: str, prefix: str) -> di
         no_default = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
         if item.name in values or not no_default:
             continue
-        if not dataclasses.is_dataclass(_hints(cls)[item.name]):
+        section: Any = _hints(cls)[item.name]
+        if not dataclasses.is_dataclass(section):
             raise UserError(f"{where}{prefix}{item.name} is required")
-        sections[item.name] = build(_hints(cls)[item.name], {}, where, f"{prefix}{item.name}.")
+        sections[item.name] = build(section, {}, where, f"{prefix}{item.name}.")
     return sections
 
 

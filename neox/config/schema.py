@@ -21,8 +21,8 @@ class ModelConfig:
     vocab_size: int | None = None
     """Entries of the tokenizer. None: counted in `data.tokenizer`."""
     vocab_multiple: int = 128
-    """The vocabulary is padded to a multiple of this. GPT-NeoX (make_vocab_size_divisible_by) multiplies it by tp, which
-    ties the weights' shape to the layout: set 128 × tp here to get the same."""
+    """The vocabulary is padded to a multiple of this. GPT-NeoX (make_vocab_size_divisible_by) multiplies it by tp,
+    which ties the weights' shape to the layout: set 128 × tp here to get the same."""
     intermediate_size: int | None = None
     """True width of the MLP. None: 4 × hidden_size."""
     rotary_pct: float = 0.25
@@ -44,7 +44,7 @@ class ModelConfig:
     init: Literal["normal", "small_init"] = "small_init"
     """Embedding, QKV, MLP-in and head: normal std = init_std, or small_init std = sqrt(2 / (5 hidden))."""
     output_init: Literal["scaled_normal", "wang_init"] = "wang_init"
-    """Attention-out and MLP-out: scaled_normal std = init_std / sqrt(2 layers), or wang_init std = 2 / (layers sqrt(hidden))."""
+    """Attention-out and MLP-out: scaled_normal std = init_std / sqrt(2 layers), wang_init 2 / (layers sqrt(hidden))."""
     init_std: float = 0.02
     """Standard deviation of `normal` and `scaled_normal`."""
 

@@ -1,0 +1,1 @@
+"""What a run will cost, by pure arithmetic and without torch."""
