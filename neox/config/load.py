@@ -122,21 +122,28 @@ def _hints(cls: Any) -> dict[str, Any]:
 
 def build(cls: Any, data: Mapping[str, Any], where: str = "", prefix: str = "", partial: bool = False) -> Any:
     """An instance of dataclass `cls` from plain data; `partial` only checks what is there and returns None."""
-    hints = _hints(cls)
-    values = {}
+    hints: dict[str, Any] = _hints(cls)
+    values: dict[str, Any] = {}
     for key, value in data.items():
         if key not in hints:
             raise UserError(where + unknown_key(f"{prefix}{key}"))
-        name, hint = f"{prefix}{key}", hints[key]
+        name, hint = f"{prefix}{key}", hints[key]  # a section, or the type of a value
         if dataclasses.is_dataclass(hint):
             if not isinstance(value, Mapping):
-                raise UserError(f"{where}{name} is a section: write {name}.<key>, one of {', '.join(_hints(hint))}")
+                raise UserError(
+                    f"{where}{name} is a section: write {name}.<key>, one of {', '.join(section_keys(hint))}"
+                )
             values[key] = build(hint, value, where, f"{name}.", partial)
         else:
             values[key] = _convert(hint, value, f"{where}{name}")
     if partial:
         return None
     return cls(**{**_missing(cls, values, where, prefix), **values})
+
+
+def section_keys(cls: Any) -> list[str]:
+    """The keys of one section, in the order of the schema."""
+    return [item.name for item in dataclasses.fields(cls)]
 
 
 def _missing(cls: Any, values: Mapping[str, Any], where: str, prefix: str) -> dict[str, Any]:

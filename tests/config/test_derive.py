@@ -1,0 +1,139 @@
+"""Layout, batch triangle, sizes and costs, against published numbers and equations written out by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from neox.config import derive
+from neox.config.errors import UserError
+from neox.config.load import load_config
+from neox.config.schema import Config, ModelConfig, ParallelConfig, TrainConfig
+from neox.planner.memory import memory_per_rank
+from neox.planner.time import cost
+
+MODEL = ["model.num_layers=4", "model.hidden_size=64", "model.num_heads=4", "model.vocab_size=1000"]
+
+# Parameters that the Pythia paper's suite has on the Hub (total and without embeddings), padded vocabulary 50304.
+PYTHIA = {
+    (6, 512, 8): (70426624, 18915328),
+    (12, 768, 12): (162322944, 85056000),
+    (16, 2048, 8): (1011781632, 805736448),
+}
+
+
+def config(*overrides: str) -> Config:
+    return load_config([], [*MODEL, *overrides])
+
+
+@pytest.mark.parametrize(("shape", "published"), PYTHIA.items())
+def test_parameters_equal_pythia(shape: tuple[int, int, int], published: tuple[int, int]) -> None:
+    layers, hidden, heads = shape
+    model = ModelConfig(num_layers=layers, hidden_size=hidden, num_heads=heads, vocab_size=50277)
+    assert derive.padded_vocab(model) == 50304
+    assert derive.num_parameters(model) == published[0]
+    assert derive.num_parameters(model) - 2 * 50304 * hidden == published[1]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "dp", "expected"),
+    [
+        ((8, 2, None), 2, (8, 2, 2)),
+        ((8, None, 2), 2, (8, 2, 2)),
+        ((None, 2, 3), 4, (24, 2, 3)),
+        ((8, None, None), 2, (8, 4, 1)),
+        ((None, None, None), 3, (3, 1, 1)),
+        ((12, 2, 3), 2, (12, 2, 3)),
+    ],
+)
+def test_batch_triangle(sizes: tuple[int | None, ...], dp: int, expected: tuple[int, int, int]) -> None:
+    total, micro, accum = sizes
+    batch = derive.resolve_batch(TrainConfig(global_batch_size=total, micro_batch_size=micro, grad_accum=accum), dp)
+    assert (batch.global_batch_size, batch.micro_batch_size, batch.grad_accum) == expected
+
+
+@pytest.mark.parametrize("sizes", [(7, 2, None), (8, None, 3), (8, 2, 3), (3, None, None), (2, 4, None)])
+def test_batch_that_does_not_divide_shows_the_equation(sizes: tuple[int | None, ...]) -> None:
+    total, micro, accum = sizes
+    with pytest.raises(UserError, match="global_batch_size = micro_batch_size × grad_accum × dp does not hold"):
+        derive.resolve_batch(TrainConfig(global_batch_size=total, micro_batch_size=micro, grad_accum=accum), 2)
+
+
+def test_dp_is_what_remains_of_the_world() -> None:
+    assert derive.resolve_parallel(ParallelConfig(tp=2, pp=2), 8).dp == 2
+    assert derive.resolve_parallel(ParallelConfig(dp=4), 4).dp == 4
+    for wrong in (ParallelConfig(tp=3), ParallelConfig(dp=2), ParallelConfig(tp=4, pp=4)):
+        with pytest.raises(UserError, match="dp × tp × pp must be the number of ranks"):
+            derive.resolve_parallel(wrong, 8)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("model.num_heads=5", "model.num_heads = 5 must divide model.hidden_size = 64; nearest that do: 2, 4, 8"),
+        ("parallel.tp=8", "parallel.tp = 8 must divide model.num_heads = 4"),
+        ("parallel.pp=8", "parallel.pp = 8 stages need as many layers; model.num_layers = 4"),
+        ("model.rotary_pct=0.2", "model.rotary_pct = 0.2"),
+        ("model.num_layers=0", "model.num_layers = 0: must be at least 1"),
+        ("train.global_batch_size=0", "train.global_batch_size = 0"),
+        ("optim.warmup=1.0", "optim.warmup = 1.0"),
+        ("optim.min_lr=1.0", "optim.min_lr = 1.0 is above"),
+        ("checkpoint.steps=[5000]", "5000 is not in 0…train.steps = 1000"),
+        ("data.tokenizer=none.json", None),
+    ],
+)
+def test_resolve_refuses_in_one_line(override: str, expected: str | None) -> None:
+    if expected is None:
+        assert derive.resolve(config(override), 8).model.vocab_size == 1000  # given, so the file is not read
+        return
+    with pytest.raises(UserError) as caught:
+        derive.resolve(config(override), 8)
+    assert expected in str(caught.value)
+
+
+def test_resolve_leaves_nothing_open() -> None:
+    resolved = derive.resolve(config("parallel.tp=2", "train.global_batch_size=8"), 8)
+    assert (resolved.parallel.dp, resolved.train.micro_batch_size, resolved.train.grad_accum) == (4, 2, 1)
+    assert resolved.optim.decay_steps == resolved.train.steps
+    assert derive.resolve(resolved, 8) == resolved
+
+
+def test_vocabulary_is_counted_in_the_tokenizer(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({"model": {"vocab": {"a": 0, "b": 5}}, "added_tokens": [{"id": 9}]}))
+    assert derive.count_vocabulary(str(path)) == 10
+    for text in ("{}", "[]", "no json"):
+        path.write_text(text)
+        with pytest.raises(UserError, match="is not a tokenizer.json"):
+            derive.count_vocabulary(str(path))
+    with pytest.raises(UserError, match="No such file"):
+        derive.count_vocabulary(str(tmp_path / "none"))
+
+
+def test_flops_are_twice_the_multiply_adds() -> None:
+    model = ModelConfig(num_layers=2, hidden_size=8, num_heads=2, seq_length=16, vocab_size=128)
+    matmuls = 2 * (4 * 8 * 8 + 2 * 8 * 32) + 128 * 8
+    attention = 2 * 2 * 8 * (16 + 1) / 2  # layers × (scores, values) × hidden × mean causal length
+    assert derive.flops_per_token(model) == 3 * 2 * (matmuls + attention)
+
+
+def test_plan_shards_what_is_sharded() -> None:
+    one = memory_per_rank(derive.resolve(config("train.micro_batch_size=1"), 1))
+    two = memory_per_rank(derive.resolve(config("train.micro_batch_size=1"), 2))
+    tensor = memory_per_rank(derive.resolve(config("train.micro_batch_size=1", "parallel.tp=2"), 2))
+    parameters = derive.num_parameters(derive.resolve(config(), 1).model)
+    assert one.weights == one.gradients == 4 * parameters
+    assert (one.optimizer, two.optimizer) == (8 * parameters, 4 * parameters)
+    assert two.weights == one.weights and tensor.weights == one.weights / 2
+    resolved = derive.resolve(config("train.global_batch_size=8", "train.steps=100"), 8)
+    plan = cost(resolved, world_size=8, ranks_per_node=4, rank_tflops=1.0, mfu=0.5)
+    assert plan.tokens == 8 * 2048 * 100
+    assert plan.wall_h == pytest.approx(plan.flops / (8 * 1e12 * 0.5) / 3600)
+    assert plan.node_hours == pytest.approx(2 * plan.wall_h)
+
+
+def test_checkpoint_steps() -> None:
+    steps = derive.checkpoint_steps(config("train.steps=250", "checkpoint.interval=100", "checkpoint.steps=[0, 1, 2]"))
+    assert steps == [0, 1, 2, 100, 200, 250]
