@@ -1,4 +1,4 @@
-"""pyproject's ranges, requirements' pins and environment.yml agree, and an installed copy has what Snakemake looks for."""
+"""Ranges, pins and environment.yml agree, and an installed copy has what Snakemake looks for."""
 
 from __future__ import annotations
 

@@ -54,7 +54,5 @@ class Topology:
     def tp_groups(self) -> list[list[int]]:
         """Ranks that share one shard set, in order of tp index."""
         return [
-            [self.rank(pp=pp, dp=dp, tp=tp) for tp in range(self.tp)]
-            for pp in range(self.pp)
-            for dp in range(self.dp)
+            [self.rank(pp=pp, dp=dp, tp=tp) for tp in range(self.tp)] for pp in range(self.pp) for dp in range(self.dp)
         ]
