@@ -70,7 +70,7 @@ class Engine:
         raise NotImplementedError
 
     def pieces(self) -> Iterator[Piece]:
-        """This rank's pieces of every kind; over all ranks, each element of each logical tensor appears exactly once."""
+        """This rank's pieces of every kind; over all ranks, each element of each logical tensor appears once."""
         raise NotImplementedError
 
     def load_pieces(self, reader: PieceReader) -> None:

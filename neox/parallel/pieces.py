@@ -15,8 +15,8 @@ KINDS = ("weight", "exp_avg", "exp_avg_sq")
 class Piece:
     """A flat range of one tensor-parallel shard of a logical tensor.
 
-    The shard is `full.chunk(num_shards, dim)[shard_index]` made contiguous (the whole tensor when `dim` is None); the piece is
-    elements `start … start + numel` of the flattened shard.
+    The shard is `full.chunk(num_shards, dim)[shard_index]` made contiguous (the whole tensor when `dim` is None); the
+    piece is elements `start … start + numel` of the flattened shard.
     """
 
     kind: str
@@ -33,8 +33,8 @@ class Piece:
     """First element, counted in the flattened shard."""
     numel: int
     tensor: Tensor
-    """fp32, one-dimensional, `numel` elements: a view of the engine's own memory where that is on the CPU, so copy it before
-    the next step changes it."""
+    """fp32, one-dimensional, `numel` elements: a view of the engine's own memory where that is on the CPU, so copy it
+    before the next step changes it."""
 
     @property
     def local_shape(self) -> tuple[int, ...]:

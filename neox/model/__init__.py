@@ -1,0 +1,1 @@
+"""The network as single-device PyTorch; nothing here knows of ranks."""

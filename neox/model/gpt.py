@@ -1,0 +1,32 @@
+"""The whole language model, and the pieces that a pipeline deals out."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from neox.config.schema import ModelConfig
+from neox.model.block import Block
+from neox.model.cache import KVCache
+from neox.model.linear import Embedding, Linear
+from neox.model.norm import build_norm
+
+
+class GPT(nn.Module):
+    """GPT-NeoX: embedding, blocks, final norm, head. Weights are uninitialised: see `neox.model.init.init_weights`."""
+
+    def __init__(self, cfg: ModelConfig, vocab_size: int) -> None:
+        """`vocab_size` is the padded vocabulary: rows of the embedding and of the head."""
+        super().__init__()
+        self.embed = Embedding(vocab_size, cfg.hidden_size)
+        self.layers = nn.ModuleList(Block(cfg) for _ in range(cfg.num_layers))
+        self.final_norm = build_norm(cfg)
+        self.head = Linear(cfg.hidden_size, vocab_size, bias=False)
+        if cfg.tie_embeddings:
+            self.head.weight = self.embed.weight
+
+    def forward(self, tokens: Tensor, *, cache: KVCache | None = None) -> Tensor:
+        """tokens [b, s] int64 → logits [b, s, vocab]; with a cache, `tokens` continue those in it."""
+        x = self.embed(tokens)
+        for index, layer in enumerate(self.layers):
+            x = layer(x, cache.layers[index] if cache is not None else None)
+        return self.head(self.final_norm(x))
