@@ -1,0 +1,142 @@
+"""`neox data`: fetch or make a corpus, train a tokenizer, tokenise, merge, build evaluation data."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from neox.config.errors import UserError
+
+HELP = "prepare data: corpus, fetch, train-tokenizer, tokenize, merge, heldout"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the subcommands."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    corpus = actions.add_parser("corpus", help="write the built-in corpus, which needs no network")
+    corpus.add_argument("--output", type=Path, required=True, metavar="FILE.jsonl")
+    _add_fetch(actions.add_parser("fetch", help="download a file, with resume and checks"))
+    train = actions.add_parser("train-tokenizer", help="train a byte-level BPE tokenizer")
+    _add_inputs(train)
+    train.add_argument("--vocab-size", type=int, required=True, metavar="N")
+    train.add_argument("--output", type=Path, required=True, metavar="tokenizer.json")
+    _add_tokenize(actions.add_parser("tokenize", help="turn JSON lines into PREFIX.bin and PREFIX.idx"))
+    merge = actions.add_parser("merge", help="concatenate token files")
+    merge.add_argument("prefixes", nargs="+", type=Path, metavar="PREFIX")
+    merge.add_argument("--output", type=Path, required=True, metavar="PREFIX")
+    _add_heldout(actions.add_parser("heldout", help="make evaluation data of documents that training never sees"))
+
+
+def _add_inputs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help=".jsonl, .jsonl.gz or .jsonl.zst")
+    parser.add_argument("--key", default="text", help="where each line keeps its text (default: %(default)s)")
+
+
+def _add_fetch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("url", metavar="URL", help="http, https or file")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--sha256", metavar="H", help="refuse a file with another hash")
+    parser.add_argument("--size", type=int, metavar="BYTES", help="refuse a file of another size")
+
+
+def _add_tokenize(parser: argparse.ArgumentParser) -> None:
+    _add_inputs(parser)
+    parser.add_argument("--tokenizer", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--output", type=Path, required=True, metavar="PREFIX")
+    parser.add_argument("--shard", default="0/1", metavar="I/N", help="only part I of N, I from 0 to N-1")
+    parser.add_argument("--workers", type=int, default=1, metavar="W", help="processes (default: %(default)s)")
+    parser.add_argument("--no-append-eod", action="store_true", help="do not end documents with <|endoftext|>")
+
+
+def _add_heldout(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--corpus", nargs="+", type=Path, required=True, metavar="FILE", help="what was tokenised")
+    parser.add_argument("--key", default="text", help="where each line keeps its text (default: %(default)s)")
+    parser.add_argument("--split", default="969,30,1", metavar="SHARES", help="data.split of the run (%(default)s)")
+    parser.add_argument("--part", choices=("valid", "test"), default="test")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do it and print one line that says what was made."""
+    signal.signal(signal.SIGTERM, _stop)
+    print(ACTIONS[args.action](args))
+    return 0
+
+
+def _stop(number: int, frame: Any) -> None:
+    sys.exit(128 + number)  # an exception, so that temporary files are removed
+
+
+def _corpus(args: argparse.Namespace) -> str:
+    from neox.data.corpora import write_corpus
+
+    manifest = write_corpus(args.output)
+    return f"{args.output}: {manifest['documents']} documents, {manifest['bytes'] / 1e6:.1f} MB"
+
+
+def _fetch(args: argparse.Namespace) -> str:
+    from neox.data.fetch import Download, fetch
+
+    if args.sha256 and not re.fullmatch(r"[0-9a-fA-F]{64}", args.sha256):
+        raise UserError(f"--sha256 {args.sha256}: must be 64 hexadecimal digits")
+    return f"{args.output}: sha256 {fetch(Download(args.url, args.output, args.sha256, args.size))}"
+
+
+def _train_tokenizer(args: argparse.Namespace) -> str:
+    from neox.data.jsonl import read_texts
+    from neox.data.tokenizer import train_tokenizer
+
+    entries = train_tokenizer(read_texts(args.inputs, args.key), args.vocab_size, args.output)
+    return f"{args.output}: {entries} entries"
+
+
+def _tokenize(args: argparse.Namespace) -> str:
+    from neox.data.prepare import Encoding, tokenize
+
+    if args.workers < 1:
+        raise UserError(f"--workers {args.workers}: must be at least 1")
+    encoding = Encoding(args.tokenizer, args.key, not args.no_append_eod)
+    return _describe(args.output, tokenize(args.inputs, encoding, args.output, _parse_shard(args.shard), args.workers))
+
+
+def _merge(args: argparse.Namespace) -> str:
+    from neox.data.prepare import merge_prefixes
+
+    return _describe(args.output, merge_prefixes(args.prefixes, args.output))
+
+
+def _heldout(args: argparse.Namespace) -> str:
+    from neox.data.heldout import write_heldout
+    from neox.data.split import parse_split
+
+    manifest = write_heldout(args.corpus, parse_split(args.split), args.part, args.output, args.key)
+    return f"{args.output}: {manifest['perplexity']} documents, {manifest['cloze']} cloze passages"
+
+
+def _parse_shard(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or int(match[1]) >= int(match[2]):
+        raise UserError(f"--shard {text}: must be I/N with I from 0 to N-1, like 0/4")
+    return int(match[1]), int(match[2])
+
+
+def _describe(prefix: Path, manifest: dict[str, Any]) -> str:
+    return (
+        f"{prefix}: {manifest['documents']} documents, {manifest['tokens']} tokens of {manifest['dtype']}, "
+        f"unigram entropy {manifest['unigram_entropy']:.3f} nats"
+    )
+
+
+ACTIONS: dict[str, Callable[[argparse.Namespace], str]] = {
+    "corpus": _corpus,
+    "fetch": _fetch,
+    "train-tokenizer": _train_tokenizer,
+    "tokenize": _tokenize,
+    "merge": _merge,
+    "heldout": _heldout,
+}

@@ -1,0 +1,83 @@
+"""Evaluation data from documents that training never saw: whole texts for perplexity, passages for a cloze task."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from neox.config.errors import UserError
+from neox.data.durable import replacing, write_json
+from neox.data.jsonl import read_texts
+from neox.data.split import split_bounds
+
+MIN_BYTES = 1 << 16  # a test part smaller than this is joined by the validation part
+MAX_DOCUMENTS = 64
+MAX_CHARACTERS = 4000
+MAX_PASSAGES = 200
+PASSAGES_PER_DOCUMENT = 8
+CONTEXT_WORDS = (20, 80)  # fewest and most words before the target
+SENTENCE_END = re.compile(r"(?<![A-Za-z.])([A-Za-z]{4,})\.(?=\s)")
+
+
+def write_heldout(corpus: Sequence[Path], split: Sequence[float], part: str, output: Path, key: str) -> dict[str, Any]:
+    """Write perplexity.jsonl {"text"}, cloze.jsonl {"context", "target"} and manifest.json into `output`.
+
+    `corpus` must be what was tokenised, in the same order: document n of it is item n of the token file. UserError when
+    the part holds no document.
+    """
+    bounds = split_bounds(split, sum(1 for _ in read_texts(corpus, key)))
+    if not bounds[part]:
+        raise UserError(f"split {tuple(split)} leaves no document to the part '{part}'; give it a larger share")
+    texts = _part_texts(corpus, key, bounds[part])
+    parts = [part]
+    if part == "test" and sum(len(text.encode()) for text in texts) < MIN_BYTES:
+        texts += _part_texts(corpus, key, bounds["valid"])
+        parts.append("valid")
+    samples = [{"text": shortened(text)} for text in texts if text.strip()][:MAX_DOCUMENTS]
+    passages = [passage for text in texts for passage in cloze_passages(text)][:MAX_PASSAGES]
+    manifest = {
+        "cloze": len(passages),
+        "documents": {name: [bounds[name].start, bounds[name].stop] for name in parts},
+        "perplexity": len(samples),
+        "split": list(split),
+    }
+    with replacing(output / "perplexity.jsonl", output / "cloze.jsonl") as (first, second):
+        _write_lines(first, samples)
+        _write_lines(second, passages)
+    write_json(output / "manifest.json", manifest)
+    return manifest
+
+
+def shortened(text: str) -> str:
+    """The text, cut at the last line end before MAX_CHARACTERS characters."""
+    if len(text) <= MAX_CHARACTERS:
+        return text
+    head = text[:MAX_CHARACTERS]
+    return head[: head.rfind("\n") + 1] or head
+
+
+def cloze_passages(text: str) -> Iterator[dict[str, str]]:
+    """Passages of prose whose last word stands earlier in them, as in LAMBADA: a reader of the context can guess it."""
+    num_found = 0
+    for match in SENTENCE_END.finditer(text):
+        words = text[: match.start()].split()[-CONTEXT_WORDS[1] :]
+        target = match.group(1)
+        known = {word.strip(".,;:()\"'`*") for word in words}
+        if len(words) >= CONTEXT_WORDS[0] and target in known:
+            yield {"context": " ".join(words), "target": target}
+            num_found += 1
+            if num_found == PASSAGES_PER_DOCUMENT:
+                return
+
+
+def _part_texts(corpus: Sequence[Path], key: str, documents: range) -> list[str]:
+    return [text for number, text in enumerate(read_texts(corpus, key)) if number in documents]
+
+
+def _write_lines(path: Path, records: Sequence[dict[str, str]]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -1,0 +1,204 @@
+"""Megatron and GPT-NeoX token files: PREFIX.bin holds the tokens, PREFIX.idx says where each item lies."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from neox.config.errors import UserError
+from neox.data.durable import replacing
+
+MAGIC = b"MMIDIDX\x00\x00"
+LEGACY_MAGIC = b"TNTIDX\x00\x00"
+HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, number of items, length of doc_idx
+# GPT-NeoX's codes; Megatron-core swaps 6 and 7, which no token file uses.
+DTYPES: dict[int, Any] = {
+    1: np.uint8,
+    2: np.int8,
+    3: np.int16,
+    4: np.int32,
+    5: np.int64,
+    6: np.float32,
+    7: np.float64,
+    8: np.uint16,
+}
+BLOCK = 1 << 22
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """The dtype GPT-NeoX gives tokens of a vocabulary: uint16 below 65500 entries, else int32."""
+    return np.dtype(np.uint16 if vocab_size < 65500 else np.int32)
+
+
+def bin_path(prefix: str | Path) -> Path:
+    """PREFIX.bin."""
+    return Path(f"{prefix}.bin")
+
+
+def idx_path(prefix: str | Path) -> Path:
+    """PREFIX.idx."""
+    return Path(f"{prefix}.idx")
+
+
+class IndexedReader:
+    """Memory-mapped view of one .bin/.idx pair.
+
+    sizes [S] int32, tokens of each item; pointers [S] int64, byte offset of each item; doc_idx [D] int64: document d is
+    items doc_idx[d] to doc_idx[d+1]; tokens, all items end to end. UserError when a file is missing, truncated or at
+    odds with the other.
+    """
+
+    def __init__(self, prefix: str | Path) -> None:
+        self.prefix = str(prefix)
+        idx, data = idx_path(prefix), bin_path(prefix)
+        for path in (idx, data):
+            if not path.is_file():
+                raise UserError(f"{path}: no such file; a token file is the pair PREFIX.bin and PREFIX.idx")
+        self.dtype, num_items, num_documents = _read_header(idx)
+        buffer = np.memmap(idx, mode="r", dtype=np.uint8)
+        offset = HEADER.size
+        self.sizes = np.frombuffer(buffer, np.dtype("<i4"), num_items, offset)
+        self.pointers = np.frombuffer(buffer, np.dtype("<i8"), num_items, offset + 4 * num_items)
+        self.doc_idx = np.frombuffer(buffer, np.dtype("<i8"), num_documents, offset + 12 * num_items)
+        self._check(idx, data)
+        # An empty file cannot be mapped.
+        empty = data.stat().st_size == 0
+        self.tokens: np.ndarray[Any, Any] = np.empty(0, self.dtype) if empty else np.memmap(data, self.dtype, "r")
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, item: int) -> np.ndarray[Any, Any]:
+        """Tokens of one item, a view of the file."""
+        start = int(self.pointers[item]) // self.dtype.itemsize
+        return self.tokens[start : start + int(self.sizes[item])]
+
+    def _check(self, idx: Path, data: Path) -> None:
+        end = 0
+        for first in range(0, len(self), BLOCK):
+            sizes = self.sizes[first : first + BLOCK].astype(np.int64)
+            ends = end + np.cumsum(sizes * self.dtype.itemsize)
+            pointers = np.concatenate(([end], ends[:-1]))
+            if np.any(sizes < 0) or not np.array_equal(pointers, self.pointers[first : first + BLOCK]):
+                raise UserError(f"{idx}: item sizes and offsets do not agree; the index is damaged, make it again")
+            end = int(ends[-1])
+        held = data.stat().st_size
+        if held != end:
+            raise UserError(
+                f"{data}: {held} bytes, but {idx} describes {end}; the pair is truncated or does not belong together"
+            )
+        bounds = self.doc_idx
+        if len(bounds) and (bounds[0] != 0 or bounds[-1] > len(self) or np.any(np.diff(bounds) < 0)):
+            raise UserError(f"{idx}: document bounds are not increasing from 0 to {len(self)}; the index is damaged")
+
+
+def _read_header(path: Path) -> tuple[np.dtype[Any], int, int]:
+    with path.open("rb") as file:
+        head = file.read(HEADER.size)
+    if head.startswith(LEGACY_MAGIC):
+        raise UserError(f"{path}: the old cached/lazy index format is not read; only mmap indices are (magic MMIDIDX)")
+    if not head.startswith(MAGIC) or len(head) < HEADER.size:
+        raise UserError(f"{path}: not an index file, or its header is truncated (it must start with MMIDIDX)")
+    _, version, code, num_items, num_documents = HEADER.unpack(head)
+    if version != 1 or code not in DTYPES:
+        raise UserError(f"{path}: version {version}, dtype code {code}; allowed are version 1 and codes 1 to 8")
+    expected = HEADER.size + 12 * num_items + 8 * num_documents
+    held = path.stat().st_size
+    if held != expected:
+        raise UserError(f"{path}: {held} bytes, but its header announces {expected}; the file is truncated or damaged")
+    return np.dtype(DTYPES[code]), num_items, num_documents
+
+
+class IndexedWriter:
+    """Writes a .bin/.idx pair as a stream; both appear together when the `with` block ends well, else neither does."""
+
+    def __init__(self, prefix: str | Path, dtype: np.dtype[Any]) -> None:
+        self.prefix = prefix
+        self.dtype = np.dtype(dtype)
+        self._sizes: list[np.ndarray[Any, Any]] = []
+        self._doc_idx: list[np.ndarray[Any, Any]] = [np.zeros(1, np.int64)]
+        self._num_items = 0
+        self._stack = ExitStack()
+
+    def __enter__(self) -> IndexedWriter:
+        with ExitStack() as stack:
+            self._temporaries = stack.enter_context(replacing(bin_path(self.prefix), idx_path(self.prefix)))
+            self._file = stack.enter_context(self._temporaries[0].open("wb"))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        if kind is not None:
+            return self._stack.__exit__(kind, error, trace)
+        with self._stack:
+            self._file.flush()
+            self._write_index(self._temporaries[1])
+        return None
+
+    def add_items(self, tokens: np.ndarray[Any, Any], sizes: np.ndarray[Any, Any]) -> None:
+        """Append items whose tokens lie end to end; each is a document. tokens [sum(sizes)] of the writer's dtype."""
+        self._append(tokens, sizes)
+        self._doc_idx.append(np.arange(self._num_items - len(sizes) + 1, self._num_items + 1, dtype=np.int64))
+
+    def add_file(self, source: IndexedReader, observe: Callable[[np.ndarray[Any, Any]], None] | None = None) -> None:
+        """Append all items of another pair and its document bounds; `observe` sees each block of tokens."""
+        offset = self._num_items
+        for start in range(0, len(source.tokens), BLOCK):
+            block = source.tokens[start : start + BLOCK]
+            self._write(block)
+            if observe:
+                observe(block)
+        self._record(source.sizes)
+        self._doc_idx.append(source.doc_idx[1:] + offset)
+
+    def _append(self, tokens: np.ndarray[Any, Any], sizes: np.ndarray[Any, Any]) -> None:
+        assert tokens.size == int(np.sum(sizes, dtype=np.int64)), "sizes do not add up to the tokens"
+        self._write(tokens)
+        self._record(sizes)
+
+    def _write(self, tokens: np.ndarray[Any, Any]) -> None:
+        assert tokens.dtype == self.dtype, f"{tokens.dtype} tokens in a file of {self.dtype}"
+        self._file.write(np.ascontiguousarray(tokens).data)
+
+    def _record(self, sizes: np.ndarray[Any, Any]) -> None:
+        self._sizes.append(np.asarray(sizes, np.int32))
+        self._num_items += len(sizes)
+
+    def _write_index(self, path: Path) -> None:
+        code = next(code for code, dtype in DTYPES.items() if self.dtype == dtype)
+        sizes = np.concatenate([np.zeros(0, np.int32), *self._sizes])
+        ends = np.cumsum(sizes, dtype=np.int64) * self.dtype.itemsize
+        doc_idx = np.concatenate(self._doc_idx)
+        with path.open("wb") as file:
+            file.write(HEADER.pack(MAGIC, 1, code, len(sizes), len(doc_idx)))
+            file.write(sizes.astype("<i4").data)
+            file.write((ends - sizes * np.int64(self.dtype.itemsize)).astype("<i8").data)
+            file.write(doc_idx.astype("<i8").data)
+
+
+def merge(
+    prefixes: Sequence[str | Path],
+    output: str | Path,
+    observe: Callable[[np.ndarray[Any, Any]], None] | None = None,
+) -> None:
+    """Concatenate token files, items and document bounds alike; `observe` sees every block of tokens.
+
+    UserError when there is none, when one is missing or damaged, or when their dtypes differ.
+    """
+    if not prefixes:
+        raise UserError("merge: name at least one PREFIX")
+    readers = [IndexedReader(prefix) for prefix in prefixes]
+    for reader in readers[1:]:
+        if reader.dtype != readers[0].dtype:
+            raise UserError(f"{reader.prefix}: {reader.dtype} tokens, but {readers[0].prefix} has {readers[0].dtype}")
+    with IndexedWriter(output, readers[0].dtype) as writer:
+        for reader in readers:
+            writer.add_file(reader, observe)
