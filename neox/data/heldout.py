@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ MIN_BYTES = 1 << 16  # a test part smaller than this is joined by the validation
 MAX_DOCUMENTS = 64
 MAX_CHARACTERS = 4000
 MAX_PASSAGES = 200
-PASSAGES_PER_DOCUMENT = 8
+PASSAGES_PER_DOCUMENT = 16
 CONTEXT_WORDS = (20, 80)  # fewest and most words before the target
+PROSE_SHARE = 0.8  # of a passage's words, those that are letters alone: what tells prose from code
 SENTENCE_END = re.compile(r"(?<![A-Za-z.])([A-Za-z]{4,})\.(?=\s)")
 
 
@@ -61,16 +63,18 @@ def shortened(text: str) -> str:
 
 def cloze_passages(text: str) -> Iterator[dict[str, str]]:
     """Passages of prose whose last word stands earlier in them, as in LAMBADA: a reader of the context can guess it."""
-    num_found = 0
-    for match in SENTENCE_END.finditer(text):
-        words = text[: match.start()].split()[-CONTEXT_WORDS[1] :]
-        target = match.group(1)
-        known = {word.strip(".,;:()\"'`*") for word in words}
-        if len(words) >= CONTEXT_WORDS[0] and target in known:
-            yield {"context": " ".join(words), "target": target}
-            num_found += 1
-            if num_found == PASSAGES_PER_DOCUMENT:
-                return
+    found = (_passage(text[: match.start()], match[1]) for match in SENTENCE_END.finditer(text))
+    yield from islice(filter(None, found), PASSAGES_PER_DOCUMENT)
+
+
+def _passage(before: str, target: str) -> dict[str, str] | None:
+    words = before[-16 * CONTEXT_WORDS[1] :].split()[-CONTEXT_WORDS[1] :]
+    bare = [word.strip(".,;:()\"'`*") for word in words]
+    if len(words) < CONTEXT_WORDS[0] or target not in bare:
+        return None
+    if sum(map(str.isalpha, bare)) < PROSE_SHARE * len(words):
+        return None
+    return {"context": " ".join(words), "target": target}
 
 
 def _part_texts(corpus: Sequence[Path], key: str, documents: range) -> list[str]:
