@@ -19,8 +19,8 @@ IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "rotary": ("reference",),
     "swiglu": ("aten", "reference"),
 }
-"""Operation → its implementations, best first. Each is the module kernels.<operation>.<implementation> with a function of
-the operation's name and, where it cannot run everywhere, `is_available(device_type) -> bool`."""
+"""Operation → its implementations, best first. Each is the module kernels.<operation>.<implementation> with a function
+of the operation's name and, where it cannot run everywhere, `is_available(device_type) -> bool`."""
 
 _forced: dict[str, str] = {}
 

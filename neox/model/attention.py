@@ -16,8 +16,8 @@ from neox.model.positions import rotary_tables
 class SelfAttention(nn.Module):
     """GPT-NeoX attention.
 
-    The rows of `qkv` are ordered [head][q, k, v][head_dim], so a slice of whole heads is a slice of rows, and the number of
-    heads is read off the weight: a tensor-parallel rank has fewer of both.
+    The rows of `qkv` are ordered [head][q, k, v][head_dim], so a slice of whole heads is a slice of rows, and the
+    number of heads is read off the weight: a tensor-parallel rank has fewer of both.
     """
 
     def __init__(self, cfg: ModelConfig) -> None:

@@ -11,16 +11,30 @@ from neox.model.linear import Embedding, Linear
 from neox.model.norm import build_norm
 
 
+def piece_names(cfg: ModelConfig) -> list[str]:
+    """Logical names of the model's pieces, in the order that data flows through them."""
+    return ["embed", *(f"layers.{index}" for index in range(cfg.num_layers)), "final_norm", "head"]
+
+
+def build_piece(name: str, cfg: ModelConfig, vocab_size: int) -> nn.Module:
+    """One piece of the model, uninitialised."""
+    if name == "embed":
+        return Embedding(vocab_size, cfg.hidden_size)
+    if name == "head":
+        return Linear(cfg.hidden_size, vocab_size, bias=False)
+    return build_norm(cfg) if name == "final_norm" else Block(cfg)
+
+
 class GPT(nn.Module):
     """GPT-NeoX: embedding, blocks, final norm, head. Weights are uninitialised: see `neox.model.init.init_weights`."""
 
     def __init__(self, cfg: ModelConfig, vocab_size: int) -> None:
         """`vocab_size` is the padded vocabulary: rows of the embedding and of the head."""
         super().__init__()
-        self.embed = Embedding(vocab_size, cfg.hidden_size)
-        self.layers = nn.ModuleList(Block(cfg) for _ in range(cfg.num_layers))
-        self.final_norm = build_norm(cfg)
-        self.head = Linear(cfg.hidden_size, vocab_size, bias=False)
+        self.embed = build_piece("embed", cfg, vocab_size)
+        self.layers = nn.ModuleList(build_piece(f"layers.{i}", cfg, vocab_size) for i in range(cfg.num_layers))
+        self.final_norm = build_piece("final_norm", cfg, vocab_size)
+        self.head = build_piece("head", cfg, vocab_size)
         if cfg.tie_embeddings:
             self.head.weight = self.embed.weight
 
@@ -29,4 +43,5 @@ class GPT(nn.Module):
         x = self.embed(tokens)
         for index, layer in enumerate(self.layers):
             x = layer(x, cache.layers[index] if cache is not None else None)
-        return self.head(self.final_norm(x))
+        logits: Tensor = self.head(self.final_norm(x))
+        return logits

@@ -1,1 +1,9 @@
 """Parallel training: rank arithmetic, the tensor-parallel table, the pipeline and the DeepSpeed engine."""
+
+import logging
+import warnings
+
+# DeepSpeed says on every rank what hardware it found, which optimizer it wraps, …, from its import on. Only its errors
+# are news to the user of this package, so the filter must stand before anything below imports it.
+logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed|deepspeed")

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
 
+from neox.config.errors import UserError
 from neox.config.schema import Config
-from neox.parallel.pieces import Piece, PieceReader
+from neox.parallel import groups
+from neox.parallel.collectives import broadcast_json
+from neox.parallel.optimizer import build_adamw, create_moments, step_counters
+from neox.parallel.pieces import KINDS, Piece, PieceReader
+from neox.parallel.pipeline import PipelineModel, StageLayer
+from neox.parallel.plan import sharded_dim
+from neox.parallel.settings import SCALER_STATE, deepspeed_config
 from neox.parallel.topology import Topology
+
+# Compiled at first use for minutes, and of use to DeepSpeed's inference only.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 MicroBatches = Iterator[tuple[Tensor, Tensor]]
 """(tokens, labels), each [micro_batch_size, seq_length] int64, of this rank's dp index."""
@@ -42,61 +57,139 @@ class Engine:
         Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; without them it is a world of one process.
 
         Raises:
-            UserError: the topology does not fit the number of processes.
+            UserError: the topology does not fit the number of processes, or the precision the device.
         """
-        raise NotImplementedError
+        groups.initialize()
+        topology.check_world_size(dist.get_world_size())
+        check_precision(cfg)
+        self._topology = topology
+        self._tensor = groups.tensor_group(topology)
+        with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints its partition and its configuration
+            deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False)
+            module = PipelineModel(cfg, topology, self._tensor)
+            optimizer = build_adamw(named_parameters(module), cfg.optim)
+            self._deepspeed, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=deepspeed_config(cfg))
+        self._module = module
+        self._zero = self._deepspeed.optimizer
+        self._zero_scaler = self._zero.loss_scaler if cfg.train.precision == "fp16" else None
+        create_moments(self._zero.optimizer)
+        self._zero._lazy_init_hp_params_optimizer_state()
 
     @property
     def rank(self) -> int:
         """Global rank of this process."""
-        raise NotImplementedError
+        return dist.get_rank()
 
     @property
     def dp_index(self) -> int:
         """Which of the dp slices of a global batch this rank reads."""
-        raise NotImplementedError
+        return self._topology.dp_index(self.rank)
 
     @property
     def reads_data(self) -> bool:
         """Whether this rank looks at the micro-batches (first and last stage); the others may be given anything."""
-        raise NotImplementedError
+        return self._topology.pp_index(self.rank) in (0, self._topology.pp - 1)
 
     def train_step(self, micro_batches: MicroBatches, lr: float) -> StepResult:
         """One optimizer step over grad_accum micro-batches taken from the iterator."""
-        raise NotImplementedError
+        for group in self._zero.param_groups:
+            group["lr"] = lr
+        loss = self._deepspeed.train_batch(micro_batches)
+        return StepResult(float(loss), float(self._zero._global_grad_norm))
 
     def eval_loss(self, micro_batches: MicroBatches, num_micro_batches: int) -> float:
         """Mean loss over `num_micro_batches` per dp rank, without gradients; equal on every rank."""
-        raise NotImplementedError
+        return float(self._deepspeed.eval_batch(micro_batches, num_micro_batches=num_micro_batches))
 
     def pieces(self) -> Iterator[Piece]:
         """This rank's pieces of every kind; over all ranks, each element of each logical tensor appears once."""
-        raise NotImplementedError
+        for piece, parameter in self._held_pieces():
+            is_copy = getattr(parameter, "ds_pipe_replicated", False) or (piece.dim is None and self._tensor.index > 0)
+            if not is_copy:
+                yield piece
 
     def load_pieces(self, reader: PieceReader) -> None:
         """Fills fp32 masters and moments from `reader`, then the model's weights; every rank calls it."""
-        raise NotImplementedError
+        for piece, _ in self._held_pieces():
+            piece.tensor.copy_(reader.read_piece(piece))
+        self._zero.update_lp_params()
 
     def optimizer_scalars(self) -> dict[str, Any]:
         """The rest of the optimizer's state, JSON-able and equal on every rank: {"step": Adam's counter, …}."""
-        raise NotImplementedError
+        scalars: dict[str, Any] = {"step": int(step_counters(self._zero.optimizer)[0])}
+        if self._zero_scaler is not None:
+            scalars["loss_scale"] = {name: getattr(self._zero_scaler, name) for name in SCALER_STATE}
+        return scalars
 
     def load_optimizer_scalars(self, scalars: dict[str, Any]) -> None:
         """The reverse of `optimizer_scalars`; call it after `load_pieces`."""
-        raise NotImplementedError
+        for counter in step_counters(self._zero.optimizer):
+            counter.fill_(scalars["step"])
+        if self._zero_scaler is not None:
+            for name in SCALER_STATE:
+                setattr(self._zero_scaler, name, scalars["loss_scale"][name])
 
     def barrier(self) -> None:
         """Waits for every rank."""
-        raise NotImplementedError
+        dist.barrier()
 
     def broadcast(self, value: Any) -> Any:
         """Rank 0's JSON-able `value`, on every rank."""
-        raise NotImplementedError
+        return broadcast_json(value, self._deepspeed.device)
 
     def any_rank(self, flag: bool) -> bool:
         """Whether `flag` is true on any rank: how the ranks agree to stop."""
-        raise NotImplementedError
+        count = torch.tensor(int(flag), device=self._deepspeed.device)
+        dist.all_reduce(count)
+        return bool(count)
 
     def close(self) -> None:
         """Ends the process group; the engine cannot be used afterwards."""
-        raise NotImplementedError
+        self._deepspeed.destroy()
+        dist.destroy_process_group()
+
+    def _held_pieces(self) -> Iterator[tuple[Piece, nn.Parameter]]:
+        """Every piece this rank holds, duplicates of other ranks' included, and the parameter it is of."""
+        for name, parameter in named_parameters(self._module):
+            fragment = parameter._hp_mapping  # type: ignore[attr-defined]  # DeepSpeed's map into its flat partition
+            if fragment is None:
+                continue
+            dim, tensor = sharded_dim(name), self._tensor
+            shape = list(parameter.shape)
+            if dim is not None:
+                shape[dim] *= tensor.size
+            for kind in KINDS:
+                yield (
+                    Piece(
+                        kind=kind,
+                        name=name,
+                        global_shape=tuple(shape),
+                        dim=dim if tensor.size > 1 else None,
+                        shard_index=tensor.index if dim is not None else 0,
+                        num_shards=tensor.size if dim is not None else 1,
+                        start=fragment.lp_fragment_address.start,
+                        numel=fragment.lp_fragment_address.numel,
+                        tensor=fragment.get_hp_fragment(None if kind == "weight" else kind).detach(),
+                    ),
+                    parameter,
+                )
+
+
+def named_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """This rank's parameters by logical name; a tied weight once."""
+    for layer in module.modules():
+        if isinstance(layer, StageLayer):
+            yield from layer.named_parameters()
+
+
+def check_precision(cfg: Config) -> None:
+    """Refuses, by UserError, what DeepSpeed cannot do in fp16."""
+    if cfg.train.precision != "fp16":
+        return
+    if not torch.cuda.is_available():
+        raise UserError("train.precision = fp16 needs a GPU; on CPUs use fp32 or bf16")
+    if cfg.model.tie_embeddings and cfg.parallel.pp > 1:
+        # The tied gradients' sum over stages reads weight.grad, which fp32 accumulation of fp16 has emptied by then.
+        raise UserError(
+            "train.precision = fp16 with model.tie_embeddings and parallel.pp > 1 is not possible; use bf16"
+        )

@@ -1,0 +1,96 @@
+"""The model as a DeepSpeed pipeline: stage layers made from the single-device model's pieces."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
+from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
+from torch import Tensor, nn
+
+from neox.config.derive import padded_vocab
+from neox.config.schema import Config, ModelConfig
+from neox.model.gpt import build_piece, piece_names
+from neox.model.init import init_tensor
+from neox.parallel.collectives import copy_to_group
+from neox.parallel.groups import TensorGroup
+from neox.parallel.loss import vocab_parallel_lm_loss
+from neox.parallel.plan import apply_plan
+from neox.parallel.stages import deal_by_weight, deal_uniform
+from neox.parallel.topology import Topology
+
+
+class StageLayer(nn.Module):
+    """One piece of the model, sharded and initialised; its parameters carry the logical names of the whole model.
+
+    The tensor-parallel plan is applied here because PipelineModule builds its layers in its own constructor.
+    """
+
+    def __init__(self, name: str, cfg: ModelConfig, seed: int, tensor: TensorGroup) -> None:
+        super().__init__()
+        self.name, self.tensor = name, tensor
+        with torch.device("meta"):
+            piece = build_piece(name, cfg, padded_vocab(cfg))
+        outer, _, index = name.partition(".")
+        self.add_module(outer, nn.ModuleDict({index: piece}) if index else piece)
+        apply_plan(self, tensor, functools.partial(init_tensor, cfg=cfg, seed=seed))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens [b, s] for the embedding, else activations [b, s, h]."""
+        out: Tensor = self.get_submodule(self.name)(x)
+        return out
+
+
+def tied_head(layer: StageLayer, x: Tensor) -> Tensor:
+    """Logits [b, s, vocab / tp] from the embedding's own weights."""
+    return F.linear(copy_to_group(x, layer.tensor), layer.get_parameter("embed.weight"))
+
+
+class PipelineModel(PipelineModule):
+    """GPT dealt to pipeline stages."""
+
+    def __init__(self, cfg: Config, topology: Topology, tensor: TensorGroup) -> None:
+        self._boundaries = deal_blocks(cfg, topology.pp)
+        grid = PipeModelDataParallelTopology(num_pp=topology.pp, num_mp=topology.tp, num_dp=topology.dp)
+        loss = functools.partial(vocab_parallel_lm_loss, tensor=tensor)
+        super().__init__(layer_specs(cfg, tensor), topology=grid, loss_fn=loss)
+
+    def _partition_layers(self, method: str = "") -> None:
+        """Replaces DeepSpeed's: it may leave the embedding alone in a stage, whose optimizer then lacks the group of
+        undecayed parameters, and the norm's collectives, one per group, no longer pair up across stages.
+        """
+        first, *inner, last = self._boundaries
+        self.parts = [first, *(1 + block for block in inner), last + 3]  # embed before the blocks; norm and head after
+        stage = self._topo.get_coord(self.global_rank).pipe
+        self._set_bounds(start=self.parts[stage], stop=self.parts[stage + 1])
+
+
+def layer_specs(cfg: Config, tensor: TensorGroup) -> list[LayerSpec]:
+    """One specification per piece; tied, the head is a second use of the embedding."""
+    specs = []
+    for name in piece_names(cfg.model):
+        arguments = (cfg.model, cfg.train.seed, tensor)
+        if cfg.model.tie_embeddings and name in ("embed", "head"):
+            forward = tied_head if name == "head" else None
+            specs.append(
+                TiedLayerSpec(
+                    "embed", StageLayer, "embed", *arguments, forward_fn=forward, tied_weight_attr=["embed.weight"]
+                )
+            )
+        else:
+            specs.append(LayerSpec(StageLayer, name, *arguments))
+    return specs
+
+
+def deal_blocks(cfg: Config, num_stages: int) -> list[int]:
+    """First block of each stage, and the number of blocks at the end."""
+    if cfg.parallel.partition == "uniform":
+        return deal_uniform(cfg.model.num_layers, num_stages)
+    with torch.device("meta"):
+        pieces = [build_piece(name, cfg.model, padded_vocab(cfg.model)) for name in piece_names(cfg.model)]
+    embed, *blocks, norm, head = (sum(p.numel() for p in piece.parameters()) for piece in pieces)
+    blocks[0] += embed
+    blocks[-1] += norm + head
+    return deal_by_weight(blocks, num_stages)
