@@ -32,8 +32,8 @@ MODULES = {
     "final_norm": "gpt_neox.final_layer_norm",
     "head": "embed_out",
 }
-"""Our module → GPTNeoXForCausalLM's, under the names of the published Pythia files. Both order the rows of the fused QKV
-as [head][q, k, v][head_dim], so no tensor is rearranged (facts: transformers/models/gpt_neox/modeling_gpt_neox.py)."""
+"""Our module → GPTNeoXForCausalLM's, as the published Pythia files name it. Both order the rows of the fused QKV as
+[head][q, k, v][head_dim] (transformers/models/gpt_neox/modeling_gpt_neox.py), so no tensor is rearranged."""
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
 """model.activation → hidden_act; what is missing here GPTNeoX cannot express."""
@@ -143,7 +143,7 @@ def _write_weights(model: ModelConfig, read: ReadWeight, folder: Path, shard_byt
         shards[-1].append(tensor)
         size += num_bytes
         total += num_bytes
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
         tensors = {name: _read(read, ours, shape) for name, ours, shape in shard}
