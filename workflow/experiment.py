@@ -1,0 +1,234 @@
+"""An experiment: its data, and the runs that its recipe, axes and rows expand to, each checked before any job starts."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jobs.errors import UserError as SiteError
+from jobs.site import load_site
+from neox.config.derive import num_parameters, resolve
+from neox.config.errors import UserError
+from neox.config.load import load_config
+from neox.config.schema import Config
+from neox.planner.memory import memory_per_rank
+from workflow.settings import check
+
+RUNTIME_MEMORY_MB = 1500
+"""Host memory of one rank beside what the planner counts: interpreter, torch, communication buffers."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: the files and overrides that define it, and what they come to."""
+
+    name: str
+    files: tuple[str, ...]
+    """Configuration files of the trainer, merged left to right."""
+    overrides: tuple[str, ...]
+    """`key.sub=value`, on top of the files."""
+    config: Config
+    """Resolved, but for the paths that only exist later."""
+    nodes: int
+    ranks_per_node: int
+    steps: tuple[int, ...]
+    """Checkpoints to export and evaluate."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What one file of workflow/config/ asks for."""
+
+    name: str
+    root: str
+    """Folder of all results."""
+    site: str
+    settings: Mapping[str, Any]
+    """The checked configuration."""
+    corpus: tuple[str, ...]
+    """Files of JSON lines."""
+    tokenizer: str
+    runs: Mapping[str, Run]
+
+    @property
+    def split(self) -> str:
+        """Shares of train, valid and test, which all runs have in common."""
+        return ",".join(f"{share:g}" for share in next(iter(self.runs.values())).config.data.split)
+
+
+def open_experiment(config: dict[str, Any]) -> Experiment:
+    """As `build_experiment`; a mistake ends the program with one line and exit code 2, as it does for every command."""
+    try:
+        return build_experiment(config)
+    except (UserError, SiteError) as error:
+        print(f"workflow: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+def build_experiment(config: dict[str, Any]) -> Experiment:
+    """Checks the configuration, the files it names and every run.
+
+    Raises:
+        UserError: one line that names the key, file or run and what is allowed.
+    """
+    check(config)
+    root = f"{config['results']}/{config['name']}"
+    corpus = corpus_files(config["corpus"], root)
+    given = config["tokenizer"].get("file")
+    if given:
+        existing([given], "tokenizer.file")
+    ranks_per_node = config["runs"].get("ranks_per_node") or load_site(config["site"]).ranks_per_node
+    runs = [make_run(row, config, ranks_per_node) for row in expand(config["runs"])]
+    check_together(runs)
+    return Experiment(
+        name=config["name"],
+        root=root,
+        site=config["site"],
+        settings=config,
+        corpus=corpus,
+        tokenizer=given or f"{root}/tokenizer/tokenizer.json",
+        runs={run.name: run for run in runs},
+    )
+
+
+def corpus_files(corpus: Mapping[str, Any], root: str) -> tuple[str, ...]:
+    """The files to tokenize: made, fetched, or there already."""
+    if "path" in corpus:
+        return tuple(existing(as_list(corpus["path"]), "corpus.path"))
+    if "url" in corpus:
+        return (f"{root}/corpus/{Path(corpus['url'].partition('?')[0]).name}",)
+    return (f"{root}/corpus/corpus.jsonl",)
+
+
+def existing(paths: Iterable[str], key: str) -> list[str]:
+    """The paths themselves; UserError for the first that is no file."""
+    found = list(paths)
+    for path in found:
+        if not Path(path).is_file():
+            raise UserError(f"workflow configuration: {key}: there is no file {path}")
+    return found
+
+
+@dataclass(frozen=True)
+class Row:
+    """A run before it is checked."""
+
+    name: str
+    files: tuple[str, ...]
+    overrides: tuple[str, ...]
+
+
+def expand(runs: Mapping[str, Any]) -> list[Row]:
+    """Every combination of the axes, then the single rows; the first axis varies slowest."""
+    base = as_list(runs.get("recipe", []))
+    axes = [axis_points(name, values) for name, values in runs.get("axes", {}).items()]
+    rows = []
+    for points in itertools.product(*axes) if axes else ():
+        files = [*base, *itertools.chain.from_iterable(point.files for point in points)]
+        overrides = tuple(itertools.chain.from_iterable(point.overrides for point in points))
+        rows.append(Row("-".join(point.name for point in points), tuple(files), overrides))
+    for row in runs.get("rows", []):
+        overrides = tuple(f"{key}={in_yaml(value)}" for key, value in row.get("set", {}).items())
+        rows.append(Row(row["name"], (*base, *as_list(row.get("recipe", []))), overrides))
+    if not rows:
+        raise UserError("workflow configuration: runs needs axes or rows")
+    return rows
+
+
+def axis_points(name: str, values: Mapping[str, Any] | Sequence[Any]) -> list[Row]:
+    """The values of one axis: labelled files, or values of a key. `seed` is that of the weights and of the data order."""
+    if isinstance(values, Mapping):
+        return [Row(str(label), tuple(as_list(files)), ()) for label, files in values.items()]
+    keys = ("train.seed", "data.seed") if name == "seed" else (name,)
+    label = name.rpartition(".")[2]
+    return [Row(f"{label}{value}", (), tuple(f"{key}={in_yaml(value)}" for key in keys)) for value in values]
+
+
+def in_yaml(value: Any) -> str:
+    """The value as it stands after `key=`."""
+    return yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("\n...\n").strip()
+
+
+def as_list(files: str | Sequence[str]) -> list[str]:
+    """One file or many, as many."""
+    return [files] if isinstance(files, str) else list(files)
+
+
+def make_run(row: Row, config: Mapping[str, Any], ranks_per_node: int) -> Run:
+    """The run with its configuration resolved, its ranks dealt to nodes and its checkpoints to evaluate listed."""
+    try:
+        resolved = resolve_row(row, config["tokenizer"], ranks_per_node)
+        nodes, on_each = deal_ranks(resolved, ranks_per_node)
+        steps = evaluated_steps(resolved, config["evaluate"]["checkpoints"])
+    except UserError as error:
+        raise UserError(f"run {row.name}: {error}") from None
+    return Run(row.name, row.files, row.overrides, resolved, nodes, on_each, steps)
+
+
+def resolve_row(row: Row, tokenizer: Mapping[str, Any], ranks_per_node: int) -> Config:
+    """Complete and checked configuration. Without parallel.dp a run gets one full node, or one replica if that is more."""
+    overrides = [*row.overrides]
+    if "file" in tokenizer:
+        overrides.append(f"data.tokenizer={tokenizer['file']}")
+    config = load_config([Path(file) for file in row.files], overrides)
+    if "file" not in tokenizer and config.model.vocab_size is None:
+        config = load_config(list(row.files), [*overrides, f"model.vocab_size={tokenizer['vocab_size']}"])
+    parallel = config.parallel
+    replica = parallel.tp * parallel.pp
+    return resolve(config, (parallel.dp or max(1, ranks_per_node // replica)) * replica)
+
+
+def deal_ranks(config: Config, ranks_per_node: int) -> tuple[int, int]:
+    """Nodes, and ranks on each of them."""
+    parallel = config.parallel
+    assert parallel.dp is not None
+    world_size = parallel.dp * parallel.tp * parallel.pp
+    if world_size > ranks_per_node and world_size % ranks_per_node:
+        raise UserError(
+            f"dp × tp × pp = {parallel.dp} × {parallel.tp} × {parallel.pp} = {world_size} ranks do not fill nodes of "
+            f"{ranks_per_node} ranks; set runs.ranks_per_node or another layout"
+        )
+    on_each = min(world_size, ranks_per_node)
+    return world_size // on_each, on_each
+
+
+def evaluated_steps(config: Config, wanted: str | list[int]) -> tuple[int, ...]:
+    """Steps whose checkpoints are exported and evaluated; only what stays on disk can be."""
+    last = config.train.steps
+    kept = {*config.checkpoint.steps, last}
+    if wanted in ("last", "milestones"):
+        return (last,) if wanted == "last" else tuple(sorted(kept))
+    if config.checkpoint.keep_last is None:
+        kept.update(range(config.checkpoint.interval, last, config.checkpoint.interval))
+    for step in wanted:
+        if step not in kept:
+            raise UserError(f"evaluate.checkpoints: no checkpoint of step {step} is kept; add it to checkpoint.steps")
+    return tuple(sorted(set(wanted)))  # type: ignore[arg-type]
+
+
+def check_together(runs: Sequence[Run]) -> None:
+    """Names differ, and the runs agree on what is held out, for it is one corpus that they share."""
+    first = runs[0]
+    names = [run.name for run in runs]
+    for run in runs:
+        if names.count(run.name) > 1:
+            raise UserError(f"workflow configuration: two runs are called {run.name}")
+        if run.config.data.split != first.config.data.split:
+            raise UserError(f"runs {first.name} and {run.name} differ in data.split, but share one held-out set")
+
+
+def training_memory_mb(run: Run) -> int:
+    """Host memory that one node of the run's training needs."""
+    return math.ceil(run.ranks_per_node * (memory_per_rank(run.config).total / 2**20 + RUNTIME_MEMORY_MB))
+
+
+def model_memory_mb(run: Run) -> int:
+    """Host memory to read a checkpoint's fp32 weights and hold the model beside them."""
+    return math.ceil(3 * 4 * num_parameters(run.config.model) / 2**20 + RUNTIME_MEMORY_MB)

@@ -1,0 +1,40 @@
+"""Training: one job per run, on as many ranks as its layout has."""
+
+from workflow.experiment import model_memory_mb, training_memory_mb
+
+
+wildcard_constraints:
+    run="|".join(map(re.escape, RUNS)),
+    step=r"\d{8}",
+
+
+# Only the summary is declared: Snakemake removes a job's outputs before it starts and when it fails, and checkpoints
+# must outlive both, for the next attempt goes on from them. tee ignores what asks the trainer to stop, so that the
+# trainer's last lines are not lost.
+rule train:
+    input:
+        TOKEN_FILES,
+        tokenizer=EXPERIMENT.tokenizer,
+        recipe=lambda wildcards: RUNS[wildcards.run].files,
+    output:
+        f"{ROOT}/runs/{{run}}/train_summary.json",
+    log:
+        f"{ROOT}/runs/{{run}}/logs/train.log",
+    params:
+        run_dir=subpath(output[0], parent=True),
+        overrides=lambda wildcards: RUNS[wildcards.run].overrides,
+        data=[f"data.path={TOKENS}", f"data.tokenizer={EXPERIMENT.tokenizer}"],
+        nodes=lambda wildcards: RUNS[wildcards.run].nodes,
+        ranks_per_node=lambda wildcards: RUNS[wildcards.run].ranks_per_node,
+        site=EXPERIMENT.site,
+    threads: lambda wildcards: RUNS[wildcards.run].ranks_per_node
+    resources:
+        nodes=lambda wildcards: RUNS[wildcards.run].nodes,
+        tasks_per_node=lambda wildcards: RUNS[wildcards.run].ranks_per_node,
+        mem_mb=lambda wildcards: training_memory_mb(RUNS[wildcards.run]),
+        runtime=240,
+    shell:
+        "jobs launch --site {params.site:q} --nodes {params.nodes} --ranks-per-node {params.ranks_per_node}"
+        " --run-dir {params.run_dir:q} -- neox train --run-dir {params.run_dir:q} {input.recipe:q}"
+        " {params.overrides:q} {params.data:q}"
+        " 2>&1 | (trap '' INT TERM USR1 USR2; exec tee -a {log:q})"
