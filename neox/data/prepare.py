@@ -102,7 +102,7 @@ def tokenize(
     sources = [_Source(span) for span in spans]
     documents = text_bytes = 0
     progress = _Progress()
-    with IndexedWriter(output, token_dtype(loaded.vocab_size)) as writer, _encoders(encoding, loaded, workers) as pool:
+    with _encoders(encoding, loaded, workers) as pool, IndexedWriter(output, token_dtype(loaded.vocab_size)) as writer:
         for encoded in _in_order(pool, _all_batches(sources), 2 * workers):
             writer.add_items(encoded.tokens, encoded.sizes)
             counts.add(encoded.tokens)
@@ -177,6 +177,8 @@ def _encoders(encoding: Encoding, loaded: LoadedTokenizer, workers: int) -> Iter
     # spawn: a fork would copy the tokenizer library's threads in an unknown state.
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (encoding,))
     try:
+        # Started before any file is: being stopped half-way through the start then leaves none.
+        pool.submit(os.getpid).result()
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)

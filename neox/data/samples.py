@@ -116,7 +116,7 @@ def _read_cache(stem: Path, key: dict[str, Any]) -> SampleOrder | None:
         if json.loads(_cache_file(stem, "key.json").read_text()) != key:
             return None
         arrays = [np.load(_cache_file(stem, f"{name}.npy"), mmap_mode="r") for name in NAMES]
-    except (OSError, ValueError):  # absent, being replaced by another rank, or damaged
+    except (OSError, ValueError, EOFError):  # absent, being replaced by another rank, or damaged
         return None
     return SampleOrder(*arrays)
 

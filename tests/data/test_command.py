@@ -1,0 +1,73 @@
+"""`neox data` from the command line, stage after stage."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from data_inputs import make_texts, write_jsonl
+
+from neox.__main__ import main
+from neox.data.indexed import IndexedReader
+
+
+@pytest.fixture(autouse=True)
+def restore_signals():
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def neox_data(*arguments):
+    return main(["data", *map(str, arguments)])
+
+
+def test_stages(tmp_path, capsys):
+    text = write_jsonl(tmp_path / "a.jsonl", make_texts(60))
+    fetched, tokenizer = tmp_path / "b.jsonl", tmp_path / "tokenizer.json"
+    assert neox_data("fetch", text.as_uri(), "--output", fetched, "--size", text.stat().st_size) == 0
+    assert neox_data("train-tokenizer", fetched, "--vocab-size", 300, "--output", tokenizer) == 0
+    for i in range(2):
+        shard = ("--shard", f"{i}/2", "--output", tmp_path / f"s{i}")
+        assert neox_data("tokenize", fetched, "--tokenizer", tokenizer, *shard) == 0
+    assert neox_data("merge", tmp_path / "s0", tmp_path / "s1", "--output", tmp_path / "all") == 0
+    assert neox_data("heldout", "--corpus", fetched, "--split", "8,1,1", "--output", tmp_path / "held") == 0
+    assert len(IndexedReader(tmp_path / "all")) == 60
+    assert "60 documents" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tokenize", "none.jsonl", "--tokenizer", "TOKENIZER", "--output", "x"], "none.jsonl: No such file"),
+        (["tokenize", "a", "--tokenizer", "none.json", "--output", "x"], "none.json: No such file"),
+        (["tokenize", "a", "--tokenizer", "TOKENIZER", "--output", "x", "--shard", "2/2"], "I from 0 to N-1"),
+        (["tokenize", "a", "--tokenizer", "TOKENIZER", "--output", "x", "--workers", "0"], "--workers 0"),
+        (["fetch", "file:///x", "--output", "x", "--sha256", "12"], "64 hexadecimal digits"),
+        (["merge", "none", "--output", "x"], "none.idx: no such file"),
+        (["corpus", "--output", "/proc/x/corpus.jsonl"], "cannot make the folder /proc/x"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_2(tmp_path, monkeypatch, capsys, tokenizer_file, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    arguments = [str(tokenizer_file) if argument == "TOKENIZER" else argument for argument in arguments]
+    assert neox_data(*arguments) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("neox: error: ") and message in err and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_term_leaves_nothing(tmp_path, tokenizer_file):
+    pipe = tmp_path / "in.jsonl"
+    write_jsonl(pipe, make_texts(200_000))
+    command = [sys.executable, "-m", "neox", "data", "tokenize", pipe, "--workers", "2"]
+    command += ["--tokenizer", tokenizer_file, "--output", tmp_path / "out" / "x"]
+    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    while not list((tmp_path / "out").glob("*.tmp")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert list((tmp_path / "out").iterdir()) == []

@@ -1,0 +1,120 @@
+"""The built-in corpus and the evaluation data made of its held-out documents."""
+
+import ast
+import hashlib
+import json
+import platform
+from pathlib import Path
+
+import pytest
+from data_inputs import write_jsonl
+
+from neox.config.errors import UserError
+from neox.data.corpora import Document, _modules, interleave, write_corpus
+from neox.data.heldout import MAX_CHARACTERS, cloze_passages, shortened, write_heldout
+from neox.data.jsonl import read_texts
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
+    return path, write_corpus(path)
+
+
+def records(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_manifest_describes_the_file(corpus):
+    path, manifest = corpus
+    content = path.read_bytes()
+    assert manifest == json.loads(Path(f"{path}.manifest.json").read_text())
+    assert (manifest["bytes"], manifest["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
+    assert manifest["documents"] == len(records(path))
+    assert manifest["interpreter"]["version"] == platform.python_version()
+    assert 5e6 < len(content) < 20e6
+
+
+def test_corpus_is_deterministic(corpus, tmp_path):
+    write_corpus(tmp_path / "again.jsonl")
+    assert (tmp_path / "again.jsonl").read_bytes() == corpus[0].read_bytes()
+
+
+def test_every_stretch_has_every_kind(corpus):
+    sources = [record["meta"]["source"] for record in records(corpus[0])]
+    assert len(set(sources)) == len(sources)
+    for start in range(0, len(sources) - 50, 50):
+        assert {source.split("/")[0] for source in sources[start : start + 50]} == {"topic", "docstrings", "source"}
+
+
+def test_docstrings_are_not_in_the_sources(corpus):
+    texts = {record["meta"]["source"]: record["text"] for record in records(corpus[0])}
+    phrase = "If ``indent`` is a non-negative integer"
+    assert phrase in texts["docstrings/json/__init__"] and phrase not in texts["source/json/__init__"]
+    assert "class JSONDecoder" in texts["source/json/decoder"]
+    assert not any("test" in source.split("/")[1:-1] for source in texts)
+
+
+def test_modules_that_do_not_decode_are_passed_over(tmp_path):
+    (tmp_path / "bad.py").write_bytes(b"# coding: utf-8\nx = '\xff'\n")
+    (tmp_path / "wrong.py").write_text("def f(:\n")
+    (tmp_path / "nul.py").write_bytes(b"x = 1\0\n")
+    (tmp_path / "latin.py").write_bytes("# coding: latin-1\n'''Café.'''\nx = 1\n".encode("latin-1"))
+    (tmp_path / "inline.py").write_text(
+        'def f(): "é one line"; return 1\n\n\ndef g():\n    """Gone."""\n    return 2\n'
+    )
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "t.py").write_text("x = 1\n")
+    found = {source.source: (docstrings.text, source.text) for docstrings, source in _modules(tmp_path)}
+    assert set(found) == {"source/latin", "source/inline"}
+    assert found["source/latin"] == ("Café.", "# coding: latin-1\nx = 1\n")
+    docstrings, source = found["source/inline"]
+    assert docstrings == "f\n\né one line\n\ng\n\nGone."
+    assert source == 'def f(): "é one line"; return 1\n\n\ndef g():\n    return 2\n'
+    ast.parse(source)
+
+
+def test_interleave_spreads_each_kind():
+    kinds = [[Document(f"{kind}/{i}", "x") for i in range(count)] for kind, count in (("a", 20), ("b", 4))]
+    order = [document.source[0] for document in interleave(kinds)]
+    assert [order[i : i + 6].count("b") for i in range(0, 24, 6)] == [1, 1, 1, 1]
+
+
+def test_heldout_is_what_training_never_saw(corpus, tmp_path):
+    path, _ = corpus
+    manifest = write_heldout([path], (90, 5, 5), "test", tmp_path / "held", "text")
+    first, last = manifest["documents"]["test"]
+    texts = list(read_texts([path]))
+    assert last == len(texts) and first == pytest.approx(0.95 * len(texts), abs=2)
+    samples = [record["text"] for record in records(tmp_path / "held" / "perplexity.jsonl")]
+    assert len(samples) == manifest["perplexity"] > 20
+    assert samples == [shortened(text) for text in texts[first:]][: len(samples)]
+    assert max(map(len, samples)) <= MAX_CHARACTERS
+    trained = " ".join(" ".join(texts[:first]).split())
+    passages = records(tmp_path / "held" / "cloze.jsonl")
+    assert len(passages) == manifest["cloze"] > 50
+    assert sum(f"{passage['context']} {passage['target']}" in trained for passage in passages) < len(passages) / 10
+
+
+def test_small_test_part_is_joined_by_the_validation_part(tmp_path):
+    path = write_jsonl(tmp_path / "c.jsonl", [f"text {i}" for i in range(100)])
+    manifest = write_heldout([path], (90, 8, 2), "test", tmp_path / "held", "text")
+    assert manifest["documents"] == {"test": [98, 100], "valid": [90, 98]}
+    kept = [record["text"] for record in records(tmp_path / "held" / "perplexity.jsonl")]
+    assert kept == [f"text {i}" for i in (98, 99, *range(90, 98))]
+    assert write_heldout([path], (90, 8, 2), "valid", tmp_path / "v", "text")["documents"] == {"valid": [90, 98]}
+
+
+def test_part_without_documents(tmp_path):
+    path = write_jsonl(tmp_path / "c.jsonl", ["text"] * 3)
+    with pytest.raises(UserError, match="no document to the part 'test'"):
+        write_heldout([path], (1, 1, 0), "test", tmp_path / "held", "text")
+    assert not (tmp_path / "held").exists()
+
+
+def test_cloze_takes_prose_whose_last_word_came_before():
+    prose = "The selector watches file objects and tells which of them are ready, so that a loop can ask the selector. "
+    assert list(cloze_passages(prose)) == [{"context": prose[: prose.rindex(" selector.")], "target": "selector"}]
+    assert list(cloze_passages(prose.replace("the selector", "the kernel"))) == []  # never named before
+    assert list(cloze_passages("x = 1 # selector\n" * 20 + "selector. ")) == []  # code
+    assert list(cloze_passages("A selector is a selector. ")) == []  # too little context

@@ -1,0 +1,201 @@
+"""Tokenising JSON lines: every worker and shard count gives the same files; wrong lines are named."""
+
+import gzip
+import hashlib
+import json
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import zstandard
+from data_inputs import make_texts, write_jsonl
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from neox.config.errors import UserError
+from neox.data import prepare
+from neox.data.indexed import IndexedReader
+from neox.data.jsonl import Span, batches, read_texts, shard_spans
+from neox.data.prepare import Encoding, merge_prefixes, tokenize
+from neox.data.tokenizer import load_tokenizer, train_tokenizer
+
+COMPRESS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
+
+
+def compressed(path, suffix):
+    """The same lines as `path`, in two gzip members or zstd frames as parallel compressors write them."""
+    content = path.read_bytes()
+    middle = len(content) // 3
+    out = path.with_name(path.name + suffix)
+    out.write_bytes(COMPRESS[suffix](content[:middle]) + COMPRESS[suffix](content[middle:]))
+    return out
+
+
+def pair(prefix):
+    return [prefix.with_name(f"{prefix.name}.{end}").read_bytes() for end in ("bin", "idx")]
+
+
+def test_tokens_are_the_tokenizer_s_with_an_end_of_document(tmp_path, tokenizer_file):
+    texts = make_texts(40)
+    manifest = tokenize([write_jsonl(tmp_path / "a.jsonl", texts)], Encoding(tokenizer_file), tmp_path / "x")
+    loaded = load_tokenizer(tokenizer_file)
+    expected = [[*loaded.tokenizer.encode(text).ids, 0] for text in texts]
+    reader = IndexedReader(tmp_path / "x")
+    assert [reader[i].tolist() for i in range(len(reader))] == expected
+    assert [loaded.tokenizer.decode(ids[:-1]) for ids in expected] == texts
+    counts = Counter(token for ids in expected for token in ids)
+    total = counts.total()
+    text_bytes = sum(len(text.encode()) for text in texts)
+    assert manifest["unigram_entropy"] == pytest.approx(
+        -sum(n / total * math.log(n / total) for n in counts.values()), abs=1e-12
+    )
+    assert (manifest["documents"], manifest["tokens"], manifest["text_bytes"]) == (40, total, text_bytes)
+    assert (manifest["bytes_per_token"], manifest["dtype"]) == (text_bytes / total, "uint16")
+    assert (manifest["vocab_size"], manifest["tokenizer_sha256"]) == (
+        300,
+        hashlib.sha256(tokenizer_file.read_bytes()).hexdigest(),
+    )
+    lines = (tmp_path / "a.jsonl").read_bytes()
+    assert manifest["inputs"] == [{"file": "a.jsonl", "bytes": len(lines), "sha256": hashlib.sha256(lines).hexdigest()}]
+    assert json.loads((tmp_path / "x.manifest.json").read_text()) == manifest
+
+
+def test_without_end_of_document_an_empty_text_is_an_empty_item(tmp_path, tokenizer_file):
+    path = write_jsonl(tmp_path / "a.jsonl", ["", "ab", ""])
+    tokenize([path], Encoding(tokenizer_file, append_eod=False), tmp_path / "x")
+    sizes = IndexedReader(tmp_path / "x").sizes
+    assert sizes[0] == sizes[2] == 0 < sizes[1]
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_workers_and_shards_change_nothing(tmp_path, tokenizer_file, monkeypatch, suffix):
+    monkeypatch.setattr("neox.data.jsonl.batches.__defaults__", (200,))
+    inputs = [
+        compressed(write_jsonl(tmp_path / f"{i}.jsonl", make_texts(n)), suffix) for i, n in enumerate((31, 1, 50))
+    ]
+    encoding = Encoding(tokenizer_file)
+    tokenize(inputs, encoding, tmp_path / "serial")
+    tokenize(inputs, encoding, tmp_path / "parallel", workers=2)
+    shards = [tmp_path / f"shard{i}" for i in range(5)]
+    for i, shard in enumerate(shards):
+        tokenize(inputs, encoding, shard, (i, 5))
+    merged = merge_prefixes(shards, tmp_path / "merged")
+    assert pair(tmp_path / "parallel") == pair(tmp_path / "serial") == pair(tmp_path / "merged")
+    assert len(IndexedReader(tmp_path / "merged")) == 82
+    serial = json.loads((tmp_path / "serial.manifest.json").read_text())
+    for name in ("documents", "tokens", "text_bytes", "unigram_entropy", "bytes_per_token", "tokenizer_sha256"):
+        assert merged[name] == serial[name]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    texts=st.lists(st.text(max_size=30), max_size=12),
+    count=st.integers(1, 20),
+    batch_bytes=st.integers(1, 60),
+    is_ended=st.booleans(),
+)
+def test_shards_hold_every_line_once(tmp_path_factory, texts, count, batch_bytes, is_ended):
+    path = tmp_path_factory.mktemp("lines") / "a.jsonl"
+    lines = [json.dumps({"text": text}, ensure_ascii=False).encode("utf-8", "replace") + b"\n" for text in texts]
+    path.write_bytes(b"".join(lines)[: None if is_ended else -1])
+    read = []
+    for index in range(count):
+        for span in shard_spans([path, path], index, count):
+            for batch in batches(span, batch_bytes):
+                assert b"".join(batch.lines) == path.read_bytes()[batch.offset :][: sum(map(len, batch.lines))]
+                read += batch.lines
+    whole = path.read_bytes().splitlines(keepends=True) if texts else []
+    assert b"".join(read) == path.read_bytes() * 2
+    assert len(read) == 2 * path.read_bytes().count(b"\n") + (0 if is_ended or not texts else 2), whole
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"text": "a"', "not JSON"),
+        (b"\xff\xfe{}", "not JSON"),
+        (b'["text"]', "not a JSON object but list"),
+        (b'{"content": "a"}', r"no key 'text', only \['content'\]"),
+        (b'{"text": null}', "must be a string, not NoneType"),
+        (b'{"text": "\\ud800"}', "half a surrogate"),
+    ],
+)
+def test_wrong_line_is_named(tmp_path, tokenizer_file, monkeypatch, suffix, line, message):
+    monkeypatch.setattr("neox.data.jsonl.batches.__defaults__", (100,))
+    path = write_jsonl(tmp_path / "a.jsonl", make_texts(30))
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:20], b"\n", line + b"\n", *lines[20:]]))
+    path = compressed(path, suffix)
+    for shard in ((0, 1), (1, 2)):
+        with pytest.raises(UserError, match=rf"a.jsonl{suffix}, line 22: .*{message}"):
+            tokenize([path], Encoding(tokenizer_file), tmp_path / "x", shard)
+    with pytest.raises(UserError, match=f"line 22: .*{message}"):
+        list(read_texts([path]))
+    assert not list(tmp_path.glob("*x*"))
+
+
+def test_wrong_line_is_named_by_a_worker(tmp_path, tokenizer_file):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "a"}\n{}\n')
+    with pytest.raises(UserError, match=r"a.jsonl, line 2: no key 'text'"):
+        tokenize([path], Encoding(tokenizer_file), tmp_path / "x", workers=2)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("keep", [-3, 40])
+def test_damaged_compression_is_named(tmp_path, tokenizer_file, suffix, keep):
+    path = compressed(write_jsonl(tmp_path / "a.jsonl", make_texts(500)), suffix)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(UserError, match=f"a.jsonl{suffix}: cannot be decompressed"):
+        tokenize([path], Encoding(tokenizer_file), tmp_path / "x")
+    path.write_bytes(b"plain text")
+    with pytest.raises(UserError, match=f"a.jsonl{suffix}: cannot be decompressed"):
+        list(read_texts([path]))
+
+
+def test_missing_input(tmp_path, tokenizer_file):
+    with pytest.raises(UserError, match=r"none.jsonl: No such file"):
+        tokenize([tmp_path / "none.jsonl"], Encoding(tokenizer_file), tmp_path / "x")
+    with pytest.raises(UserError, match=r"none.jsonl.gz: No such file"):
+        next(read_texts([tmp_path / "none.jsonl.gz"]))
+
+
+def test_cut_gzip_boundary_needs_no_other_file(tmp_path):
+    """Only the file that a boundary cuts is decompressed to find its length."""
+    whole = write_jsonl(tmp_path / "a.jsonl", make_texts(30))
+    cut = compressed(whole, ".gz")
+    (tmp_path / "bad.jsonl.gz").write_bytes(b"x" * cut.stat().st_size)
+    assert shard_spans([cut, tmp_path / "bad.jsonl.gz"], 0, 2) == [Span(cut, 0, None)]
+
+
+def test_merge_refuses_missing_shards_and_other_tokenizers(tmp_path, tokenizer_file):
+    path = write_jsonl(tmp_path / "a.jsonl", make_texts(30))
+    for i in range(3):
+        tokenize([path], Encoding(tokenizer_file), tmp_path / f"s{i}", (i, 3))
+    for wrong in (["s0", "s1"], ["s0", "s2", "s1"]):
+        with pytest.raises(UserError, match="must be all of one input in order"):
+            merge_prefixes([tmp_path / name for name in wrong], tmp_path / "x")
+    train_tokenizer(["other words"], 280, tmp_path / "other.json")
+    tokenize([path], Encoding(tmp_path / "other.json"), tmp_path / "o")
+    with pytest.raises(UserError, match="tokenizer_sha256 differs"):
+        merge_prefixes([tmp_path / "s0", tmp_path / "o"], tmp_path / "x")
+
+
+def test_merge_of_another_program_s_files(tmp_path, tokenizer_file):
+    path = write_jsonl(tmp_path / "a.jsonl", make_texts(9))
+    tokenize([path], Encoding(tokenizer_file), tmp_path / "s")
+    (tmp_path / "s.manifest.json").unlink()
+    manifest = merge_prefixes([tmp_path / "s", tmp_path / "s"], tmp_path / "x")
+    assert (manifest["documents"], manifest["text_bytes"]) == (18, None)
+
+
+def test_wide_vocabulary_gets_int32(tmp_path, tokenizer_file, monkeypatch):
+    path = write_jsonl(tmp_path / "a.jsonl", ["a b"])
+    wide = load_tokenizer(tokenizer_file)
+    object.__setattr__(wide, "vocab_size", 65500)
+    monkeypatch.setattr(prepare, "load_tokenizer", lambda _: wide)
+    tokenize([path], Encoding(tokenizer_file), tmp_path / "x")
+    assert IndexedReader(tmp_path / "x").dtype == np.int32
