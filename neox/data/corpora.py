@@ -37,20 +37,23 @@ def write_corpus(output: Path) -> dict[str, Any]:
 
     The same interpreter writes the same bytes.
     """
-    library = Path(sysconfig.get_paths()["stdlib"])
-    kinds = [list(_topics()), *map(list, zip(*_modules(library), strict=True))]
-    documents = interleave([[document for document in kind if document.text.strip()] for kind in kinds])
-    content = b"".join(_json_line(document) for document in documents)
+    with replacing(output) as (temporary,):
+        documents = _collect(Path(sysconfig.get_paths()["stdlib"]))
+        content = b"".join(map(_json_line, documents))
+        temporary.write_bytes(content)
     manifest = {
         "bytes": len(content),
         "documents": len(documents),
         "interpreter": {"implementation": platform.python_implementation(), "version": platform.python_version()},
         "sha256": hashlib.sha256(content).hexdigest(),
     }
-    with replacing(output) as (temporary,):
-        temporary.write_bytes(content)
     write_json(Path(f"{output}.manifest.json"), manifest)
     return manifest
+
+
+def _collect(library: Path) -> list[Document]:
+    kinds = [list(_topics()), *map(list, zip(*_modules(library), strict=True))]
+    return interleave([document for document in kind if document.text.strip()] for kind in kinds)
 
 
 def interleave(kinds: Iterable[list[Document]]) -> list[Document]:

@@ -90,10 +90,10 @@ def test_heldout_is_what_training_never_saw(corpus, tmp_path):
     assert len(samples) == manifest["perplexity"] > 20
     assert samples == [shortened(text) for text in texts[first:]][: len(samples)]
     assert max(map(len, samples)) <= MAX_CHARACTERS
-    trained = " ".join(" ".join(texts[:first]).split())
+    unseen = " ".join(" ".join(texts[first:]).split())
     passages = records(tmp_path / "held" / "cloze.jsonl")
     assert len(passages) == manifest["cloze"] > 50
-    assert sum(f"{passage['context']} {passage['target']}" in trained for passage in passages) < len(passages) / 10
+    assert all(f"{passage['context']} {passage['target']}." in unseen for passage in passages)
 
 
 def test_small_test_part_is_joined_by_the_validation_part(tmp_path):
@@ -113,7 +113,7 @@ def test_part_without_documents(tmp_path):
 
 
 def test_cloze_takes_prose_whose_last_word_came_before():
-    prose = "The selector watches file objects and tells which of them are ready, so that a loop can ask the selector. "
+    prose = "The selector watches many file objects at once, and tells which of them are ready, so that a loop can ask the selector. "
     assert list(cloze_passages(prose)) == [{"context": prose[: prose.rindex(" selector.")], "target": "selector"}]
     assert list(cloze_passages(prose.replace("the selector", "the kernel"))) == []  # never named before
     assert list(cloze_passages("x = 1 # selector\n" * 20 + "selector. ")) == []  # code
