@@ -113,9 +113,7 @@ def test_part_without_documents(tmp_path):
 
 
 def test_cloze_takes_prose_whose_last_word_came_before():
-    prose = (
-        "The selector watches many file objects at once, tells which of them are ready, and a loop asks that selector. "
-    )
+    prose = "The selector watches many file objects at once and tells which of them are ready, so that loops ask that selector. "
     assert list(cloze_passages(prose)) == [{"context": prose[: prose.rindex(" selector.")], "target": "selector"}]
     assert list(cloze_passages(prose.replace("that selector", "that kernel"))) == []  # never named before
     assert list(cloze_passages("x = 1 # selector\n" * 20 + "selector. ")) == []  # code
