@@ -1,0 +1,21 @@
+"""What every launcher provides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jobs.spec import Launch
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """How a command becomes ranks."""
+
+    name: str
+    argv: Callable[[Launch], list[str]]
+    sets_ranks: bool
+    """Whether it sets RANK, WORLD_SIZE ... itself; otherwise the scheduler's environment tells."""
+    forwards_signals: bool
+    """Whether signals it receives reach the ranks; otherwise they go through a file in the launch folder."""
+    is_single_node: bool

@@ -1,0 +1,135 @@
+"""`jobs launch`: one command as many ranks, with signals passed on and one exit code."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+
+from jobs import segments, warning
+from jobs.errors import UserError
+from jobs.launch import LAUNCHERS
+from jobs.launch.contract import Launcher
+from jobs.ranks import SAVED, code_file, signal_file, started_file
+from jobs.scheduler import SCHEDULERS
+from jobs.shell import Process, exit_code, start
+from jobs.site import Site
+from jobs.spec import Launch
+
+POLL_S = 0.1
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def plan_launch(
+    site: Site, command: list[str], nodes: int, ranks_per_node: int | None, folder: Path, environ: Mapping[str, str]
+) -> Launch:
+    """A launch with the site's numbers filled in. Raises UserError where site or allocation cannot hold it."""
+    ranks = ranks_per_node or site.ranks
+    if LAUNCHERS[site.launcher].is_single_node and nodes > 1:
+        raise UserError(f"--nodes {nodes}: launcher {site.launcher} of site {site.name} runs on one node")
+    words = SCHEDULERS[site.scheduler].environment
+    held = environ.get(words["num_nodes"])
+    if SCHEDULERS[site.scheduler].batch and held is None:
+        raise UserError(f"jobs launch: no {site.scheduler} allocation here ({words['job_id']} is not set)")
+    if held is not None and nodes > int(held):
+        raise UserError(f"--nodes {nodes}: the allocation has {held}")
+    return Launch(tuple(command), nodes, ranks, max(1, site.cores // ranks), folder)
+
+
+def launch_environment(site: Site, launch: Launch, environ: Mapping[str, str]) -> dict[str, str]:
+    """What `jobs launch` adds to the ranks' environment. The user's own OMP_NUM_THREADS wins over ours."""
+    threads = environ.get("OMP_NUM_THREADS", str(launch.cpus_per_rank))
+    return {"OMP_NUM_THREADS": threads, **site.environment}
+
+
+def describe(site: Site, launch: Launch, environ: Mapping[str, str]) -> str:
+    """What --dry-run prints: the environment, then the exact line."""
+    lines = [f"{name}={shlex.quote(value)}" for name, value in launch_environment(site, launch, environ).items()]
+    return "\n".join([*lines, shlex.join(LAUNCHERS[site.launcher].argv(launch))])
+
+
+def run(site: Site, command: list[str], nodes: int, ranks_per_node: int | None, run_dir: Path | None) -> int:
+    """Launches and waits; returns the ranks' combined exit code and tells it to the job around us, if any."""
+    launch = plan_launch(site, command, nodes, ranks_per_node, Path(), os.environ)  # refuses before anything is made
+    folder = Path(tempfile.mkdtemp(prefix=".launch-", dir=_shared_folder(run_dir)))
+    launch = Launch(launch.command, launch.nodes, launch.ranks_per_node, launch.cpus_per_rank, folder)
+    began = segments.now()
+    try:
+        running = Running(
+            LAUNCHERS[site.launcher], launch, {**os.environ, **launch_environment(site, launch, os.environ)}
+        )
+        with warning.registered(os.environ):
+            launcher_code = running.wait()
+        code = combine(folder, launch.world_size, launcher_code)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    warning.report_outcome(os.environ, code)
+    if run_dir:
+        why = segments.cause(code, running.signals)
+        segments.record(run_dir, SCHEDULERS[site.scheduler], os.environ, began, code, why)
+    return code
+
+
+def _shared_folder(run_dir: Path | None) -> Path:
+    """Where all nodes can write: the run directory, or the working directory."""
+    folder = (run_dir or Path()).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+class Running:
+    """A started launcher, and the signals that wait until its ranks can take them."""
+
+    def __init__(self, launcher: Launcher, launch: Launch, environ: Mapping[str, str]) -> None:
+        self.launcher, self.folder = launcher, launch.folder
+        self.signals: list[str] = []
+        self.num_forwarded = 0
+        for number in FORWARDED:
+            signal.signal(number, self.on_signal)
+        # A session of its own: Ctrl-C at a terminal reaches only us, and the ranks get to save.
+        self.process: Process = start(launcher.argv(launch), environ, new_session=True)
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.signals.append(signal.Signals(number).name)
+
+    def forward(self) -> None:
+        """srun killed before its step exists would take the warning for its own; so wait for the first rank."""
+        if not started_file(self.folder).exists():
+            return
+        while self.num_forwarded < len(self.signals):
+            name = self.signals[self.num_forwarded]
+            if self.launcher.forwards_signals:
+                self.process.send_signal(signal.Signals[name])
+            else:
+                with signal_file(self.folder).open("a") as file:
+                    file.write(f"{name}\n")
+            self.num_forwarded += 1
+
+    def wait(self) -> int:
+        while (code := self.process.poll()) is None:
+            self.forward()
+            time.sleep(POLL_S)
+        return exit_code(code)
+
+
+def combine(folder: Path, world_size: int, launcher_code: int) -> int:
+    """One exit code: all 0 → 0; a failure (neither 0 nor 85) → the first one; else 85.
+
+    Deaths by signal count only where nothing else is to blame: they are mostly the other ranks being torn down. Ranks
+    that left no code (killed with their wrapper) make the launcher's own code count.
+    """
+    files = [file for rank in range(world_size) if (file := code_file(folder, rank)).exists()]
+    files.sort(key=lambda file: file.stat().st_mtime_ns)
+    codes = [int(file.read_text()) for file in files]
+    failures = sorted((code for code in codes if code not in (0, SAVED)), key=lambda code: code > 128)
+    if failures:
+        return failures[0]
+    if len(codes) < world_size:
+        return launcher_code if launcher_code not in (0, SAVED) else 1
+    return max(codes)

@@ -1,0 +1,121 @@
+"""`python -m jobs.ranks`: runs around each rank: says its place, passes signals on, writes down how it ended."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+
+from jobs.hostlist import expand
+from jobs.scheduler import SCHEDULERS
+from jobs.shell import Process, exit_code, start
+from jobs.spec import Launch
+
+SAVED = 85
+"""A rank's exit code for: state saved, run me again."""
+POLL_S = 0.1
+TEARDOWN_S = 5
+"""How long a rank may outlive its torchrun peers."""
+FIRST_PORT, NUM_PORTS = 20000, 20000
+
+
+def wrapper_argv(launch: Launch, ranks_from: str) -> list[str]:
+    """The command line of this wrapper around a launch's command."""
+    options = ["--from", ranks_from, "--folder", str(launch.folder)]
+    return [sys.executable, "-m", "jobs.ranks", *options, "--", *launch.command]
+
+
+def code_file(folder: Path, rank: int) -> Path:
+    return folder / f"rank_{rank:05d}.code"
+
+
+def signal_file(folder: Path) -> Path:
+    """Names of signals for all ranks, one a line, appended by `jobs launch`."""
+    return folder / "signals"
+
+
+def started_file(folder: Path) -> Path:
+    return folder / "started"
+
+
+def rank_environment(ranks_from: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT from the scheduler's variables.
+
+    torchrun has set them already. The address is the step's first host; the port follows from the job id, so that all
+    ranks agree without talking.
+    """
+    if ranks_from == "torchrun":
+        return {}
+    words = {ours: environ.get(theirs, "") for ours, theirs in SCHEDULERS[ranks_from].environment.items()}
+    return {
+        "RANK": words["rank"],
+        "WORLD_SIZE": words["world_size"],
+        "LOCAL_RANK": words["local_rank"],
+        "LOCAL_WORLD_SIZE": words["tasks_per_node"].split("(")[0].split(",")[0],  # `2(x4)`: 2 on each of 4 nodes
+        "MASTER_ADDR": expand(words["step_nodes"] or words["nodes"])[0],
+        "MASTER_PORT": str(FIRST_PORT + int(words["job_id"]) % NUM_PORTS),
+    }
+
+
+class Rank:
+    """One rank's process, and the signals on their way to it."""
+
+    def __init__(self, process: Process, folder: Path, is_torchrun: bool) -> None:
+        self.process, self.folder, self.is_torchrun = process, folder, is_torchrun
+        self.num_delivered = 0
+        self.deadline_s = float("inf")
+        for received in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(received, self.on_signal)
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.process.send_signal(number)
+        # Signals from `jobs launch` come by file, so TERM itself means that torchrun lost another rank: this one waits
+        # in a collective that can never end.
+        if self.is_torchrun and number == signal.SIGTERM:
+            self.deadline_s = time.monotonic() + TEARDOWN_S
+
+    def deliver(self) -> None:
+        """Passes on what `jobs launch` has written since the last look."""
+        with contextlib.suppress(FileNotFoundError):
+            names = signal_file(self.folder).read_text().split()
+            for name in names[self.num_delivered :]:
+                self.process.send_signal(signal.Signals[name])
+            self.num_delivered = len(names)
+
+    def wait(self) -> int:
+        while (code := self.process.poll()) is None:
+            if self.is_torchrun:
+                self.deliver()
+            if time.monotonic() > self.deadline_s:
+                self.process.kill()
+            time.sleep(POLL_S)
+        return exit_code(code)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m jobs.ranks", description=__doc__)
+    parser.add_argument("--from", dest="ranks_from", required=True, choices=["torchrun", *SCHEDULERS])
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("command", nargs="+")
+    arguments = parser.parse_args()
+    environ = {**os.environ, **rank_environment(arguments.ranks_from, os.environ)}
+    rank = int(environ["RANK"])
+    # Of its own session, so that a signal to the step's process group arrives once: through this wrapper.
+    process = start(arguments.command, environ, new_session=True)
+    running = Rank(process, arguments.folder, arguments.ranks_from == "torchrun")
+    if rank == 0:
+        started_file(arguments.folder).touch()
+    code = running.wait()
+    code_file(arguments.folder, rank).write_text(str(code))
+    # The launcher would take 85 for a failure and kill the ranks that are still saving.
+    return 0 if code == SAVED else code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

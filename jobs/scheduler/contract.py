@@ -1,0 +1,43 @@
+"""What every scheduler provides: tables and pure functions, nothing that runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.spec import JobSpec
+from jobs.state import State
+
+
+@dataclass(frozen=True)
+class Query:
+    """One command that tells the states of many jobs."""
+
+    argv: Callable[[Sequence[str]], list[str]]
+    parse: Callable[[str], dict[str, State]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The submission half of a scheduler."""
+
+    script: Callable[[JobSpec], str]
+    submit: Callable[[JobSpec, Path], list[str]]
+    parse_id: Callable[[str], str]
+    queries: tuple[Query, ...]
+    """Asked in order, each only about jobs that those before it do not know. The first must answer."""
+    cancel: Callable[[Sequence[str]], list[str]]
+    requeue: Callable[[str], list[str]] | None
+    """Runs the same job again under the same id; None where the scheduler cannot."""
+
+
+@dataclass(frozen=True)
+class Scheduler:
+    """One scheduler: its name, the words of its environment, and how to submit (None: jobs are child processes)."""
+
+    name: str
+    environment: Mapping[str, str]
+    """Ours → its variable: job_id, restart_count, num_nodes, nodes; in a rank also rank, world_size, local_rank,
+    local_world_size."""
+    batch: Batch | None

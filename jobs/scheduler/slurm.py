@@ -1,0 +1,133 @@
+"""Slurm: options, states and environment as tables. Sources: the man pages of sbatch, squeue, sacct and srun (22.05)."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from jobs.errors import UserError
+from jobs.scheduler.contract import Batch, Query, Scheduler
+from jobs.spec import JobSpec
+from jobs.state import State
+
+# Every state and flag that squeue %T or sacct State can show. With a flag (COMPLETING, REQUEUED ...) the job lives on.
+STATES = {
+    **dict.fromkeys(
+        ("PENDING", "CONFIGURING", "POWER_UP_NODE", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD"),
+        State.PENDING,
+    ),
+    **dict.fromkeys(
+        ("RUNNING", "COMPLETING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED", "SPECIAL_EXIT"),
+        State.RUNNING,
+    ),
+    "COMPLETED": State.COMPLETED,
+    "CANCELLED": State.CANCELLED,
+    "REVOKED": State.CANCELLED,
+    **dict.fromkeys(("FAILED", "BOOT_FAIL", "LAUNCH_FAILED", "RECONFIG_FAIL"), State.FAILED),
+    **dict.fromkeys(("TIMEOUT", "DEADLINE"), State.TIMEOUT),
+    "OUT_OF_MEMORY": State.OUT_OF_MEMORY,
+    "NODE_FAIL": State.NODE_FAIL,
+    "PREEMPTED": State.PREEMPTED,
+}
+
+ENVIRONMENT = {
+    "job_id": "SLURM_JOB_ID",
+    "restart_count": "SLURM_RESTART_COUNT",  # absent on the first start
+    "num_nodes": "SLURM_JOB_NUM_NODES",
+    "nodes": "SLURM_JOB_NODELIST",
+    "rank": "SLURM_PROCID",
+    "world_size": "SLURM_NTASKS",
+    "local_rank": "SLURM_LOCALID",
+    "step_nodes": "SLURM_STEP_NODELIST",
+    "tasks_per_node": "SLURM_STEP_TASKS_PER_NODE",
+}
+
+
+def render_script(spec: JobSpec) -> str:
+    """The batch script: `exec`, so that the batch process is the command itself and receives B: signals.
+
+    Options are not in it but on the command line of sbatch, where nothing reads them a second time.
+    """
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in sorted(spec.env.items())]
+    return "\n".join(["#!/bin/bash", *exports, f"exec {shlex.join(spec.command)}", ""])
+
+
+def submit_argv(spec: JobSpec, script: Path) -> list[str]:
+    """sbatch with every option of the job."""
+    options = {
+        "job-name": spec.name,
+        "nodes": spec.nodes,
+        "ntasks-per-node": spec.ranks_per_node,
+        "cpus-per-task": spec.cpus_per_rank,
+        "gpus-per-node": spec.gpus_per_node or None,
+        "mem": None if spec.mem_gb is None else f"{math.ceil(spec.mem_gb * 1024)}M",
+        "time": spec.runtime_min,
+        "account": spec.account,
+        "partition": spec.partition,
+        "qos": spec.qos,
+        # B: only the batch process is warned; it knows whom to tell. Without it the job steps get the signal at once.
+        "signal": f"B:USR2@{spec.signal_delay_s}",
+        "output": spec.stdout,
+        "error": spec.stderr,
+        "open-mode": "append",  # a requeued job keeps the log of its earlier runs
+    }
+    given = [f"--{key}={value}" for key, value in options.items() if value is not None]
+    requeue = "--requeue" if spec.requeue else "--no-requeue"
+    return ["sbatch", "--parsable", *given, requeue, *spec.extra, str(script)]
+
+
+def parse_id(output: str) -> str:
+    """`sbatch --parsable` prints ID or ID;CLUSTER. Raises UserError for anything else."""
+    job_id = output.strip().splitlines()[-1].split(";")[0] if output.strip() else ""
+    if not job_id.isdigit():
+        raise UserError(f"sbatch: no job id in its answer: {output.strip()!r}")
+    return job_id
+
+
+def state_of(word: str) -> State:
+    """State of one of Slurm's words, which may read `CANCELLED by 1000` or end in `+` where sacct cut it."""
+    first = word.split()[0].rstrip("+") if word.split() else ""
+    return STATES.get(first, State.UNKNOWN)
+
+
+def parse_states(output: str) -> dict[str, State]:
+    """Lines of `ID|STATE`; lines about job steps (`12.batch`) and rubbish are passed over."""
+    rows = (line.split("|") for line in output.splitlines())
+    return {row[0]: state_of(row[1]) for row in rows if len(row) >= 2 and row[0].isdigit()}
+
+
+def squeue_argv(job_ids: Sequence[str]) -> list[str]:
+    """All of the user's jobs: naming ids would make squeue fail once one of them has left its memory.
+
+    `--states=all` includes ended jobs for MinJobAge, so accounting is rarely asked and its lag rarely seen.
+    """
+    return ["squeue", "--me", "--noheader", "--states=all", "--format=%A|%T"]
+
+
+def sacct_argv(job_ids: Sequence[str]) -> list[str]:
+    """Jobs that slurmctld has forgotten; exits with an error where accounting is off."""
+    return ["sacct", "-X", "--noheader", "--parsable2", "--format=JobIDRaw,State", f"--jobs={','.join(job_ids)}"]
+
+
+def cancel_argv(job_ids: Sequence[str]) -> list[str]:
+    return ["scancel", *job_ids]
+
+
+def requeue_argv(job_id: str) -> list[str]:
+    return ["scontrol", "requeue", job_id]
+
+
+SCHEDULER = Scheduler(
+    name="slurm",
+    environment=ENVIRONMENT,
+    batch=Batch(
+        script=render_script,
+        submit=submit_argv,
+        parse_id=parse_id,
+        queries=(Query(squeue_argv, parse_states), Query(sacct_argv, parse_states)),
+        cancel=cancel_argv,
+        requeue=requeue_argv,
+    ),
+)

@@ -1,0 +1,56 @@
+"""The one place that starts processes."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+Process = subprocess.Popen[bytes]
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a finished command ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+def run(argv: Sequence[str], timeout_s: float = 60) -> Result:
+    """Runs a short command to its end. Absent or stuck commands are results too (127, 124), never exceptions."""
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL)
+    except FileNotFoundError:
+        return Result(127, "", f"{argv[0]}: command not found")
+    except subprocess.TimeoutExpired:
+        return Result(124, "", f"{argv[0]}: no answer within {timeout_s:.0f} s")
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+def start(argv: Sequence[str], env: Mapping[str, str], cwd: Path | None = None, new_session: bool = False) -> Process:
+    """Starts a long command that dies with this process.
+
+    It ignores USR1 and USR2 until it installs handlers of its own: a warning that comes while a trainer still
+    imports must not kill it.
+    """
+
+    def prepare() -> None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    return subprocess.Popen(argv, env=dict(env), cwd=cwd, start_new_session=new_session, preexec_fn=prepare)
+
+
+def exit_code(returncode: int) -> int:
+    """A process's return code as a shell shows it: 128 + N for death by signal N."""
+    return 128 - returncode if returncode < 0 else returncode

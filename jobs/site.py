@@ -1,0 +1,110 @@
+"""Facts of a site: loads and checks `site_configs/<site>/site.yaml`."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jobs.errors import UserError
+
+FOLDER = Path("site_configs")
+
+
+@dataclass(frozen=True)
+class Site:
+    """One site; the keys and their units are described in `site_configs/schema.yaml`."""
+
+    name: str
+    scheduler: str
+    launcher: str
+    ranks: int
+    cores: int
+    memory_gb: float
+    gpus: int
+    environment: dict[str, str]
+    signal_delay_s: int
+    grace_s: int
+    max_restarts: int
+
+
+def load_site(name_or_path: str) -> Site:
+    """The site of a name (a folder of `site_configs/` here or beside this package) or of a path to a site.yaml.
+
+    Raises UserError: one line with the file, the key and what is allowed.
+    """
+    file = find_site(name_or_path)
+    data = _read(file)
+    _check(data, file)
+    node = data["node"]
+    if data["grace_s"] >= data["signal_delay_s"]:
+        raise UserError(
+            f"{file}: grace_s: {data['grace_s']} must be less than signal_delay_s ({data['signal_delay_s']})"
+        )
+    return Site(
+        name=file.parent.name,
+        scheduler=data["scheduler"],
+        launcher=data["launcher"],
+        **node,
+        environment={item["name"]: item["value"] for item in data.get("environment", [])},
+        signal_delay_s=data["signal_delay_s"],
+        grace_s=data["grace_s"],
+        max_restarts=data["requeue"]["max_restarts"],
+    )
+
+
+def find_site(name_or_path: str) -> Path:
+    """Path of a site's site.yaml. Raises UserError with the known names."""
+    given = Path(name_or_path)
+    if given.suffix == ".yaml" and given.is_file():
+        return given
+    roots = [root for root in (FOLDER, Path(__file__).parents[1] / FOLDER) if root.is_dir()]
+    for folder in (given, *(root / name_or_path for root in roots)):
+        if (folder / "site.yaml").is_file():
+            return folder / "site.yaml"
+    known = sorted({file.parent.name for root in roots for file in root.glob("*/site.yaml")})
+    raise UserError(f"site {name_or_path!r}: no such site; known: {', '.join(known)}, or a path to a site.yaml")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, OSError) as error:
+        raise UserError(f"{file}: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{file}: must be a mapping of keys to values")
+    return data
+
+
+def _schema_file(file: Path) -> Path:
+    beside = file.resolve().parent.parent / "schema.yaml"
+    return beside if beside.is_file() else Path(__file__).parents[1] / FOLDER / "schema.yaml"
+
+
+def _check(data: dict[str, Any], file: Path) -> None:
+    import jsonschema  # slow to load, and only wanted here
+
+    validator = jsonschema.Draft202012Validator(yaml.safe_load(_schema_file(file).read_text()))
+    error = jsonschema.exceptions.best_match(validator.iter_errors(data))
+    if error is None:
+        return
+    where = ".".join(str(part) for part in error.absolute_path)
+    raise UserError(f"{file}: {_explain(error, where)}")
+
+
+def _explain(error: Any, where: str) -> str:
+    prefix = f"{where}." if where else ""
+    if error.validator == "additionalProperties":
+        known = list(error.schema["properties"])
+        unknown = next(key for key in error.instance if key not in known)
+        near = difflib.get_close_matches(str(unknown), known, n=3) or known
+        return f"{prefix}{unknown}: unknown key; did you mean {', '.join(near)}?"
+    if error.validator == "required":
+        missing = next(key for key in error.validator_value if key not in error.instance)
+        return f"{prefix}{missing}: missing"
+    if error.validator == "enum":
+        return f"{where}: {error.instance!r} is not one of {', '.join(map(str, error.validator_value))}"
+    return f"{where}: {error.message}"

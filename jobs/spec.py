@@ -1,0 +1,49 @@
+"""What is asked of a scheduler (JobSpec) and of a launcher (Launch)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """One batch job. Options left at None are not passed on: the scheduler's own default holds."""
+
+    name: str
+    nodes: int = 1
+    ranks_per_node: int = 1
+    cpus_per_rank: int = 1
+    gpus_per_node: int = 0
+    mem_gb: float | None = None
+    """Memory per node."""
+    runtime_min: int = 10
+    account: str | None = None
+    partition: str | None = None
+    qos: str | None = None
+    extra: tuple[str, ...] = ()
+    """Further options of the submit command, one argument each."""
+    requeue: bool = True
+    signal_delay_s: int = 120
+    """Seconds between the warning signal USR2 and the end of the walltime."""
+    command: tuple[str, ...] = ()
+    stdout: Path | None = None
+    stderr: Path | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One command as `nodes` × `ranks_per_node` ranks inside an allocation."""
+
+    command: tuple[str, ...]
+    nodes: int
+    ranks_per_node: int
+    cpus_per_rank: int
+    folder: Path
+    """Shared folder for exit codes and signals of the ranks."""
+
+    @property
+    def world_size(self) -> int:
+        return self.nodes * self.ranks_per_node

@@ -1,0 +1,49 @@
+"""How a job and the launches inside it talk past Snakemake and the shells between them: a folder.
+
+The job names the folder in JOBS_ALLOCATION. A launch puts a file named after its process there while it runs, so that
+the job knows whom to warn, and leaves its exit code, which Snakemake would hide.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+VARIABLE = "JOBS_ALLOCATION"
+
+
+def _folder(environ: Mapping[str, str]) -> Path | None:
+    return Path(environ[VARIABLE]) if environ.get(VARIABLE) else None
+
+
+@contextmanager
+def registered(environ: Mapping[str, str]) -> Iterator[None]:
+    """While it lasts, signals of the job reach this process."""
+    folder = _folder(environ)
+    file = folder / f"launch_{os.getpid()}" if folder else None
+    if file:
+        file.touch()
+    try:
+        yield
+    finally:
+        if file:
+            file.unlink(missing_ok=True)
+
+
+def report_outcome(environ: Mapping[str, str], code: int) -> None:
+    """Tells the job how this launch ended."""
+    if folder := _folder(environ):
+        (folder / "outcome").write_text(str(code))
+
+
+def read_outcome(folder: Path) -> int | None:
+    """Exit code of the last launch, None if there was none."""
+    file = folder / "outcome"
+    return int(file.read_text()) if file.exists() else None
+
+
+def launches(folder: Path) -> list[int]:
+    """Process ids of the launches that now run on this node."""
+    return [int(file.name.removeprefix("launch_")) for file in folder.glob("launch_*")]
