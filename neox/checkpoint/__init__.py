@@ -1,0 +1,1 @@
+"""Checkpoints that move between layouts: store, manifest, resharding reader, Hugging Face export."""

@@ -1,0 +1,146 @@
+"""Reading a checkpoint at any layout: only the saved slices that overlap what is asked for."""
+
+from __future__ import annotations
+
+import functools
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from neox.checkpoint import manifest as manifests
+from neox.checkpoint.manifest import SliceInfo
+from neox.config.errors import UserError
+from neox.parallel.pieces import Piece
+
+Runs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+"""Runs of consecutive elements: start in the whole flattened tensor (ascending), start in the piece, length."""
+
+
+class TensorReader:
+    """Tensors of one checkpoint directory, whole or by piece."""
+
+    def __init__(self, directory: Path | str) -> None:
+        """Reads the manifest and checks every file's size.
+
+        Raises:
+            UserError: the directory is not a checkpoint, or is damaged.
+        """
+        self.directory = Path(directory)
+        self.manifest = manifests.read(self.directory)
+        self._tensors = self.manifest.tensors()
+        self._slices = self.manifest.slices()
+        self._open = functools.cache(self._open_file)
+
+    def names(self, kind: str = "weight") -> list[str]:
+        """Logical names of every tensor of a kind."""
+        return [name for found, name in self._tensors if found == kind]
+
+    def shape(self, kind: str, name: str) -> tuple[int, ...]:
+        """Global shape of a logical tensor."""
+        return self._info(kind, name).shape
+
+    def read(self, kind: str, name: str) -> Tensor:
+        """The whole logical tensor, fp32."""
+        shape = self.shape(kind, name)
+        whole = Piece(kind, name, shape, None, 0, 1, 0, math.prod(shape), torch.empty(0))
+        return self.read_piece(whole).view(shape)
+
+    def read_piece(self, piece: Piece) -> Tensor:
+        """The values at the coordinates of `piece`, fp32 [piece.numel]; `piece.tensor` is not looked at.
+
+        Raises:
+            UserError: the checkpoint holds no such tensor, or one of another shape.
+        """
+        info = self._info(piece.kind, piece.name)
+        if info.shape != tuple(piece.global_shape):
+            saved, wanted = list(info.shape), list(piece.global_shape)
+            raise UserError(
+                f"{self.directory}: {piece.kind} of {piece.name} has shape {saved}, the model needs {wanted}"
+            )
+        out = torch.empty(piece.numel, dtype=torch.float32)
+        wanted_runs = runs(info.shape, piece)
+        num_read = 0
+        for file, saved_slice in self._slices[piece.kind, piece.name]:
+            num_read += self._copy_overlap(out, wanted_runs, info.shape, file, saved_slice)
+        if num_read != piece.numel:
+            raise UserError(f"{self.directory}: {piece.kind} of {piece.name} is incomplete")
+        return out
+
+    def _copy_overlap(self, out: Tensor, wanted: Runs, shape: tuple[int, ...], file: str, saved: SliceInfo) -> int:
+        to, source, length = overlap(wanted, runs(shape, saved))
+        if not len(length):
+            return 0
+        first, last = int(source.min()), int((source + length).max())
+        data = self._open(file).get_slice(saved.key)[first:last]
+        for i, j, n in zip(to.tolist(), (source - first).tolist(), length.tolist(), strict=True):
+            out[i : i + n] = data[j : j + n]
+        return int(length.sum())
+
+    def _info(self, kind: str, name: str) -> manifests.TensorInfo:
+        try:
+            return self._tensors[kind, name]
+        except KeyError:
+            raise UserError(f"{self.directory} holds no {kind} of {name}") from None
+
+    def _open_file(self, name: str) -> Any:
+        return safe_open(self.directory / name, framework="pt")
+
+
+def runs(shape: tuple[int, ...], part: Piece | SliceInfo) -> Runs:
+    """Where the elements of a piece lie in the whole flattened tensor of `shape`.
+
+    A shard along `dim` is, for each index of the dimensions before it, one run of shape[dim] / num_shards × (dimensions
+    after it) elements.
+    """
+    before = math.prod(shape[: part.dim]) if part.dim is not None else 1
+    row = math.prod(shape) // before
+    width = row // part.num_shards
+    end = part.start + part.numel
+    index = np.arange(part.start // width, -(-end // width), dtype=np.int64)
+    first = np.maximum(index * width, part.start)
+    last = np.minimum((index + 1) * width, end)
+    begin = index * row + part.shard_index * width + first - index * width
+    return begin, first - part.start, last - first
+
+
+def overlap(a: Runs, b: Runs) -> Runs:
+    """Elements in both pieces, as few runs as possible: start in piece a, start in piece b, length."""
+    points = np.unique(np.concatenate([a[0], a[0] + a[2], b[0], b[0] + b[2]]))
+    begin, length = points[:-1], np.diff(points)
+    in_a, at_a = _locate(a, begin)
+    in_b, at_b = _locate(b, begin)
+    both = in_a & in_b
+    at_a, at_b, length = at_a[both], at_b[both], length[both]
+    if not len(length):
+        return at_a, at_b, length
+    breaks = (at_a[1:] != at_a[:-1] + length[:-1]) | (at_b[1:] != at_b[:-1] + length[:-1])
+    starts = np.concatenate([[0], np.flatnonzero(breaks) + 1])
+    return at_a[starts], at_b[starts], np.add.reduceat(length, starts)
+
+
+def _locate(piece: Runs, points: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Whether each point of the whole tensor lies in the piece, and where in it."""
+    index = np.searchsorted(piece[0], points, side="right") - 1
+    offset = points - piece[0][index]
+    is_inside = (index >= 0) & (offset < piece[2][index])
+    return is_inside, piece[1][index] + offset
+
+
+def load_model_weights(model: nn.Module, directory: Path | str) -> None:
+    """Fills the single-device model from a checkpoint of any layout.
+
+    Raises:
+        UserError: a parameter is missing from the checkpoint or has another shape.
+    """
+    reader = TensorReader(directory)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            shape = tuple(parameter.shape)
+            whole = Piece("weight", name, shape, None, 0, 1, 0, parameter.numel(), parameter)
+            parameter.copy_(reader.read_piece(whole).view(shape))

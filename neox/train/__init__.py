@@ -1,0 +1,1 @@
+"""The training loop: schedule, metrics, stopping, resuming."""

@@ -1,0 +1,195 @@
+"""The training loop: step, validate, save, stop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from neox.checkpoint.reshard import TensorReader
+from neox.checkpoint.save import copied, save
+from neox.config.derive import checkpoint_steps
+from neox.config.errors import UserError
+from neox.config.load import config_hash, to_dict
+from neox.config.schema import Config
+from neox.parallel.engine import Engine, StepResult
+from neox.parallel.topology import Topology
+from neox.train.determinism import make_deterministic, random_state, restore_random_state
+from neox.train.directory import RunDirectory, code_version
+from neox.train.inputs import Inputs, build_inputs
+from neox.train.metrics import Metrics
+from neox.train.schedule import learning_rate
+from neox.train.stop import StopRequest
+
+FINISHED, RUN_AGAIN = 0, 85
+
+
+def train(
+    cfg: Config, run: RunDirectory, stop: StopRequest, sources: Sequence[Path] = (), overrides: Sequence[str] = ()
+) -> int:
+    """Trains from the latest checkpoint, or the beginning, to the last step or until asked to stop; every rank calls it.
+
+    Args:
+        cfg: resolved for the number of ranks. sources, overrides: what it was made from, kept with the run.
+
+    Returns:
+        FINISHED, or RUN_AGAIN when the state was saved before the end.
+
+    Raises:
+        UserError: the data do not do, or are not those the run began with.
+        SaveError: a checkpoint could not be written.
+    """
+    make_deterministic(cfg.train.seed)
+    assert cfg.parallel.dp is not None
+    engine = Engine(cfg, Topology(cfg.parallel.dp, cfg.parallel.tp, cfg.parallel.pp))
+    stop.catch_signals()
+    loop = Loop(cfg, run, engine, build_inputs(cfg, engine))
+    loop.resume(engine.broadcast(run.store.latest()))
+    if engine.rank == 0:
+        run.prepare(cfg, sources, overrides)
+        loop.open_metrics()
+    engine.barrier()
+    code = loop.run_steps(stop)
+    engine.close()
+    return code
+
+
+class Loop:
+    """A run between two step boundaries: counters, and what a step, a validation and a save do."""
+
+    def __init__(self, cfg: Config, run: RunDirectory, engine: Engine, inputs: Inputs) -> None:
+        self.cfg, self.run, self.engine, self.inputs = cfg, run, engine, inputs
+        self.step = 0
+        self.samples = 0
+        self.saved_step: int | None = None
+        self.metrics: Metrics | None = None
+        self.save_steps = set(checkpoint_steps(cfg))
+
+    def resume(self, step: int | None) -> None:
+        """Takes over the state of the checkpoint of `step`; None: the beginning.
+
+        Raises:
+            UserError: the checkpoint does not fit the model, or the data are others.
+        """
+        if step is None:
+            return
+        reader = TensorReader(self.run.store.path(step))
+        state = reader.manifest.state
+        self._check_data(state["data"])
+        self.engine.load_pieces(reader)
+        self.engine.load_optimizer_scalars(state["optimizer"])
+        restore_random_state(state["rng"])
+        self.step, self.samples, self.saved_step = state["step"], state["samples"], step
+        self._say(f"going on from {reader.directory}")
+
+    def open_metrics(self) -> None:
+        """Opens the logs after the current step; the first rank only."""
+        log = self.cfg.log
+        self.metrics = Metrics(self.run, self.step, self.cfg.train.steps, log.interval, log.tensorboard)
+
+    def run_steps(self, stop: StopRequest) -> int:
+        """Steps until the last or a reason to stop, and leaves the state saved; returns the exit code."""
+        if self.step == 0 and 0 in self.save_steps and self.saved_step is None:
+            self.save()
+        while self.step < self.cfg.train.steps:
+            if self.engine.any_rank(stop.reason is not None):
+                return self._end_early(stop.reason or "another rank was asked to stop")
+            self.train_step()
+            self.validate_if_due()
+            if self.step in self.save_steps:
+                self.save()
+        self._close_metrics()
+        if self.engine.rank == 0:
+            self.run.write_summary()
+        self._say(f"finished {self.step} steps; {self.run.summary}")
+        return FINISHED
+
+    def train_step(self) -> None:
+        """One optimizer step and its record."""
+        begin = time.perf_counter()
+        lr = learning_rate(self.step, self.cfg.optim)
+        batches = self.inputs.train.step(self.samples) if self.engine.reads_data else []
+        result = self.engine.train_step(iter(batches), lr)
+        self.step += 1
+        self.samples += self.inputs.train.global_batch_size
+        if self.metrics is not None:
+            self.metrics.record_step(self._record(result, lr, time.perf_counter() - begin))
+
+    def validate_if_due(self) -> None:
+        """Validates at every valid_interval-th step and at the last; each time on the part's next samples."""
+        interval, num_batches = self.cfg.train.valid_interval, self.cfg.train.valid_batches
+        if interval == 0 or (self.step % interval and self.step != self.cfg.train.steps):
+            return
+        assert self.inputs.valid is not None
+        num_before = (self.step - 1) // interval
+        start = num_before * num_batches * self.inputs.valid.global_batch_size
+        batches = self.inputs.valid_micro_batches(start, num_batches) if self.engine.reads_data else []
+        assert self.cfg.train.grad_accum is not None
+        loss = self.engine.eval_loss(iter(batches), num_batches * self.cfg.train.grad_accum)
+        if self.metrics is not None:
+            self.metrics.record_validation(self.step, loss)
+
+    def save(self) -> None:
+        """Saves the state after the current step, and removes the checkpoints that are not to be kept."""
+        if self.metrics is not None:
+            self.metrics.flush()
+        save(self.run.store, self.engine, self.step, copied(self.engine.pieces()), self._state())
+        self.saved_step = self.step
+        if self.engine.rank == 0:
+            self.run.store.prune(self.cfg.checkpoint.keep_last, self.cfg.checkpoint.steps)
+
+    def _end_early(self, reason: str) -> int:
+        # Before the first step there is nothing to lose.
+        if self.step > 0 and self.saved_step != self.step:
+            self.save()
+        self._close_metrics()
+        self._say(f"stopped after step {self.step}, {reason}; the state is saved, run the same command again to go on")
+        return RUN_AGAIN
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "samples": self.samples,
+            "optimizer": self.engine.optimizer_scalars(),
+            "rng": random_state(),
+            "data": self.inputs.fingerprint,
+            "config": to_dict(self.cfg),
+            "config_sha256": config_hash(self.cfg),
+            "code": code_version(),
+        }
+
+    def _record(self, result: StepResult, lr: float, step_time_s: float) -> dict[str, Any]:
+        seq_length = self.cfg.model.seq_length
+        return {
+            "step": self.step,
+            "samples": self.samples,
+            "tokens": self.samples * seq_length,
+            "loss": result.loss,
+            "lr": lr,
+            "grad_norm": result.grad_norm,
+            "step_time_s": round(step_time_s, 6),
+            "tokens_per_s": round(self.inputs.train.global_batch_size * seq_length / step_time_s, 3),
+        }
+
+    def _check_data(self, saved: dict[str, Any]) -> None:
+        now = self.inputs.fingerprint
+        for key in ("documents", "tokens"):
+            if saved[key] != now[key]:
+                raise UserError(
+                    f"data.path = {self.cfg.data.path}: has {now[key]} {key}, the run began with {saved[key]}; "
+                    "give it the same token files or take another --run-dir"
+                )
+        if saved["samples"] != now["samples"]:
+            raise UserError(
+                f"train.steps = {self.cfg.train.steps}: needs another number of epochs of the data, which are shuffled "
+                "as one, so the order would change in the middle of the run; take another --run-dir"
+            )
+
+    def _close_metrics(self) -> None:
+        if self.metrics is not None:
+            self.metrics.close()
+
+    def _say(self, message: str) -> None:
+        if self.engine.rank == 0:
+            print(message, flush=True)

@@ -1,0 +1,108 @@
+"""What a run says about itself: metrics.jsonl, TensorBoard and a progress line; the first rank only."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import os
+import statistics
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from neox.data.durable import replacing
+from neox.train.directory import RunDirectory
+
+RECENT_STEPS = 50
+"""Steps whose median time the remaining time is estimated from."""
+
+
+class Metrics:
+    """Writes every record at once, so that a killed run loses at most a half-written line."""
+
+    def __init__(self, run: RunDirectory, first_step: int, num_steps: int, interval: int, tensorboard: bool) -> None:
+        """Goes on after step `first_step`: what the files say of later steps is dropped.
+
+        Args:
+            num_steps: last step of the run. interval: steps between progress lines.
+        """
+        drop_after(run, first_step)
+        self._path = run.metrics
+        self._file = run.metrics.open("a", encoding="utf-8")
+        self._tensorboard = _writer(run.tensorboard, first_step) if tensorboard else None
+        self._first_step, self._num_steps, self._interval = first_step, num_steps, interval
+        self._recent: deque[float] = deque(maxlen=RECENT_STEPS)
+
+    def record_step(self, record: dict[str, Any]) -> None:
+        """One optimizer step: step, samples, tokens, loss, lr, grad_norm, step_time_s, tokens_per_s."""
+        self._write(record)
+        step = record["step"]
+        self._recent.append(record["step_time_s"])
+        for key in ("loss", "lr", "grad_norm", "tokens_per_s"):
+            self._scalar(f"train/{key}", record[key], step)
+        if step % self._interval == 0 or step in (self._first_step + 1, self._num_steps):
+            print(self._progress(record), flush=True)
+
+    def record_validation(self, step: int, valid_loss: float) -> None:
+        """One validation, after `step`."""
+        self._write({"step": step, "valid_loss": valid_loss})
+        self._scalar("valid/loss", valid_loss, step)
+        print(f"step {step}/{self._num_steps} | validation loss {valid_loss:.4f}", flush=True)
+
+    def flush(self) -> None:
+        """Waits until every record is on the disk."""
+        os.fsync(self._file.fileno())
+        if self._tensorboard is not None:
+            self._tensorboard.flush()
+
+    def close(self) -> None:
+        """Flushes and closes the files."""
+        self.flush()
+        self._file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+    def _write(self, record: dict[str, Any]) -> None:
+        try:
+            self._file.write(json.dumps({key: _finite(value) for key, value in record.items()}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from None
+
+    def _scalar(self, name: str, value: float, step: int) -> None:
+        if self._tensorboard is not None:
+            self._tensorboard.add_scalar(name, value, step)
+
+    def _progress(self, record: dict[str, Any]) -> str:
+        remaining_s = statistics.median(self._recent) * (self._num_steps - record["step"])
+        parts = [
+            f"step {record['step']}/{self._num_steps}",
+            f"loss {record['loss']:.4f}",
+            f"lr {record['lr']:.2e}",
+            f"grad norm {record['grad_norm']:.2f}",
+            f"{record['tokens_per_s']:,.0f} tokens/s",
+            f"ETA {datetime.timedelta(seconds=round(remaining_s))}",
+        ]
+        return " | ".join(parts)
+
+
+def drop_after(run: RunDirectory, step: int) -> None:
+    """Leaves in metrics.jsonl only whole lines of steps up to `step`; replaces the file at once or not at all."""
+    if not run.metrics.is_file():
+        return
+    kept = [json.dumps(record) + "\n" for record in run.records() if record["step"] <= step]
+    with replacing(run.metrics) as (temporary,):
+        temporary.write_text("".join(kept), encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity and no NaN: null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _writer(folder: Path, first_step: int) -> Any:
+    from torch.utils.tensorboard import SummaryWriter  # slow to load
+
+    # Readers drop what earlier files say of steps from purge_step on.
+    return SummaryWriter(str(folder), purge_step=first_step + 1 if first_step or folder.exists() else None)
