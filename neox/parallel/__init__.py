@@ -7,3 +7,5 @@ import warnings
 # are news to the user of this package, so the filter must stand before anything below imports it.
 logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed|deepspeed")
+# Said of the broadcast by which DeepSpeed makes tied weights equal before training; nothing differentiates through it.
+warnings.filterwarnings("ignore", message=r"c10d::\w+: an autograd kernel was not registered")

@@ -33,8 +33,8 @@ class Piece:
     """First element, counted in the flattened shard."""
     numel: int
     tensor: Tensor
-    """fp32, one-dimensional, `numel` elements: a view of the engine's own memory on its own device, so copy it to the host
-    before the next step changes it."""
+    """fp32, one-dimensional, `numel` elements: a view of the engine's own memory on its own device, so copy it to the
+    host before the next step changes it."""
 
     @property
     def local_shape(self) -> tuple[int, ...]:

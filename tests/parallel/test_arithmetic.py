@@ -1,0 +1,90 @@
+"""Rank arithmetic, the plan's table and the dealing of layers, without processes."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
+
+from neox.config.errors import UserError
+from neox.model.gpt import GPT
+from neox.parallel.groups import TensorGroup
+from neox.parallel.plan import apply_plan, shard, sharded_dim
+from neox.parallel.stages import deal_by_weight, deal_uniform
+from neox.parallel.topology import Topology
+from tests.parallel.training import LLAMA, NEOX
+
+
+@pytest.mark.parametrize(("dp", "tp", "pp"), [(1, 1, 1), (2, 3, 4), (3, 1, 2), (1, 4, 2)])
+def test_ranks_are_ordered_as_deepspeed_orders_them(dp: int, tp: int, pp: int) -> None:
+    topology = Topology(dp, tp, pp)
+    theirs = PipeModelDataParallelTopology(num_pp=pp, num_mp=tp, num_dp=dp)
+    for rank in range(topology.world_size):
+        at = theirs.get_coord(rank)
+        assert (topology.dp_index(rank), topology.tp_index(rank), topology.pp_index(rank)) == (
+            at.data,
+            at.model,
+            at.pipe,
+        )
+        assert topology.rank(pp=at.pipe, dp=at.data, tp=at.model) == rank
+    if tp > 1:
+        assert topology.tp_groups() == theirs.get_axis_comm_lists("model")
+
+
+def test_a_wrong_world_size_shows_the_equation() -> None:
+    with pytest.raises(UserError, match=r"dp × tp × pp = 2 × 1 × 2 = 4 is not the number of ranks, 8"):
+        Topology(2, 1, 2).check_world_size(8)
+    with pytest.raises(UserError, match="tp = 0"):
+        Topology(1, 0, 1)
+
+
+@pytest.mark.parametrize("model", [NEOX, LLAMA])
+@pytest.mark.parametrize("tp", [2, 4])
+def test_shards_put_together_are_the_whole(model: object, tp: int) -> None:
+    whole = GPT(model, 128)  # type: ignore[arg-type]
+    for name, parameter in whole.named_parameters():
+        with torch.no_grad():
+            parameter.normal_()
+        parts = [shard(parameter.data, name, TensorGroup(tp, index)) for index in range(tp)]
+        dim = sharded_dim(name)
+        assert torch.equal(parts[0] if dim is None else torch.cat(parts, dim), parameter)
+        assert all(part.is_contiguous() for part in parts)
+
+
+def test_qkv_is_sharded_by_head() -> None:
+    rows = torch.arange(3 * 32).view(4, 3, 8)  # [head][q, k, v][head_dim]
+    got = shard(rows.flatten(), "layers.0.attn.qkv.bias", TensorGroup(2, 1))
+    assert torch.equal(got.view(2, 3, 8), rows[2:])
+
+
+def test_a_name_the_plan_lacks_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"no entry for 'layers\.0\.attn\.gate\.weight'"):
+        sharded_dim("layers.0.attn.gate.weight")
+
+
+def test_only_shards_are_marked_for_the_norm() -> None:
+    model = GPT(NEOX, 128)
+    apply_plan(model, TensorGroup(2, 0), lambda _, shape: torch.zeros(shape))
+    marked = {name for name, p in model.named_parameters() if p.tensor_model_parallel}  # type: ignore[attr-defined]
+    assert marked == {name for name, _ in model.named_parameters() if sharded_dim(name) is not None}
+    assert "layers.0.attn.out.bias" not in marked
+    assert "head.weight" in marked
+
+
+@pytest.mark.parametrize("num_stages", [1, 2, 3, 5])
+def test_the_heaviest_stage_is_as_light_as_possible(num_stages: int) -> None:
+    weights = [9, 1, 4, 4, 1, 7]
+    best = min(
+        max(sum(weights[a:b]) for a, b in itertools.pairwise([0, *cuts, len(weights)]))
+        for cuts in itertools.combinations(range(1, len(weights)), num_stages - 1)
+    )
+    got = deal_by_weight(weights, num_stages)
+    assert len(got) == num_stages + 1 and all(a < b for a, b in itertools.pairwise(got))
+    assert max(sum(weights[a:b]) for a, b in itertools.pairwise(got)) == best
+
+
+def test_uniform_stages_differ_by_one_at_most() -> None:
+    assert deal_uniform(7, 3) == [0, 2, 4, 7]
+    assert deal_uniform(4, 4) == [0, 1, 2, 3, 4]

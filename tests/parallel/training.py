@@ -1,0 +1,255 @@
+"""What the tests of the engine run: a tiny model, its data, a plain loop on one device, and the engine's loop."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from neox.config.derive import padded_vocab, resolve
+from neox.config.schema import Config, ModelConfig, OptimConfig, ParallelConfig, TrainConfig
+from neox.model.gpt import GPT
+from neox.model.init import init_weights
+from neox.model.loss import lm_loss
+
+STEPS, SAVE_STEP = 20, 10
+GLOBAL_BATCH, MICRO_BATCH, SEQ, VOCAB = 8, 2, 16, 100
+NEOX = ModelConfig(num_layers=4, hidden_size=32, num_heads=4, seq_length=SEQ, vocab_size=VOCAB, rotary_pct=0.5)
+LLAMA = dataclasses.replace(
+    NEOX, norm="rmsnorm", activation="swiglu", parallel_residual=False, bias=False, intermediate_size=88
+)
+TIED = dataclasses.replace(NEOX, tie_embeddings=True)
+LEARNING_RATES = [2e-3 * (step + 1) / STEPS for step in range(STEPS)]
+CLIP = 0.8  # below the gradients' norm of about 1.1, so that it acts at every step
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run to STEPS: from SAVE_STEP and the tensors in `load` if set, writing those of SAVE_STEP to `save`."""
+
+    name: str
+    dp: int = 1
+    tp: int = 1
+    pp: int = 1
+    model: ModelConfig = NEOX
+    precision: str = "fp32"
+    partition: str = "parameters"
+    load: str | None = None
+    save: str | None = None
+
+    def config(self) -> Config:
+        """The resolved configuration of this case."""
+        config = Config(
+            model=self.model,
+            parallel=ParallelConfig(tp=self.tp, pp=self.pp, partition=self.partition),  # type: ignore[arg-type]
+            optim=OptimConfig(weight_decay=0.1, grad_clip=CLIP),
+            train=TrainConfig(
+                steps=STEPS,
+                global_batch_size=GLOBAL_BATCH,
+                micro_batch_size=MICRO_BATCH,
+                precision=self.precision,  # type: ignore[arg-type]
+                seed=7,
+            ),
+        )
+        return resolve(config, self.dp * self.tp * self.pp)
+
+
+def batch(step: int) -> tuple[Tensor, Tensor]:
+    """Tokens and labels [GLOBAL_BATCH, SEQ] of one step, from a random Markov chain: there is something to learn."""
+    table = torch.randint(VOCAB, (VOCAB, 4), generator=torch.Generator().manual_seed(5))
+    generator = torch.Generator().manual_seed(1000 + step)
+    columns = [torch.randint(VOCAB, (GLOBAL_BATCH,), generator=generator)]
+    for _ in range(SEQ):
+        choice = torch.randint(4, (GLOBAL_BATCH,), generator=generator)
+        columns.append(table[columns[-1], choice])
+    tokens = torch.stack(columns, dim=1)
+    return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+
+
+@dataclass
+class Run:
+    """What a run recorded; `first` and `saved`: full tensors by (kind, name) after step 1 and SAVE_STEP."""
+
+    losses: list[float]
+    grad_norms: list[float]
+    valid_loss: float
+    first: dict[tuple[str, str], Tensor]
+    saved: dict[tuple[str, str], Tensor]
+
+
+def plain_run(model_config: ModelConfig, dtype: torch.dtype = torch.float32) -> Run:
+    """Single-device PyTorch, no engine: fp32 masters and sums of gradients, AdamW, clipping; the model in `dtype`."""
+    model = GPT(model_config, padded_vocab(model_config))
+    init_weights(model, model_config, seed=7)
+    model = model.to(dtype)  # before the masters are made: they start from rounded weights, as DeepSpeed's do
+    masters = {name: nn.Parameter(p.detach().float().clone()) for name, p in model.named_parameters()}
+    decayed = [p for p in masters.values() if p.dim() == 2]
+    rest = [p for p in masters.values() if p.dim() == 1]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8, foreach=False)
+    run = Run([], [], 0.0, {}, {})
+    for step, lr in enumerate(LEARNING_RATES):
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        run.losses.append(plain_gradients(model, masters, *batch(step)))
+        run.grad_norms.append(float(nn.utils.clip_grad_norm_(masters.values(), CLIP)))
+        optimizer.step()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(masters[name])
+        if step + 1 == 1:
+            run.first = plain_state(masters, optimizer)
+        if step + 1 == SAVE_STEP:
+            run.saved = plain_state(masters, optimizer)
+    with torch.no_grad():
+        tokens, labels = batch(STEPS)
+        run.valid_loss = lm_loss(model(tokens), labels).item()
+    return run
+
+
+def plain_gradients(model: nn.Module, masters: dict[str, nn.Parameter], tokens: Tensor, labels: Tensor) -> float:
+    """Sets the masters' gradients to the mean over micro-batches and returns the mean loss."""
+    micro_batches = list(zip(tokens.split(MICRO_BATCH), labels.split(MICRO_BATCH), strict=True))
+    for master in masters.values():
+        master.grad = torch.zeros_like(master)
+    total = 0.0
+    for some_tokens, some_labels in micro_batches:
+        model.zero_grad()
+        loss = lm_loss(model(some_tokens), some_labels) / len(micro_batches)
+        loss.backward()
+        total += loss.item()
+        for name, parameter in model.named_parameters():
+            masters[name].grad += parameter.grad.float()
+    return total
+
+
+def plain_state(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[tuple[str, str], Tensor]:
+    """Copies of weights and moments by (kind, name)."""
+    state: dict[tuple[str, str], Tensor] = {}
+    for name, parameter in parameters.items():
+        state["weight", name] = parameter.detach().clone()
+        for kind in ("exp_avg", "exp_avg_sq"):
+            state[kind, name] = optimizer.state[parameter][kind].clone()
+    return state
+
+
+@dataclass
+class SavedPiece:
+    """A piece as it left a rank, picklable."""
+
+    kind: str
+    name: str
+    global_shape: tuple[int, ...]
+    dim: int | None
+    shard_index: int
+    num_shards: int
+    start: int
+    values: np.ndarray
+
+
+def collect(engine: Any) -> list[SavedPiece]:
+    """This rank's pieces, copied."""
+    return [
+        SavedPiece(p.kind, p.name, p.global_shape, p.dim, p.shard_index, p.num_shards, p.start, p.tensor.numpy().copy())
+        for p in engine.pieces()
+    ]
+
+
+def assemble(pieces: list[SavedPiece]) -> dict[tuple[str, str], Tensor]:
+    """Full tensors from all ranks' pieces; every element must be covered exactly once."""
+    full: dict[tuple[str, str], Tensor] = {}
+    count: dict[tuple[str, str], Tensor] = {}
+    for piece in pieces:
+        key = piece.kind, piece.name
+        target = full.setdefault(key, torch.zeros(piece.global_shape))
+        seen = count.setdefault(key, torch.zeros(piece.global_shape))
+        for tensor, values in ((target, torch.from_numpy(piece.values)), (seen, torch.ones(len(piece.values)))):
+            part = tensor if piece.dim is None else tensor.chunk(piece.num_shards, piece.dim)[piece.shard_index]
+            flat = part.flatten()  # a copy where the shard is not contiguous, so it is put back below
+            flat[piece.start : piece.start + len(piece.values)] += values
+            part.copy_(flat.view(part.shape))
+    for key, seen in count.items():
+        assert bool((seen == 1).all()), f"{key}: elements covered {seen.min()} to {seen.max()} times"
+    return full
+
+
+class Reader:
+    """Serves pieces from full tensors, as a checkpoint would."""
+
+    def __init__(self, full: dict[tuple[str, str], Tensor]) -> None:
+        self.full = full
+
+    def read_piece(self, piece: Any) -> Tensor:
+        full = self.full[piece.kind, piece.name]
+        part = full if piece.dim is None else full.chunk(piece.num_shards, piece.dim)[piece.shard_index]
+        assert tuple(full.shape) == piece.global_shape and tuple(part.shape) == piece.local_shape
+        return part.flatten()[piece.start : piece.start + piece.numel]
+
+
+def save_full(full: dict[tuple[str, str], Tensor], path: Path) -> None:
+    """Full tensors to a file that another launch can read."""
+    np.savez(path, **{f"{kind}|{name}": tensor.numpy() for (kind, name), tensor in full.items()})
+
+
+def load_full(path: str) -> dict[tuple[str, str], Tensor]:
+    """The reverse of `save_full`."""
+    with np.load(path) as data:
+        keys = [tuple(key.split("|")) for key in data.files]
+        return {(kind, name): torch.from_numpy(data[f"{kind}|{name}"]) for kind, name in keys}
+
+
+def run_case(case: Case) -> dict[str, Any]:
+    """One case through the engine on this rank."""
+    from neox.parallel.engine import Engine
+    from neox.parallel.topology import Topology
+
+    engine = Engine(case.config(), Topology(case.dp, case.tp, case.pp))
+
+    def micro_batches(step: int) -> Any:
+        tokens, labels = (part.chunk(case.dp)[engine.dp_index] for part in batch(step))
+        return zip(tokens.split(MICRO_BATCH), labels.split(MICRO_BATCH), strict=True)
+
+    out: dict[str, Any] = {"losses": [], "grad_norms": [], "initial": collect(engine)}
+    start = 0
+    if case.load is not None:
+        start = SAVE_STEP
+        engine.load_pieces(Reader(load_full(case.load)))
+        engine.load_optimizer_scalars({"step": SAVE_STEP})
+    for step in range(start, STEPS):
+        result = engine.train_step(micro_batches(step), LEARNING_RATES[step])
+        out["losses"].append(result.loss)
+        out["grad_norms"].append(result.grad_norm)
+        if step == 0:
+            out["first"] = collect(engine)
+        if step + 1 == SAVE_STEP:
+            out["saved"], out["scalars"] = collect(engine), engine.optimizer_scalars()
+    out["final"] = collect(engine)
+    num_micro_batches = GLOBAL_BATCH // case.dp // MICRO_BATCH
+    out["valid_loss"] = engine.eval_loss(micro_batches(STEPS), num_micro_batches)
+    out["broadcast"] = engine.broadcast({"from": engine.rank})
+    out["any_of_last"] = engine.any_rank(engine.rank == case.dp * case.tp * case.pp - 1)
+    out["any_of_none"] = engine.any_rank(False)
+    out["reads_data"] = engine.reads_data
+    return out
+
+
+def run_cases(cases: list[Case]) -> list[dict[str, Any]]:
+    """Several cases one after the other in one process group; a case may read what an earlier one saved."""
+    import torch.distributed as dist
+
+    outs = []
+    for case in cases:
+        out = run_case(case)
+        if case.save is not None:
+            everyone: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(everyone, out["saved"])
+            if dist.get_rank() == 0:
+                save_full(assemble([piece for pieces in everyone for piece in pieces]), Path(case.save))
+            dist.barrier()
+        outs.append(out)
+    return outs
