@@ -125,7 +125,7 @@ class _Transfer:
             response = self._open()
         except urllib.error.HTTPError as error:
             self._refused(error)
-        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+        except (OSError, http.client.HTTPException) as error:
             if isinstance(reason := getattr(error, "reason", None), FileNotFoundError):
                 raise UserError(f"{self._download.url}: {reason.strerror}") from error
             raise _InterruptedError(f"no answer ({error})") from error
@@ -178,7 +178,7 @@ class _Transfer:
         while True:
             try:
                 chunk = response.read(CHUNK)
-            except (http.client.HTTPException, TimeoutError, ConnectionError) as error:
+            except (OSError, http.client.HTTPException) as error:
                 raise _InterruptedError(f"the transfer broke after {self._have} bytes ({error})") from error
             if not chunk:
                 return

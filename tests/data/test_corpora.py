@@ -113,8 +113,8 @@ def test_part_without_documents(tmp_path):
 
 
 def test_cloze_takes_prose_whose_last_word_came_before():
-    prose = "The selector watches many file objects at once and tells which of them are ready, so that loops ask that selector. "
-    assert list(cloze_passages(prose)) == [{"context": prose[: prose.rindex(" selector.")], "target": "selector"}]
-    assert list(cloze_passages(prose.replace("that selector", "that kernel"))) == []  # never named before
+    prose = "The list has many file objects in it and it says which of them are ready so that we may ask that list. "
+    assert list(cloze_passages(prose)) == [{"context": prose[: prose.rindex(" list.")], "target": "list"}]
+    assert list(cloze_passages(prose.replace("that list", "that kernel"))) == []  # never named before
     assert list(cloze_passages("x = 1 # selector\n" * 20 + "selector. ")) == []  # code
     assert list(cloze_passages("A selector is a selector. ")) == []  # too little context

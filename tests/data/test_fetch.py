@@ -3,6 +3,8 @@
 import hashlib
 import http.server
 import os
+import subprocess
+import sys
 
 import pytest
 from data_inputs import serve
@@ -160,6 +162,21 @@ def test_always_truncated(folder):
     with serve(folder, server.handler) as url, pytest.raises(UserError, match="1000 of 1048576 bytes, 3 attempts"):
         fetch(download(url, folder, attempts=3))
     assert not (folder.parent / "out").exists()
+
+
+FETCH_INTO_LITTLE_ROOM = """
+import pathlib, resource, sys
+from neox.data.fetch import Download, fetch
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+fetch(Download(sys.argv[1], pathlib.Path(sys.argv[2])))
+"""
+
+
+def test_no_room_leaves_nothing(folder):
+    command = [sys.executable, "-c", FETCH_INTO_LITTLE_ROOM, f"{folder.as_uri()}/file", folder.parent / "out"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert f"UserError: {folder.parent / 'out'}: File too large" in done.stderr
+    assert left_over(folder) == []
 
 
 class Failing(http.server.BaseHTTPRequestHandler):
