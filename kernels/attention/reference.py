@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from kernels.precision import widen
+
 
 def causal_mask(num_queries: int, num_keys: int, device: torch.device) -> Tensor:
     """[queries, keys] bool, true where a query may look; the last query sees every key."""
@@ -14,6 +16,6 @@ def causal_mask(num_queries: int, num_keys: int, device: torch.device) -> Tensor
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """See `kernels.attention.attention`."""
-    scores = q.float() @ k.float().transpose(-2, -1) / math.sqrt(q.shape[-1])
+    scores = widen(q) @ widen(k).transpose(-2, -1) / math.sqrt(q.shape[-1])
     scores = scores.masked_fill(~causal_mask(q.shape[-2], k.shape[-2], q.device), -math.inf)
-    return (scores.softmax(-1) @ v.float()).to(q.dtype)
+    return (scores.softmax(-1) @ widen(v)).to(q.dtype)

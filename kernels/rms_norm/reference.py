@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
+from kernels.precision import widen
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """See `kernels.rms_norm.rms_norm`."""
-    wide = x.float()
+    wide = widen(x)
     scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return (wide * scale * weight.float()).to(x.dtype)
+    return (wide * scale * widen(weight)).to(x.dtype)

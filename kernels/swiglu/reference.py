@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor
 
+from kernels.precision import widen
+
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """See `kernels.swiglu.swiglu`."""
-    wide = gate.float()
-    return (wide * torch.sigmoid(wide) * up.float()).to(gate.dtype)
+    wide = widen(gate)
+    return (wide * torch.sigmoid(wide) * widen(up)).to(gate.dtype)

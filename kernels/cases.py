@@ -1,0 +1,93 @@
+"""The inputs every implementation is tested on: awkward shapes, in each dtype, gradients included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.bfloat16)
+"""What each case is run in."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of one operation."""
+
+    operation: str
+    label: str
+    """What is awkward about it."""
+    make: Callable[[torch.Generator], tuple[Any, ...]]
+    """The arguments, floating tensors in fp32: converted to the dtype under test unless listed in `keep_fp32`."""
+    keep_fp32: tuple[int, ...] = ()
+    """Positions of arguments that are fp32 by contract and get no gradient."""
+
+    def arguments(self, dtype: torch.dtype, device: str = "cpu") -> tuple[Any, ...]:
+        """The same values at every call; tensors that the operation differentiates require gradients."""
+        values = self.make(torch.Generator().manual_seed(17))
+        return tuple(self._place(index, value, dtype, device) for index, value in enumerate(values))
+
+    def _place(self, index: int, value: Any, dtype: torch.dtype, device: str) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        if not value.is_floating_point() or index in self.keep_fp32:
+            return value.to(device)
+        return value.to(device, dtype).requires_grad_()
+
+
+def _randn(*shapes: tuple[int, ...], scale: float = 1.0) -> Callable[[torch.Generator], tuple[Any, ...]]:
+    return lambda generator: tuple(scale * torch.randn(shape, generator=generator) for shape in shapes)
+
+
+def _norm(*shape: int, has_bias: bool, offset: float = 0.0) -> Callable[[torch.Generator], tuple[Any, ...]]:
+    def make(generator: torch.Generator) -> tuple[Any, ...]:
+        weights = [torch.randn(shape[-1:], generator=generator) for _ in range(1 + has_bias)]
+        return (offset + torch.randn(shape, generator=generator), *weights, 1e-5)
+
+    return make
+
+
+def _rotary(shape: tuple[int, int, int, int], half: int) -> Callable[[torch.Generator], tuple[Any, ...]]:
+    def make(generator: torch.Generator) -> tuple[Any, ...]:
+        angles = 6.3 * torch.rand(shape[2], half, generator=generator)
+        return torch.randn(shape, generator=generator), angles.cos(), angles.sin()
+
+    return make
+
+
+def _loss(shape: tuple[int, ...], vocab: int, scale: float) -> Callable[[torch.Generator], tuple[Any, ...]]:
+    def make(generator: torch.Generator) -> tuple[Any, ...]:
+        labels = torch.randint(vocab, shape, generator=generator)
+        labels.flatten()[0], labels.flatten()[-1] = 0, vocab - 1
+        return scale * torch.randn((*shape, vocab), generator=generator), labels
+
+    return make
+
+
+CASES: tuple[Case, ...] = (
+    Case("attention", "square", _randn(*[(2, 3, 16, 8)] * 3)),
+    Case("attention", "odd length and head size", _randn(*[(1, 2, 37, 5)] * 3)),
+    Case("attention", "one token", _randn(*[(2, 1, 1, 8)] * 3)),
+    Case("attention", "one new token on a cache", _randn((2, 2, 1, 8), (2, 2, 19, 8), (2, 2, 19, 8))),
+    Case("attention", "several new tokens on a cache", _randn((2, 2, 5, 8), (2, 2, 19, 8), (2, 2, 19, 8))),
+    Case("attention", "large scores", _randn(*[(1, 2, 16, 16)] * 3, scale=6.0)),
+    Case("bias_gelu", "odd width", _randn((2, 5, 33), (33,))),
+    Case("bias_gelu", "far from zero", _randn((64, 8), (8,), scale=6.0)),
+    Case("bias_gelu", "no bias", lambda generator: (torch.randn(3, 17, generator=generator), None)),
+    Case("cross_entropy", "odd vocabulary", _loss((2, 7), 101, 1.0)),
+    Case("cross_entropy", "large logits", _loss((3, 5), 64, 30.0)),
+    Case("cross_entropy", "one position", _loss((1,), 33, 1.0)),
+    Case("layer_norm", "odd width", _norm(2, 5, 33, has_bias=True)),
+    Case("layer_norm", "mean far from zero", _norm(4, 96, has_bias=True, offset=50.0)),
+    Case("layer_norm", "one row", _norm(1, 8, has_bias=True)),
+    Case("rms_norm", "odd width", _norm(2, 5, 33, has_bias=False)),
+    Case("rms_norm", "mean far from zero", _norm(4, 96, has_bias=False, offset=50.0)),
+    Case("rotary", "a part of the head", _rotary((2, 3, 11, 16), 2), keep_fp32=(1, 2)),
+    Case("rotary", "the whole head", _rotary((1, 2, 7, 6), 3), keep_fp32=(1, 2)),
+    Case("swiglu", "odd width", _randn((2, 5, 33), (2, 5, 33))),
+    Case("swiglu", "far from zero", _randn((64, 8), (64, 8), scale=6.0)),
+)
+"""All cases of all operations."""

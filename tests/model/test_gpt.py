@@ -1,0 +1,139 @@
+"""The model against equations written out independently; its cache, names and initial weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+
+import pytest
+import torch
+
+from neox.config.derive import num_parameters, padded_vocab
+from neox.config.schema import ModelConfig
+from neox.model.cache import KVCache
+from neox.model.gpt import GPT, build_piece, piece_names
+from neox.model.init import init_std, init_tensor, init_weights
+from neox.model.loss import lm_loss
+from tests.model import reference
+
+BASE = ModelConfig(num_layers=3, hidden_size=48, num_heads=4, seq_length=24, vocab_size=120, rotary_pct=0.5)
+VARIANTS = {
+    "neox": BASE,
+    "sequential": dataclasses.replace(BASE, parallel_residual=False),
+    "tied": dataclasses.replace(BASE, tie_embeddings=True),
+    "exact gelu, no bias": dataclasses.replace(BASE, activation="gelu", bias=False),
+    "whole rotary": dataclasses.replace(BASE, rotary_pct=1.0, rotary_base=500.0),
+    "no rotary": dataclasses.replace(BASE, rotary_pct=0.0),
+    "llama": dataclasses.replace(
+        BASE, norm="rmsnorm", activation="swiglu", bias=False, parallel_residual=False, intermediate_size=100
+    ),
+    "gated with biases": dataclasses.replace(BASE, activation="swiglu"),
+}
+EVERY = pytest.mark.parametrize("cfg", VARIANTS.values(), ids=VARIANTS.keys())
+
+
+def build(cfg: ModelConfig) -> GPT:
+    """A model with every parameter random, so that biases and norms matter too."""
+    model = GPT(cfg, padded_vocab(cfg))
+    init_weights(model, cfg, seed=3)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def tokens_of(cfg: ModelConfig, length: int) -> torch.Tensor:
+    return torch.randint(padded_vocab(cfg), (2, length), generator=torch.Generator().manual_seed(1))
+
+
+@EVERY
+def test_logits_and_gradients_equal_the_equations(cfg: ModelConfig) -> None:
+    model, tokens = build(cfg), tokens_of(cfg, 20)
+    weights = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
+    got, want = model(tokens), reference.logits(weights, cfg, tokens)
+    torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-5)
+    lm_loss(got, tokens.roll(-1, 1)).backward()
+    torch.nn.functional.cross_entropy(want.flatten(0, 1), tokens.roll(-1, 1).flatten()).backward()
+    for name, parameter in model.named_parameters():
+        wanted = weights[name].grad
+        assert parameter.grad is not None and wanted is not None
+        assert float((parameter.grad - wanted).abs().max()) <= 1e-5 * max(1.0, float(wanted.abs().max())), name
+
+
+@EVERY
+@pytest.mark.parametrize("cuts", [(1, 2, 3, 24), (10, 11, 24), (5, 17, 24), (24,)])
+def test_a_cache_changes_no_logit(cfg: ModelConfig, cuts: tuple[int, ...]) -> None:
+    model, tokens = build(cfg), tokens_of(cfg, 24)
+    cache = KVCache(cfg.num_layers, max_length=24)
+    with torch.no_grad():
+        parts = [model(tokens[:, a:b], cache=cache) for a, b in itertools.pairwise((0, *cuts))]
+        whole = model(tokens)
+    assert cache.length == 24
+    torch.testing.assert_close(torch.cat(parts, 1), whole, atol=2e-5, rtol=1e-5)
+
+
+def test_a_full_cache_raises() -> None:
+    cache = KVCache(BASE.num_layers, max_length=4)
+    with pytest.raises(ValueError, match="holds 4 tokens, not 5"):
+        build(BASE)(tokens_of(BASE, 5), cache=cache)
+
+
+@EVERY
+def test_parameters_are_counted_and_named(cfg: ModelConfig) -> None:
+    model = GPT(cfg, padded_vocab(cfg))
+    assert sum(p.numel() for p in model.parameters()) == num_parameters(cfg)
+    names = {
+        f"{piece}.{name}"
+        for piece in piece_names(cfg)
+        for name, _ in build_piece(piece, cfg, padded_vocab(cfg)).named_parameters()
+    }
+    assert {name for name, _ in model.named_parameters()} == names - ({"head.weight"} if cfg.tie_embeddings else set())
+
+
+def test_bf16_is_close_to_fp32() -> None:
+    model, tokens = build(BASE), tokens_of(BASE, 24)
+    want = model(tokens)
+    got = model.bfloat16()(tokens)
+    assert got.dtype == torch.bfloat16
+    assert float((got.float() - want).abs().max()) < 0.05 * float(want.abs().max())
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "std"),
+    [
+        ({}, "layers.1.attn.qkv.weight", math.sqrt(2 / (5 * 256))),
+        ({}, "embed.weight", math.sqrt(2 / (5 * 256))),
+        ({}, "head.weight", math.sqrt(2 / (5 * 256))),
+        ({}, "layers.2.mlp.gate.weight", math.sqrt(2 / (5 * 256))),
+        ({}, "layers.1.attn.out.weight", 2 / (8 * math.sqrt(256))),
+        ({}, "layers.1.mlp.down.weight", 2 / (8 * math.sqrt(256))),
+        ({"init": "normal", "init_std": 0.03}, "layers.1.mlp.up.weight", 0.03),
+        ({"output_init": "scaled_normal"}, "layers.1.mlp.down.weight", 0.02 / 4),
+    ],
+)
+def test_initial_spread(changes: dict[str, object], name: str, std: float) -> None:
+    cfg = dataclasses.replace(ModelConfig(num_layers=8, hidden_size=256, num_heads=4), **changes)  # type: ignore[arg-type]
+    assert init_std(name, cfg) == pytest.approx(std)
+    tensor = init_tensor(name, (256, 512), cfg, seed=1)
+    assert float(tensor.std()) == pytest.approx(std, rel=0.02)
+    assert abs(float(tensor.mean())) < 4 * std / math.sqrt(tensor.numel())
+
+
+def test_initial_norms_are_one_and_biases_zero() -> None:
+    model = GPT(BASE, padded_vocab(BASE))
+    init_weights(model, BASE, seed=1)
+    for name, parameter in model.named_parameters():
+        if name.endswith(".bias"):
+            assert not parameter.any()
+        elif "norm" in name:
+            assert bool((parameter == 1).all())
+
+
+def test_initial_weights_depend_on_name_and_seed_alone() -> None:
+    first = init_tensor("layers.0.mlp.up.weight", (8, 4), BASE, seed=1)
+    torch.randn(3)
+    assert torch.equal(first, init_tensor("layers.0.mlp.up.weight", (8, 4), BASE, seed=1))
+    assert not torch.equal(first, init_tensor("layers.0.mlp.up.weight", (8, 4), BASE, seed=2))
+    assert not torch.equal(first, init_tensor("layers.1.mlp.up.weight", (8, 4), BASE, seed=1))
