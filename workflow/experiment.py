@@ -1,4 +1,4 @@
-"""An experiment: its data, and the runs that its recipe, axes and rows expand to, each checked before any job starts."""
+"""An experiment: its data, and the runs that its recipe, axes and rows expand to, checked before any job starts."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jobs.site import load_site
 
 from jobs.errors import UserError as SiteError
-from jobs.site import load_site
-from neox.config.derive import num_parameters, resolve
+from neox.config.derive import checkpoint_steps, num_parameters, resolve
 from neox.config.errors import UserError
 from neox.config.load import load_config
 from neox.config.schema import Config
@@ -84,7 +84,7 @@ def build_experiment(config: dict[str, Any]) -> Experiment:
     given = config["tokenizer"].get("file")
     if given:
         existing([given], "tokenizer.file")
-    ranks_per_node = config["runs"].get("ranks_per_node") or load_site(config["site"]).ranks_per_node
+    ranks_per_node = config["runs"].get("ranks_per_node") or load_site(config["site"]).ranks
     runs = [make_run(row, config, ranks_per_node) for row in expand(config["runs"])]
     check_together(runs)
     return Experiment(
@@ -143,7 +143,7 @@ def expand(runs: Mapping[str, Any]) -> list[Row]:
 
 
 def axis_points(name: str, values: Mapping[str, Any] | Sequence[Any]) -> list[Row]:
-    """The values of one axis: labelled files, or values of a key. `seed` is that of the weights and of the data order."""
+    """The values of one axis: labelled files, or values of a key; `seed` seeds the weights and the data order."""
     if isinstance(values, Mapping):
         return [Row(str(label), tuple(as_list(files)), ()) for label, files in values.items()]
     keys = ("train.seed", "data.seed") if name == "seed" else (name,)
@@ -173,7 +173,7 @@ def make_run(row: Row, config: Mapping[str, Any], ranks_per_node: int) -> Run:
 
 
 def resolve_row(row: Row, tokenizer: Mapping[str, Any], ranks_per_node: int) -> Config:
-    """Complete and checked configuration. Without parallel.dp a run gets one full node, or one replica if that is more."""
+    """The complete, checked configuration. Without parallel.dp a run gets a full node, or a replica if that is more."""
     overrides = [*row.overrides]
     if "file" in tokenizer:
         overrides.append(f"data.tokenizer={tokenizer['file']}")
@@ -199,18 +199,16 @@ def deal_ranks(config: Config, ranks_per_node: int) -> tuple[int, int]:
     return world_size // on_each, on_each
 
 
-def evaluated_steps(config: Config, wanted: str | list[int]) -> tuple[int, ...]:
-    """Steps whose checkpoints are exported and evaluated; only what stays on disk can be."""
+def evaluated_steps(config: Config, wanted: str | Sequence[int]) -> tuple[int, ...]:
+    """Steps whose checkpoints are exported and evaluated: the last, all that stay on disk, or some of these."""
     last = config.train.steps
-    kept = {*config.checkpoint.steps, last}
-    if wanted in ("last", "milestones"):
-        return (last,) if wanted == "last" else tuple(sorted(kept))
-    if config.checkpoint.keep_last is None:
-        kept.update(range(config.checkpoint.interval, last, config.checkpoint.interval))
-    for step in wanted:
-        if step not in kept:
-            raise UserError(f"evaluate.checkpoints: no checkpoint of step {step} is kept; add it to checkpoint.steps")
-    return tuple(sorted(set(wanted)))  # type: ignore[arg-type]
+    kept = checkpoint_steps(config) if config.checkpoint.keep_last is None else [*config.checkpoint.steps, last]
+    if wanted == "last":
+        return (last,)
+    steps = kept if wanted == "all" else [int(step) for step in wanted]
+    for step in set(steps) - set(kept):
+        raise UserError(f"evaluate.checkpoints: no checkpoint of step {step} is kept; add it to checkpoint.steps")
+    return tuple(sorted(set(steps)))
 
 
 def check_together(runs: Sequence[Run]) -> None:

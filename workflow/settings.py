@@ -51,16 +51,15 @@ def _relevance(error: ValidationError) -> tuple[bool, int]:
 
 def explain(error: ValidationError) -> str:
     """One line: the dotted key, what is wrong, what is allowed."""
+    schema: dict[str, Any] = error.schema if isinstance(error.schema, dict) else {}
+    choices: Any = error.validator_value
     key = ".".join(map(str, error.absolute_path))
-    allowed = list(error.schema.get("properties", ())) if isinstance(error.schema, dict) else []
     if error.validator == "additionalProperties" and isinstance(error.instance, dict):
+        allowed = list(schema["properties"])
         unknown = next(name for name in error.instance if name not in allowed)
         near = difflib.get_close_matches(unknown, allowed, n=3) or allowed
-        name = f"{key}.{unknown}" if key else unknown
-        return f"unknown key {name!r}; allowed here: {', '.join(near)}"
-    if error.validator == "oneOf" and all("required" in choice for choice in error.validator_value):
-        choices = ", ".join(choice["required"][0] for choice in error.validator_value)
-        return f"{key} needs exactly one of {choices}"
-    prefix = f"{key} = {error.instance!r}: " if key and not isinstance(error.instance, dict) else f"{key}: " * bool(key)
-    description = error.schema.get("description") if isinstance(error.schema, dict) else None
-    return prefix + error.message + (f" ({description})" if description else "")
+        return f"unknown key {f'{key}.{unknown}'.lstrip('.')!r}; allowed here: {', '.join(near)}"
+    if error.validator == "oneOf" and all("required" in choice for choice in choices):
+        return f"{key} needs exactly one of {', '.join(choice['required'][0] for choice in choices)}"
+    about = f"{key}: " if key else ""
+    return about + error.message + (f" ({schema['description']})" if "description" in schema else "")

@@ -22,7 +22,9 @@ def summary(experiment: Experiment) -> str:
     for run in runs:
         lines += run_lines(run, root / "runs" / run.name)
     if entropy is not None:
-        lines.append(f"for comparison, a model that knows word frequencies alone has loss {entropy:.3f} (unigram entropy)")
+        lines.append(
+            f"for comparison, a model that knows word frequencies alone has loss {entropy:.3f} (unigram entropy)"
+        )
     lines += [f"{name} writes: {text}" for name, text in first_samples(runs, root)]
     return "\n".join(lines) + "\n"
 
@@ -41,14 +43,16 @@ def run_lines(run: Run, folder: Path) -> Iterator[str]:
 
 def first_samples(runs: list[Run], root: Path) -> list[tuple[str, str]]:
     """The first sample of every run, then the second, and so on: run and text on one line."""
-    texts = [[(run.name, line) for line in one_line_samples(root / "runs" / run.name / "samples.json")] for run in runs]
+    texts = [
+        [(run.name, line) for line in one_line_samples(root / "runs" / run.name / "samples.jsonl")] for run in runs
+    ]
     ordered = [text[i] for i in range(NUM_SAMPLES) for text in texts if i < len(text)]
     return ordered[:NUM_SAMPLES]
 
 
 def one_line_samples(path: Path) -> list[str]:
     """Prompt and continuation of each sample, without line breaks, cut to the console's width."""
-    samples = read(path)
+    samples = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
     return [" ".join(f"{sample['prompt']}{sample['text']}".split())[:SAMPLE_WIDTH] for sample in samples]
 
 

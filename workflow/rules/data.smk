@@ -20,7 +20,9 @@ if "url" in CORPUS:
             f"{ROOT}/logs/fetch.log",
         params:
             url=CORPUS["url"],
-            checks=" ".join(f"--{key} {CORPUS[key]}" for key in ("sha256", "size") if key in CORPUS),
+            checks=" ".join(
+                f"--{key} {CORPUS[key]}" for key in ("sha256", "size") if key in CORPUS
+            ),
         shell:
             "neox data fetch {params.url:q} --output {output:q} {params.checks} 2>&1 | tee {log:q}"
 
@@ -44,12 +46,12 @@ if "vocab_size" in EXPERIMENT.settings["tokenizer"]:
             EXPERIMENT.tokenizer,
         log:
             f"{ROOT}/logs/tokenizer.log",
-        params:
-            vocab_size=EXPERIMENT.settings["tokenizer"]["vocab_size"],
-            key=CORPUS["key"],
         resources:
             mem_mb=8000,
             runtime=120,
+        params:
+            vocab_size=EXPERIMENT.settings["tokenizer"]["vocab_size"],
+            key=CORPUS["key"],
         shell:
             "neox data train-tokenizer {input:q} --vocab-size {params.vocab_size} --key {params.key:q}"
             " --output {output:q} 2>&1 | tee {log:q}"
@@ -60,19 +62,23 @@ rule tokenize:
         corpus=EXPERIMENT.corpus,
         tokenizer=EXPERIMENT.tokenizer,
     output:
-        temp(multiext(f"{ROOT}/tokens/shards/{{shard}}", ".bin", ".idx", ".manifest.json")),
+        temp(
+            multiext(
+                f"{ROOT}/tokens/shards/{{shard}}", ".bin", ".idx", ".manifest.json"
+            )
+        ),
     log:
         f"{ROOT}/logs/tokenize_{{shard}}.log",
     wildcard_constraints:
         shard=r"\d+",
-    params:
-        prefix=subpath(output[0], strip_suffix=".bin"),
-        num_shards=EXPERIMENT.settings["shards"],
-        key=CORPUS["key"],
     threads: 1
     resources:
         mem_mb=4000,
         runtime=240,
+    params:
+        prefix=subpath(output[0], strip_suffix=".bin"),
+        num_shards=EXPERIMENT.settings["shards"],
+        key=CORPUS["key"],
     shell:
         "neox data tokenize {input.corpus:q} --tokenizer {input.tokenizer:q} --key {params.key:q}"
         " --shard {wildcards.shard}/{params.num_shards} --workers {threads} --output {params.prefix:q} 2>&1 | tee {log:q}"
@@ -80,17 +86,17 @@ rule tokenize:
 
 rule merge:
     input:
-        expand(rules.tokenize.output[0], shard=range(EXPERIMENT.settings["shards"])),
+        expand(rules.tokenize.output, shard=range(EXPERIMENT.settings["shards"])),
     output:
         TOKEN_FILES,
     log:
         f"{ROOT}/logs/merge.log",
-    params:
-        shards=lambda _, input: [Path(file).with_suffix("").as_posix() for file in input],
-        prefix=TOKENS,
     resources:
         mem_mb=2000,
         runtime=120,
+    params:
+        shards=[f"{ROOT}/tokens/shards/{i}" for i in range(EXPERIMENT.settings["shards"])],
+        prefix=TOKENS,
     shell:
         "neox data merge {params.shards:q} --output {params.prefix:q} 2>&1 | tee {log:q}"
 
@@ -102,13 +108,13 @@ rule heldout:
         multiext(f"{ROOT}/heldout/", "perplexity.jsonl", "cloze.jsonl", "manifest.json"),
     log:
         f"{ROOT}/logs/heldout.log",
+    resources:
+        mem_mb=2000,
+        runtime=120,
     params:
         split=EXPERIMENT.split,
         key=CORPUS["key"],
         folder=f"{ROOT}/heldout",
-    resources:
-        mem_mb=2000,
-        runtime=120,
     shell:
         "neox data heldout --corpus {input:q} --split {params.split} --part test --key {params.key:q}"
         " --output {params.folder:q} 2>&1 | tee {log:q}"

@@ -20,6 +20,12 @@ rule train:
         f"{ROOT}/runs/{{run}}/train_summary.json",
     log:
         f"{ROOT}/runs/{{run}}/logs/train.log",
+    threads: lambda wildcards: RUNS[wildcards.run].ranks_per_node
+    resources:
+        nodes=lambda wildcards: RUNS[wildcards.run].nodes,
+        tasks_per_node=lambda wildcards: RUNS[wildcards.run].ranks_per_node,
+        mem_mb=lambda wildcards: training_memory_mb(RUNS[wildcards.run]),
+        runtime=240,
     params:
         run_dir=subpath(output[0], parent=True),
         overrides=lambda wildcards: RUNS[wildcards.run].overrides,
@@ -27,12 +33,6 @@ rule train:
         nodes=lambda wildcards: RUNS[wildcards.run].nodes,
         ranks_per_node=lambda wildcards: RUNS[wildcards.run].ranks_per_node,
         site=EXPERIMENT.site,
-    threads: lambda wildcards: RUNS[wildcards.run].ranks_per_node
-    resources:
-        nodes=lambda wildcards: RUNS[wildcards.run].nodes,
-        tasks_per_node=lambda wildcards: RUNS[wildcards.run].ranks_per_node,
-        mem_mb=lambda wildcards: training_memory_mb(RUNS[wildcards.run]),
-        runtime=240,
     shell:
         "jobs launch --site {params.site:q} --nodes {params.nodes} --ranks-per-node {params.ranks_per_node}"
         " --run-dir {params.run_dir:q} -- neox train --run-dir {params.run_dir:q} {input.recipe:q}"
