@@ -1,4 +1,4 @@
-"""Slurm: options, states and environment as tables. Sources: the man pages of sbatch, squeue, sacct and srun (22.05)."""
+"""Slurm: options, states and environment as tables. Source: the man pages of version 22.05."""
 
 from __future__ import annotations
 

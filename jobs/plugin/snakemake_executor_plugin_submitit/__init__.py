@@ -1,0 +1,105 @@
+"""Snakemake executor plugin `submitit`: hands Snakemake's jobs to `jobs.queue` and its answers back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from snakemake_interface_common.exceptions import WorkflowError
+from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
+from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
+from snakemake_interface_executor_plugins.jobs import JobExecutorInterface
+from snakemake_interface_executor_plugins.settings import CommonSettings, ExecutorSettingsBase
+
+from jobs.errors import UserError
+from jobs.queue import Queue, QueuedJob
+from jobs.resources import job_spec
+from jobs.site import load_site
+
+RESULT_POLL_S = 2
+"""Between two looks at result files; the scheduler is asked every --seconds-between-status-checks."""
+
+
+@dataclass
+class ExecutorSettings(ExecutorSettingsBase):
+    """`--submitit-site` and so on, or the same keys in a profile."""
+
+    site: str | None = field(
+        default="slurm",
+        metadata={"help": "a folder of site_configs/, or a path to a site.yaml"},
+    )
+    folder: str | None = field(
+        default=".snakemake/submitit", metadata={"help": "job scripts, logs and results; on a filesystem all nodes see"}
+    )
+
+
+common_settings = CommonSettings(
+    non_local_exec=True,
+    implies_no_shared_fs=False,
+    job_deploy_sources=False,
+    pass_default_storage_provider_args=True,
+    pass_default_resources_args=True,
+    pass_envvar_declarations_to_cmd=True,
+    auto_deploy_default_storage_provider=False,
+    init_seconds_before_status_checks=1,
+)
+
+
+class Executor(RemoteExecutor):
+    """Thin: names, resources, logs and answers; everything else is in `jobs`."""
+
+    def __post_init__(self) -> None:
+        settings = self.workflow.executor_settings
+        self.workdir = Path(self.workflow.workdir_init)
+        interval_s = self.workflow.remote_execution_settings.seconds_between_status_checks
+        try:
+            self.site = load_site(settings.site)
+            self.queue = Queue(self.site, self.workdir / settings.folder, interval_s)
+        except UserError as error:
+            raise WorkflowError(str(error)) from None
+        self.next_seconds_between_status_checks = RESULT_POLL_S
+
+    def run_job(self, job: JobExecutorInterface) -> None:
+        outputs = [str(path) for path in job.output]
+        queued = self.queue.adopt(job.name, outputs)
+        if queued:
+            self.logger.info(f"Job {job.jobid}: adopted {self.site.scheduler} job {queued.job_id}")
+        else:
+            try:
+                spec = job_spec(job.name, dict(job.resources.items()), job.threads, self.site)
+                command = ["bash", "-c", self.format_job_exec(job)]  # Snakemake makes a shell line of it
+                queued = self.queue.submit(spec, outputs, command, self.workdir)
+            except UserError as error:
+                self.report_job_error(SubmittedJobInfo(job), msg=f"not submitted: {error}. ")
+                return
+            log = queued.handle.paths.stderr
+            self.logger.info(f"Job {job.jobid}: submitted as {self.site.scheduler} job {queued.job_id} (log: {log})")
+        self.report_job_submission(SubmittedJobInfo(job, external_jobid=queued.job_id, aux={"queued": queued}))
+
+    async def check_active_jobs(self, active_jobs: list[SubmittedJobInfo]) -> AsyncGenerator[SubmittedJobInfo, None]:
+        self.queue.refresh([_queued(info) for info in active_jobs])
+        for info in active_jobs:
+            queued = _queued(info)
+            logs = [Path(path) for path in info.job.log]
+            message = self.queue.end(queued, logs)
+            if message is None:
+                yield info
+            elif message == "":
+                self.report_job_success(info)
+            else:
+                self.report_job_error(info, msg=f"{message}. ", aux_logs=[str(path) for path in queued.logs])
+
+    def cancel_jobs(self, active_jobs: list[SubmittedJobInfo]) -> None:
+        self.queue.cancel([_queued(info) for info in active_jobs])
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        self.queue.close()
+
+
+def _queued(info: SubmittedJobInfo) -> QueuedJob:
+    assert info.aux is not None
+    queued = info.aux["queued"]
+    assert isinstance(queued, QueuedJob)
+    return queued

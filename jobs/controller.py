@@ -1,0 +1,59 @@
+"""The controller's own state in its folder: one controller at a time, and which jobs are on their way."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.errors import UserError
+
+
+class Lock:
+    """Held while this process lives: the kernel drops it with the process, however that dies."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises UserError when another controller holds it."""
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._file = (folder / "controller.lock").open("a+")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.seek(0)
+            holder = self._file.read().strip() or "unknown"
+            raise UserError(f"{folder}: another controller works here ({holder}); end it first") from None
+        self._file.truncate(0)
+        self._file.write(f"process {os.getpid()} on {os.uname().nodename}")
+        self._file.flush()
+
+    def release(self) -> None:
+        self._file.close()
+
+
+@dataclass(frozen=True)
+class ActiveJobs:
+    """One file per job on its way, so that the next controller finds the jobs of a dead one."""
+
+    folder: Path
+
+    def key(self, name: str, outputs: Sequence[str]) -> Path:
+        """The file of a job, from what makes it the same job in every run."""
+        text = json.dumps([name, sorted(outputs)])
+        return self.folder / hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def add(self, key: Path, job_id: str, folder: Path) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        draft = key.with_suffix(".tmp")
+        draft.write_text(json.dumps({"job_id": job_id, "folder": str(folder)}))
+        draft.replace(key)
+
+    def find(self, key: Path) -> tuple[str, Path] | None:
+        """Job id and submitit folder of a job that was on its way."""
+        if not key.exists():
+            return None
+        data = json.loads(key.read_text())
+        return data["job_id"], Path(data["folder"])

@@ -1,0 +1,219 @@
+"""submitit over the scheduler contract: one executor for all schedulers, and the jobs of one controller."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from functools import cache
+from pathlib import Path
+from typing import ClassVar
+
+from submitit.core import core, job_environment, utils
+from submitit.local.local import LocalExecutor, LocalJob
+
+from jobs.errors import UserError
+from jobs.scheduler import SCHEDULERS
+from jobs.shell import run
+from jobs.site import Site
+from jobs.spec import JobSpec
+from jobs.state import State
+
+SCHEDULER_VARIABLE = "JOBS_SCHEDULER"
+
+
+class SchedulerWatcher(core.InfoWatcher):
+    """States of all jobs of one scheduler, by its queries: one command for any number of jobs."""
+
+    def __init__(self, scheduler: str) -> None:
+        super().__init__(delay_s=10)
+        self.queries = SCHEDULERS[scheduler].batch.queries  # type: ignore[union-attr]
+        self.states: dict[str, State] = {}
+
+    def ask(self, job_ids: Sequence[str]) -> bool:
+        """Asks about jobs; False when the scheduler does not answer (then nothing changes)."""
+        known: dict[str, State] = {}
+        for i, query in enumerate(self.queries):
+            missing = [job_id for job_id in job_ids if known.get(job_id, State.UNKNOWN) is State.UNKNOWN]
+            if not missing:
+                break
+            self._num_calls += 1
+            answer = run(query.argv(missing))
+            if answer.code == 0:
+                known.update(query.parse(answer.stdout))
+            elif i == 0:
+                return False
+        self.states.update({job_id: known.get(job_id, State.UNKNOWN) for job_id in job_ids})
+        return True
+
+    def update(self) -> None:
+        self.ask(sorted(self._registered - self._finished))
+        self._last_status_check = time.time()
+
+    def get_state(self, job_id: str, mode: str = "standard") -> str:
+        self.get_info(job_id, mode)
+        return self.states.get(job_id, State.UNKNOWN).name
+
+
+class SchedulerJob(core.Job[int]):
+    """A job of the contract; `scheduler` and `watcher` are set per scheduler by `job_class`."""
+
+    scheduler: ClassVar[str]
+
+    def cancel(self, check: bool = True) -> None:
+        batch = SCHEDULERS[self.scheduler].batch
+        assert batch is not None
+        run(batch.cancel([self.job_id]))
+
+
+@cache
+def job_class(scheduler: str) -> type[SchedulerJob]:
+    """submitit keeps the watcher on the job's class: so one class per scheduler."""
+    return type("SchedulerJob", (SchedulerJob,), {"scheduler": scheduler, "watcher": SchedulerWatcher(scheduler)})
+
+
+class SchedulerExecutor(core.PicklingExecutor):
+    """submitit's executor for every scheduler of the registry. Parameters are the fields of JobSpec."""
+
+    def __init__(
+        self, folder: Path | str, max_num_timeout: int = 0, max_pickle_size_gb: float = 1.0, scheduler: str = "slurm"
+    ) -> None:
+        super().__init__(folder, max_num_timeout=max_num_timeout, max_pickle_size_gb=max_pickle_size_gb)
+        batch = SCHEDULERS[scheduler].batch
+        if batch is None:
+            raise UserError(f"scheduler {scheduler}: has no queue to submit to")
+        self.scheduler, self._batch = scheduler, batch
+        self.job_class = job_class(scheduler)  # type: ignore[misc]
+        self._throttling = 0.0
+
+    @classmethod
+    def affinity(cls) -> int:
+        return 0  # only when asked for by name
+
+    @classmethod
+    def _equivalence_dict(cls) -> core.EquivalenceDict:
+        return {
+            "name": "name",
+            "timeout_min": "runtime_min",
+            "mem_gb": "mem_gb",
+            "nodes": "nodes",
+            "cpus_per_task": "cpus_per_rank",
+            "gpus_per_node": "gpus_per_node",
+            "tasks_per_node": "ranks_per_node",
+        }
+
+    @classmethod
+    def _valid_parameters(cls) -> set[str]:
+        return {field.name for field in fields(JobSpec)}
+
+    def _spec(self, command: str = "") -> JobSpec:
+        paths = utils.JobPaths(self.folder)
+        stdout, stderr = (Path(str(path).replace("%t", "0")) for path in (paths.stdout, paths.stderr))
+        env = {"SUBMITIT_EXECUTOR": self.name(), SCHEDULER_VARIABLE: self.scheduler}
+        spec = JobSpec(**{"name": "submitit", **self.parameters})
+        return replace(spec, command=tuple(shlex.split(command)), stdout=stdout, stderr=stderr, env={**spec.env, **env})
+
+    @property
+    def _submitit_command_str(self) -> str:
+        return shlex.join([sys.executable, "-u", "-m", "submitit.core._submit", str(self.folder)])
+
+    def _num_tasks(self) -> int:
+        return 1  # ranks are the command's own affair: submitit would wait for one result of each
+
+    def _make_submission_file_text(self, command: str, uid: str) -> str:
+        return self._batch.script(self._spec(command))
+
+    def _make_submission_command(self, submission_file_path: Path) -> list[str]:
+        return self._batch.submit(self._spec(), submission_file_path)
+
+    def _get_job_id_from_submission_command(self, string: bytes | str) -> str:  # type: ignore[override]
+        return self._batch.parse_id(string if isinstance(string, str) else string.decode())
+
+
+class SchedulerJobEnvironment(job_environment.JobEnvironment):
+    """submitit's view of the environment inside a job: the scheduler's own table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        scheduler = SCHEDULERS.get(os.environ.get(SCHEDULER_VARIABLE, ""))
+        ours = {"job_id": "job_id", "num_nodes": "num_nodes", "nodes": "nodes", "global_rank": "rank"}
+        words = scheduler.environment if scheduler else {}
+        self._env = {theirs: words[word] for theirs, word in ours.items() if word in words}  # type: ignore[misc]
+
+    def _handle_signals(self, paths: utils.JobPaths, submission: utils.DelayedSubmission) -> None:
+        """Left to Allocation: submitit's own handlers take every warning in a job of ≤ 10 min for a timeout."""
+
+
+def make_executor(site: Site, folder: Path, spec: JobSpec) -> core.PicklingExecutor:
+    """submitit's executor for one job of a site; `folder` may hold %j, the job id."""
+    if SCHEDULERS[site.scheduler].batch is not None:
+        executor: core.PicklingExecutor = SchedulerExecutor(folder, scheduler=site.scheduler)
+        executor.update_parameters(**{field.name: getattr(spec, field.name) for field in fields(spec)})
+        return executor
+    executor = LocalExecutor(folder)
+    executor.update_parameters(
+        timeout_min=spec.runtime_min, gpus_per_node=spec.gpus_per_node, signal_delay_s=spec.signal_delay_s
+    )
+    return executor
+
+
+def submit(site: Site, folder: Path, spec: JobSpec, function: Callable[[], int]) -> core.Job[int]:
+    """Submits one job. Raises UserError with the scheduler's own words when it refuses."""
+    executor = make_executor(site, folder, spec)
+    try:
+        return executor.submit(function)
+    except (utils.FailedJobError, utils.FailedSubmissionError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise UserError("; ".join(lines)) from None
+
+
+def attach(site: Site, folder: Path, job_id: str) -> core.Job[int]:
+    """A job that an earlier controller submitted."""
+    if SCHEDULERS[site.scheduler].batch is not None:
+        return job_class(site.scheduler)(folder=folder, job_id=job_id)
+    return LocalJob(folder=folder, job_id=job_id)
+
+
+def local_state(job: core.Job[int]) -> State:
+    """State of a job of submitit's local executor, whose job id is a process id; adopted ones have no handle."""
+    process = getattr(job, "_process", None)
+    if process is not None:
+        return State.RUNNING if process.poll() is None else State.COMPLETED
+    try:
+        words = Path(f"/proc/{job.job_id}/cmdline").read_text().split("\0")
+    except OSError:
+        return State.COMPLETED
+    return State.RUNNING if "submitit.local._local" in words else State.COMPLETED
+
+
+def cancel(site: Site, jobs: Sequence[core.Job[int]]) -> None:
+    """Cancels all of them with one command."""
+    batch = SCHEDULERS[site.scheduler].batch
+    if batch is not None:
+        run(batch.cancel([job.job_id for job in jobs]))
+        return
+    for job in jobs:
+        if local_state(job) is State.RUNNING:
+            os.kill(int(job.job_id), signal.SIGINT)
+
+
+def read_result(job: core.Job[int]) -> str | None:
+    """None while the job has left no result, "" after success, else what it raised, in one line."""
+    if not job.paths.result_pickle.exists():
+        return None
+    outcome, result = job._get_outcome_and_result()
+    return "" if outcome == "success" else str(result).strip().splitlines()[-1]
+
+
+def ask(site: Site, jobs: Sequence[core.Job[int]]) -> dict[str, State] | None:
+    """States by job id, from one query for all; None when the scheduler does not answer."""
+    if SCHEDULERS[site.scheduler].batch is None:
+        return {job.job_id: local_state(job) for job in jobs}
+    watcher = job_class(site.scheduler).watcher
+    assert isinstance(watcher, SchedulerWatcher)
+    ids = [job.job_id for job in jobs]
+    return {job_id: watcher.states[job_id] for job_id in ids} if watcher.ask(ids) else None

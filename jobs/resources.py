@@ -1,0 +1,64 @@
+"""A workflow job's resources as a JobSpec."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from jobs.errors import UserError
+from jobs.launch import LAUNCHERS
+from jobs.site import Site
+from jobs.spec import JobSpec
+
+SLURM_KEYS = ("slurm_account", "slurm_partition", "slurm_qos", "slurm_extra")
+NAMES = {"ranks_per_node": ("ranks_per_node", "tasks_per_node"), "gpus_per_node": ("gpus_per_node", "gpu")}
+
+
+def job_spec(name: str, resources: Mapping[str, Any], threads: int, site: Site) -> JobSpec:
+    """The JobSpec of a job: nodes, ranks_per_node (or tasks_per_node), cpus_per_task (default: threads), gpus_per_node,
+    mem_mb (per node), runtime (minutes), and account, partition, qos, extra with or without `slurm_` before them.
+
+    Raises UserError for an unknown slurm_ key and for what a node of the site does not have.
+    """
+    unknown = [key for key in resources if key.startswith("slurm_") and key not in SLURM_KEYS]
+    if unknown:
+        raise UserError(f"rule {name}: resource {unknown[0]}: not known; known: {', '.join(SLURM_KEYS)}")
+    words = {key: resources.get(f"slurm_{key}", resources.get(key)) for key in ("account", "partition", "qos", "extra")}
+    mem_mb = resources.get("mem_mb")
+    spec = JobSpec(
+        name=name,
+        nodes=int(resources.get("nodes", 1)),
+        ranks_per_node=_number(resources, "ranks_per_node", 1),
+        cpus_per_rank=int(resources.get("cpus_per_task", threads)),
+        gpus_per_node=_number(resources, "gpus_per_node", 0),
+        mem_gb=int(mem_mb) / 1024 if mem_mb else None,
+        runtime_min=int(resources.get("runtime", 10)),
+        account=words["account"],
+        partition=words["partition"],
+        qos=words["qos"],
+        extra=tuple(shlex.split(words["extra"] or "")),
+        signal_delay_s=site.signal_delay_s,
+    )
+    _check_fits(spec, site)
+    return spec
+
+
+def _number(resources: Mapping[str, Any], name: str, default: int) -> int:
+    return next((int(resources[key]) for key in NAMES[name] if key in resources), default)
+
+
+def _check_fits(spec: JobSpec, site: Site) -> None:
+    """Compares with one node of the site; a queue without a scheduler would otherwise accept anything."""
+    if LAUNCHERS[site.launcher].is_single_node and spec.nodes > 1:
+        raise UserError(f"rule {spec.name}: nodes={spec.nodes}: site {site.name} has one node")
+    limits = (
+        ("cpus", spec.cpus_per_rank * spec.ranks_per_node, site.cores, "node.cores"),
+        ("mem_mb", (spec.mem_gb or 0) * 1024, site.memory_gb * 1024, "node.memory_gb"),
+        ("gpus_per_node", spec.gpus_per_node, site.gpus, "node.gpus"),
+    )
+    for what, asked, has, key in limits:
+        if asked > has:
+            raise UserError(
+                f"rule {spec.name}: {what}={asked:g} per node: site {site.name} has {has:g} ({key} in its site.yaml)"
+            )
