@@ -5,13 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from neox.checkpoint import manifest
+from neox.checkpoint.config import saved_config
+from neox.checkpoint.reshard import load_model_weights
+from neox.config.derive import padded_vocab
 from neox.config.errors import UserError
 from neox.config.schema import ModelConfig
-from neox.data.tokenizer import LoadedTokenizer
+from neox.data.tokenizer import LoadedTokenizer, load_tokenizer
 from neox.model.cache import KVCache
 from neox.model.gpt import GPT
 
@@ -108,6 +113,19 @@ class Generator:
     def _until_end(self, tokens: list[int]) -> list[int]:
         eod = self.tokenizer.eod
         return tokens[: tokens.index(eod) + 1] if eod in tokens else tokens
+
+
+def load_generator(checkpoint: Path, tokenizer: Path) -> Generator:
+    """The model of a checkpoint folder, on the accelerator where there is one, in fp32.
+
+    Raises:
+        UserError: `checkpoint` is none or is damaged, or `tokenizer` is none or does not fit.
+    """
+    cfg = saved_config(manifest.read(checkpoint)).model
+    loaded = load_tokenizer(tokenizer)
+    model = GPT(cfg, padded_vocab(cfg))
+    load_model_weights(model, checkpoint)
+    return Generator(model.to("cuda" if torch.cuda.is_available() else "cpu"), cfg, loaded)
 
 
 def random_generator(seed: int, index: int) -> torch.Generator:

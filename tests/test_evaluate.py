@@ -1,4 +1,4 @@
-"""The harness's numbers equal plain loops over our own model's logits; it needs no network and leaves nothing behind."""
+"""The harness's numbers equal plain loops over our own model's logits; it needs no network and leaves nothing else."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from neox.model.init import init_weights
 
 TASKS = Path(__file__).parents[1] / "workflow" / "eval_tasks"
 CFG = ModelConfig(num_layers=2, hidden_size=32, num_heads=2, seq_length=24, vocab_size=400, vocab_multiple=64)
-WORDS = "river stone cloud meadow winter lantern harbour copper thistle amber".split()
+WORDS = ["river", "stone", "cloud", "meadow", "winter", "lantern", "harbour", "copper", "thistle", "amber"]
 TEXTS = [
     "stone river",
     " ".join(WORDS * 4),  # longer than the context: several windows

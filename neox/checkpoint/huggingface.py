@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GenerationConfig, GPTNeoXConfig, PreTrainedTokenizerFast
 
+from neox.checkpoint.config import saved_config
+from neox.checkpoint.reshard import TensorReader
+from neox.checkpoint.store import flush
 from neox.config.derive import ffn_size, padded_vocab
 from neox.config.errors import UserError
 from neox.config.schema import ModelConfig
@@ -45,6 +48,16 @@ ReadWeight = Callable[[str], Tensor]
 """Logical name → the whole fp32 tensor."""
 
 
+def convert(checkpoint: Path, tokenizer: Path, output: Path) -> None:
+    """Exports the checkpoint folder `checkpoint`, whatever layout wrote it; see `export`.
+
+    Raises:
+        UserError: also when `checkpoint` is none or is damaged.
+    """
+    reader = TensorReader(checkpoint)
+    export(saved_config(reader.manifest).model, partial(reader.read, "weight"), tokenizer, output)
+
+
 def export(model: ModelConfig, read: ReadWeight, tokenizer: Path, output: Path, shard_bytes: int = SHARD_BYTES) -> None:
     """Writes config, generation config, fp32 weights and tokenizer to the folder `output`, whole or not at all.
 
@@ -67,7 +80,8 @@ def export(model: ModelConfig, read: ReadWeight, tokenizer: Path, output: Path, 
         _write_tokenizer(loaded, model, temporary)
         _write_configs(model, loaded, temporary)
         _write_weights(model, read, temporary, shard_bytes)
-        _flush(temporary)
+        for path in (*temporary.iterdir(), temporary):
+            flush(path)
         _replace(temporary, output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -213,17 +227,4 @@ def _replace(temporary: Path, output: Path) -> None:
         shutil.rmtree(old)
     else:
         temporary.rename(output)
-    _sync(output.parent)
-
-
-def _flush(folder: Path) -> None:
-    for path in (*folder.iterdir(), folder):
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    flush(output.parent)

@@ -11,17 +11,23 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXForCausalLM
 
+from neox.__main__ import main
 from neox.checkpoint.huggingface import export, exported_name
+from neox.checkpoint.save import commit, write_rank
+from neox.checkpoint.store import Store
 from neox.config.derive import padded_vocab
 from neox.config.errors import UserError
-from neox.config.schema import ModelConfig
+from neox.config.load import to_dict
+from neox.config.schema import Config, ModelConfig
 from neox.data.tokenizer import load_tokenizer, train_tokenizer
 from neox.model.gpt import GPT
 from neox.model.init import init_weights
+from neox.parallel.pieces import Piece
 
 TINY = ModelConfig(
     num_layers=3, hidden_size=48, num_heads=3, seq_length=80, vocab_size=300, intermediate_size=112, vocab_multiple=64
 )
+SHARDED = {"attn.qkv.weight": 0, "attn.qkv.bias": 0, "attn.out.weight": 1}
 TEXT = "Das Übermaß, 𝔪𝔲𝔠𝔥 of a good thing:\n\n\tdef f(x):  return x ** 2  # naïve\n"
 
 
@@ -74,7 +80,9 @@ def test_logits_are_ours(
         TINY, parallel_residual=parallel_residual, tie_embeddings=tie, bias=bias, activation=activation
     )
     model = build(cfg)
-    assert_same_logits(cfg, model, exported(cfg, model, tokenizer, tmp_path / "hf"))
+    theirs = exported(cfg, model, tokenizer, tmp_path / "hf")
+    assert_same_logits(cfg, model, theirs)
+    assert theirs.config.tie_word_embeddings == tie == (theirs.lm_head.weight is theirs.gpt_neox.embed_in.weight)
 
 
 @pytest.mark.parametrize(
@@ -92,8 +100,71 @@ def test_large_models_are_written_in_shards(tmp_path: Path, tokenizer: Path) -> 
     theirs = exported(TINY, model, tokenizer, tmp_path / "hf", shard_bytes=100_000)
     files = sorted(path.name for path in (tmp_path / "hf").glob("*.safetensors"))
     assert len(files) > 3 and files[0] == f"model-00001-of-{len(files):05d}.safetensors"
-    assert all((tmp_path / "hf" / file).stat().st_size < 110_000 for file in files)
+    sizes = [(tmp_path / "hf" / file).stat().st_size for file in files]
+    assert max(sizes) < 110_000 and min(a + b for a, b in itertools.pairwise(sizes)) > 100_000
     assert_same_logits(TINY, model, theirs)
+
+
+@pytest.mark.parametrize("num_shards", [1, 3])
+def test_checkpoints_convert_whatever_layout_wrote_them(tmp_path: Path, tokenizer: Path, num_shards: int) -> None:
+    """Ranks of tensor parallelism hold the heads, in turn; each wrote its slice."""
+    model = build(TINY)
+    checkpoint = save_checkpoint(tmp_path / "checkpoints", TINY, model, num_shards)
+    assert main(["convert", str(checkpoint), "--tokenizer", str(tokenizer), "--output", str(tmp_path / "hf")]) == 0
+    assert_same_logits(TINY, model, AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval())
+
+
+def save_checkpoint(folder: Path, cfg: ModelConfig, model: GPT, num_shards: int = 1) -> Path:
+    store = Store(folder)
+    for rank in range(num_shards):
+        pieces = []
+        for name, parameter in model.named_parameters():
+            dim = next((d for end, d in SHARDED.items() if name.endswith(end) and num_shards > 1), None)
+            if dim is None and rank > 0:
+                continue
+            index, count = (rank, num_shards) if dim is not None else (0, 1)
+            flat = parameter.detach().chunk(count, dim or 0)[index].flatten()
+            pieces.append(Piece("weight", name, tuple(parameter.shape), dim, index, count, 0, flat.numel(), flat))
+        write_rank(store.temporary(4), rank, pieces)
+    commit(store, 4, {"config": to_dict(Config(cfg))})
+    return store.path(4)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "tokenizer_name", "message"),
+    [
+        ("absent", "tokenizer.json", "absent is not a checkpoint"),
+        ("empty", "tokenizer.json", "empty is not a checkpoint"),
+        ("good", "absent.json", "absent.json: No such file"),
+        ("good", "notes.json", "notes.json: not a tokenizer.json"),
+        ("stateless", "tokenizer.json", "holds no configuration"),
+        ("cut", "tokenizer.json", "cut/rank_00000.safetensors is damaged"),
+    ],
+)
+def test_convert_says_what_is_wrong(
+    tmp_path: Path,
+    tokenizer: Path,
+    capsys: pytest.CaptureFixture[str],
+    checkpoint: str,
+    tokenizer_name: str,
+    message: str,
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.json").write_text("[]")
+    (tmp_path / "tokenizer.json").write_bytes(tokenizer.read_bytes())
+    for name in ("good", "stateless", "cut"):
+        save_checkpoint(tmp_path / "checkpoints", TINY, build(TINY)).rename(tmp_path / name)
+    manifest = json.loads((tmp_path / "stateless" / "manifest.json").read_text())
+    (tmp_path / "stateless" / "manifest.json").write_text(json.dumps(manifest | {"state": {}}))
+    with (tmp_path / "cut" / "rank_00000.safetensors").open("r+b") as file:
+        file.truncate(1000)
+    arguments = [str(tmp_path / checkpoint), "--tokenizer", str(tmp_path / tokenizer_name)]
+    assert main(["convert", *arguments, "--output", str(tmp_path / "hf")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith("neox: error: ") and message in error
+    assert not (tmp_path / "hf").exists()
+    assert main(["generate", *arguments]) == 2
+    assert capsys.readouterr().err == error
 
 
 def test_weights_are_the_same_bits(tmp_path: Path, tokenizer: Path) -> None:

@@ -1,0 +1,209 @@
+"""Sampling: greedy text is that of `transformers`, the cache changes nothing, and draws follow their distribution."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from neox.__main__ import main
+from neox.checkpoint.huggingface import export
+from neox.checkpoint.save import commit, write_rank
+from neox.checkpoint.store import Store
+from neox.config.derive import padded_vocab
+from neox.config.errors import UserError
+from neox.config.load import to_dict
+from neox.config.schema import Config, ModelConfig
+from neox.data.tokenizer import load_tokenizer, train_tokenizer
+from neox.generate import Generator, Sampling, candidates, pick, random_generator
+from neox.model.gpt import GPT
+from neox.model.init import init_weights
+from neox.parallel.pieces import Piece
+
+CFG = ModelConfig(num_layers=3, hidden_size=48, num_heads=3, seq_length=48, vocab_size=280, vocab_multiple=64)
+PROMPTS = ["a", "the river and the", "def f(x):\n\treturn", "x" * 30]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    assert train_tokenizer(["the river and the other thing return"] * 9, 280, path) < 300
+    return path
+
+
+@pytest.fixture(scope="module")
+def generator(tokenizer: Path) -> Generator:
+    model = GPT(CFG, padded_vocab(CFG))
+    init_weights(model, CFG, seed=11)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter *= 4 if name.endswith("attn.out.weight") or name.startswith("head") else 1.5
+    return Generator(model, CFG, load_tokenizer(tokenizer))
+
+
+def greedy_without_cache(generator: Generator, tokens: list[int], count: int) -> list[int]:
+    added: list[int] = []
+    with torch.inference_mode():
+        while len(added) < count and generator.tokenizer.eod not in added:
+            logits = generator.model(torch.tensor([tokens + added]))[0, -1, : generator.tokenizer.vocab_size]
+            added.append(int(logits.argmax()))
+    return added
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_greedy_with_cache_is_recomputation(generator: Generator, prompt: str) -> None:
+    tokens = generator.tokenizer.tokenizer.encode(prompt).ids
+    (found,) = generator.continuations(tokens, 1, Sampling(max_tokens=40, temperature=0))
+    assert found == greedy_without_cache(generator, tokens, min(40, CFG.seq_length - len(tokens)))
+    assert len(set(found)) > 5  # not one token for ever
+
+
+def test_greedy_is_that_of_transformers(generator: Generator, tokenizer: Path, tmp_path: Path) -> None:
+    export(CFG, dict(generator.model.named_parameters()).__getitem__, tokenizer, tmp_path / "hf")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    for prompt in PROMPTS:
+        tokens = generator.tokenizer.tokenizer.encode(prompt).ids
+        count = min(24, CFG.seq_length - len(tokens))
+        expected = theirs.generate(torch.tensor([tokens]), max_new_tokens=count, do_sample=False)[0, len(tokens) :]
+        assert generator.continuations(tokens, 1, Sampling(count, temperature=0)) == [expected.tolist()]
+
+
+def test_stops_at_the_end_of_document(generator: Generator, tokenizer: Path, tmp_path: Path) -> None:
+    """Both stop there: what greedy decoding says third is made the end of document."""
+    tokens = generator.tokenizer.tokenizer.encode("the river").ids
+    said = greedy_without_cache(generator, tokens, 12)
+    end = next(token for i, token in enumerate(said) if i >= 2 and token not in said[:i])
+    other = Generator(generator.model, CFG, dataclasses.replace(generator.tokenizer, eod=end))
+    expected = said[: said.index(end) + 1]
+    calls = []
+    hook = generator.model.register_forward_hook(lambda *_: calls.append(1))
+    assert other.continuations(tokens, 1, Sampling(12, temperature=0)) == [expected]
+    hook.remove()
+    assert len(calls) == len(expected)  # nothing is computed beyond
+    sample = other.samples("the river", 1, Sampling(12, temperature=0))[0]
+    assert sample.finished and sample.tokens == expected
+    assert not generator.samples("the river", 1, Sampling(2, temperature=0))[0].finished
+
+
+def test_rows_of_a_batch_end_on_their_own(generator: Generator) -> None:
+    sampling = Sampling(max_tokens=30, temperature=3.0, seed=4)
+    eod = 40  # any common token
+    other = Generator(generator.model, CFG, dataclasses.replace(generator.tokenizer, eod=eod))
+    rows = other.continuations([5, 6], 64, sampling)
+    assert len({len(row) for row in rows}) > 2
+    assert all(eod not in row[:-1] and (row[-1] == eod or len(row) == 30) for row in rows)
+
+
+def test_samples_depend_on_seed_and_number_alone(generator: Generator) -> None:
+    def rows(num_samples: int, seed: int) -> list[list[int]]:
+        return generator.continuations([5, 6], num_samples, Sampling(16, seed=seed))
+
+    assert rows(3, 1) == rows(3, 1) == rows(5, 1)[:3]
+    first, second = rows(4, 1), rows(4, 2)
+    assert len({tuple(row) for row in first + second}) == 8
+
+
+def test_empty_prompt_begins_a_document(generator: Generator) -> None:
+    sampling = Sampling(8, temperature=0)
+    assert generator.samples("", 1, sampling)[0].tokens == generator.continuations([0], 1, sampling)[0]
+    assert generator.samples("", 1, sampling)[0].prompt == ""
+
+
+def test_text_is_the_tokens_decoded(generator: Generator) -> None:
+    sample = generator.samples("the river", 1, Sampling(16, seed=3))[0]
+    assert sample.text == generator.tokenizer.tokenizer.decode(sample.tokens)
+    assert max(sample.tokens) < generator.tokenizer.vocab_size < padded_vocab(CFG)
+
+
+def test_full_context_ends_the_text(generator: Generator) -> None:
+    tokens = list(range(10, 10 + CFG.seq_length - 3))
+    assert len(generator.continuations(tokens, 1, Sampling(50, temperature=0))[0]) == 3
+    with pytest.raises(UserError, match="context of 48"):
+        generator.continuations([*tokens, 1, 2, 3], 1, Sampling(50))
+
+
+def test_candidates_by_hand() -> None:
+    logits = torch.tensor([[0.1, 0.4, 0.2, 0.3]]).log()  # in order: 1, 3, 2, 0
+
+    def kept(top_k: int | None, top_p: float) -> list[int]:
+        return candidates(logits.clone(), top_k, top_p)[0].isfinite().nonzero()[:, 0].tolist()
+
+    assert [kept(k, 1.0) for k in (1, 2, 3, 9, None)] == [[1], [1, 3], [1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3]]
+    assert [kept(None, p) for p in (0.01, 0.39, 0.41, 0.69, 0.71, 0.91)] == [
+        [1], [1], [1, 3], [1, 3], [1, 2, 3], [0, 1, 2, 3],
+    ]  # fmt: skip
+    assert kept(2, 0.5) == [1]  # of the two that top-k left, the first has 4/7
+    torch.testing.assert_close(candidates(logits.clone(), None, 1.0), logits)
+
+
+def test_equal_logits_keep_exactly_k() -> None:
+    assert candidates(torch.zeros(2, 8), 3, 1.0).isfinite().sum(-1).tolist() == [3, 3]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_draws_follow_the_distribution(temperature: float) -> None:
+    probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05])
+    expected = (probabilities.log() / temperature).softmax(-1)
+    count = 4000
+    generators = [random_generator(7, index) for index in range(count)]
+    drawn = pick(probabilities.log().repeat(count, 1), Sampling(temperature=temperature), generators)
+    found = drawn.bincount(minlength=4) / count
+    assert ((found - expected).abs() < 4 * (expected * (1 - expected) / count).sqrt()).all()
+
+
+def test_very_cold_is_greedy() -> None:
+    logits = torch.tensor([[50.0, 90.0, -90.0]])
+    assert pick(logits, Sampling(temperature=1e-38), [random_generator(0, 0)]).tolist() == [1]
+
+
+def test_command_prints_blocks_or_writes_lines(
+    generator: Generator, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(tmp_path)
+    whole = [(name, tuple(p.shape), p.detach().flatten()) for name, p in generator.model.named_parameters()]
+    write_rank(
+        store.temporary(7), 0, [Piece("weight", n, shape, None, 0, 1, 0, len(flat), flat) for n, shape, flat in whole]
+    )
+    commit(store, 7, {"config": to_dict(Config(CFG))})
+    arguments = [
+        "generate",
+        str(store.path(7)),
+        "--tokenizer",
+        str(tokenizer),
+        "--prompt",
+        "the river",
+        "--prompt",
+        "a",
+    ]
+    arguments += ["--num-samples", "2", "--max-tokens", "9", "--temperature", "0.8", "--top-k", "50", "--top-p", "0.9"]
+    sampling = Sampling(9, temperature=0.8, top_k=50, top_p=0.9, seed=5)
+    expected = [s for prompt in ("the river", "a") for s in generator.samples(prompt, 2, sampling)]
+    assert main([*arguments, "--seed", "5"]) == 0
+    blocks = capsys.readouterr().out.split("--- sample ")[1:]
+    assert blocks == [f"{i} of 4 ---\n{s.prompt}{s.text}\n" for i, s in enumerate(expected, 1)]
+    assert main([*arguments, "--seed", "5", "--output", str(tmp_path / "out" / "samples.jsonl")]) == 0
+    lines = (tmp_path / "out" / "samples.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [dataclasses.asdict(sample) for sample in expected]
+    assert main([*arguments, "--top-p", "2"]) == 2
+    assert "--top-p 2.0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "option"),
+    [
+        ({"max_tokens": 0}, "--max-tokens 0"),
+        ({"temperature": -1.0}, "--temperature -1.0"),
+        ({"temperature": float("nan")}, "--temperature nan"),
+        ({"top_k": 0}, "--top-k 0"),
+        ({"top_p": 0.0}, "--top-p 0.0"),
+        ({"top_p": 1.5}, "--top-p 1.5"),
+    ],
+)
+def test_wrong_options_are_named(change: dict[str, Any], option: str) -> None:
+    with pytest.raises(UserError, match=option):
+        Sampling(**change)
