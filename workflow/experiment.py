@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jobs.site import load_site
 
 from jobs.errors import UserError as SiteError
+from jobs.site import Site, load_site
 from neox.config.derive import checkpoint_steps, num_parameters, resolve
 from neox.config.errors import UserError
 from neox.config.load import load_config
@@ -38,6 +38,7 @@ class Run:
     """Resolved, but for the paths that only exist later."""
     nodes: int
     ranks_per_node: int
+    cores_per_rank: int
     steps: tuple[int, ...]
     """Checkpoints to export and evaluate."""
 
@@ -50,6 +51,7 @@ class Experiment:
     root: str
     """Folder of all results."""
     site: str
+    cores_per_node: int
     settings: Mapping[str, Any]
     """The checked configuration."""
     corpus: tuple[str, ...]
@@ -84,13 +86,14 @@ def build_experiment(config: dict[str, Any]) -> Experiment:
     given = config["tokenizer"].get("file")
     if given:
         existing([given], "tokenizer.file")
-    ranks_per_node = config["runs"].get("ranks_per_node") or load_site(config["site"]).ranks
-    runs = [make_run(row, config, ranks_per_node) for row in expand(config["runs"])]
+    site = load_site(config["site"])
+    runs = [make_run(row, config, site) for row in expand(config["runs"])]
     check_together(runs)
     return Experiment(
         name=config["name"],
         root=root,
         site=config["site"],
+        cores_per_node=site.cores,
         settings=config,
         corpus=corpus,
         tokenizer=given or f"{root}/tokenizer/tokenizer.json",
@@ -161,15 +164,17 @@ def as_list(files: str | Sequence[str]) -> list[str]:
     return [files] if isinstance(files, str) else list(files)
 
 
-def make_run(row: Row, config: Mapping[str, Any], ranks_per_node: int) -> Run:
+def make_run(row: Row, config: Mapping[str, Any], site: Site) -> Run:
     """The run with its configuration resolved, its ranks dealt to nodes and its checkpoints to evaluate listed."""
+    ranks_per_node = config["runs"].get("ranks_per_node", site.ranks)
     try:
         resolved = resolve_row(row, config["tokenizer"], ranks_per_node)
         nodes, on_each = deal_ranks(resolved, ranks_per_node)
         steps = evaluated_steps(resolved, config["evaluate"]["checkpoints"])
     except UserError as error:
         raise UserError(f"run {row.name}: {error}") from None
-    return Run(row.name, row.files, row.overrides, resolved, nodes, on_each, steps)
+    cores = max(1, site.cores // on_each)
+    return Run(row.name, row.files, row.overrides, resolved, nodes, on_each, cores, steps)
 
 
 def resolve_row(row: Row, tokenizer: Mapping[str, Any], ranks_per_node: int) -> Config:

@@ -47,7 +47,7 @@ if "vocab_size" in EXPERIMENT.settings["tokenizer"]:
         log:
             f"{ROOT}/logs/tokenizer.log",
         resources:
-            mem_mb=8000,
+            mem_mb=3000,
             runtime=120,
         params:
             vocab_size=EXPERIMENT.settings["tokenizer"]["vocab_size"],
@@ -73,7 +73,7 @@ rule tokenize:
         shard=r"\d+",
     threads: 1
     resources:
-        mem_mb=4000,
+        mem_mb=2000,
         runtime=240,
     params:
         prefix=subpath(output[0], strip_suffix=".bin"),
@@ -95,7 +95,9 @@ rule merge:
         mem_mb=2000,
         runtime=120,
     params:
-        shards=[f"{ROOT}/tokens/shards/{i}" for i in range(EXPERIMENT.settings["shards"])],
+        shards=[
+            f"{ROOT}/tokens/shards/{i}" for i in range(EXPERIMENT.settings["shards"])
+        ],
         prefix=TOKENS,
     shell:
         "neox data merge {params.shards:q} --output {params.prefix:q} 2>&1 | tee {log:q}"

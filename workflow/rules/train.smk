@@ -20,21 +20,21 @@ rule train:
         f"{ROOT}/runs/{{run}}/train_summary.json",
     log:
         f"{ROOT}/runs/{{run}}/logs/train.log",
-    threads: lambda wildcards: RUNS[wildcards.run].ranks_per_node
+    threads: EXPERIMENT.cores_per_node
     resources:
         nodes=lambda wildcards: RUNS[wildcards.run].nodes,
         tasks_per_node=lambda wildcards: RUNS[wildcards.run].ranks_per_node,
+        cpus_per_task=lambda wildcards: RUNS[wildcards.run].cores_per_rank,
         mem_mb=lambda wildcards: training_memory_mb(RUNS[wildcards.run]),
         runtime=240,
     params:
         run_dir=subpath(output[0], parent=True),
         overrides=lambda wildcards: RUNS[wildcards.run].overrides,
         data=[f"data.path={TOKENS}", f"data.tokenizer={EXPERIMENT.tokenizer}"],
-        nodes=lambda wildcards: RUNS[wildcards.run].nodes,
-        ranks_per_node=lambda wildcards: RUNS[wildcards.run].ranks_per_node,
-        site=EXPERIMENT.site,
     shell:
-        "jobs launch --site {params.site:q} --nodes {params.nodes} --ranks-per-node {params.ranks_per_node}"
+        # Snakemake sets the number of threads for the whole job; each rank gets its share from `jobs launch`.
+        "env -u OMP_NUM_THREADS -u MKL_NUM_THREADS -u OPENBLAS_NUM_THREADS"
+        " jobs launch --site {EXPERIMENT.site:q} --nodes {resources.nodes} --ranks-per-node {resources.tasks_per_node}"
         " --run-dir {params.run_dir:q} -- neox train --run-dir {params.run_dir:q} {input.recipe:q}"
         " {params.overrides:q} {params.data:q}"
         " 2>&1 | (trap '' INT TERM USR1 USR2; exec tee -a {log:q})"

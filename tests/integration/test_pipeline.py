@@ -1,0 +1,160 @@
+"""The whole workflow on a very small experiment, then what a rerun and a touched file repeat."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+SNAKEMAKE = [str(Path(sys.executable).parent / "snakemake"), "--snakefile", str(ROOT / "Snakefile")]
+MODEL = {"num_layers": 1, "hidden_size": 16, "num_heads": 2, "seq_length": 32}
+CONFIGURATIONS = sorted((ROOT / "workflow" / "config").glob("*.yaml"))
+
+
+def snakemake(folder: Path, *arguments: str, profile: str = "local") -> subprocess.CompletedProcess[str]:
+    """Runs it in `folder`, where it keeps its own records and results."""
+    command = [*SNAKEMAKE, "--profile", str(ROOT / "site_configs" / profile), "--directory", str(folder), *arguments]
+    environment = {**os.environ, "COLUMNS": "200"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
+
+
+def planned(folder: Path, *arguments: str) -> dict[str, int]:
+    """Jobs that a run would start now: rule → how many."""
+    done = snakemake(folder, "--dry-run", *arguments)
+    assert done.returncode == 0, done.stderr
+    table = (done.stdout + done.stderr).partition("Job stats:")[2].partition("\n\n")[0]
+    return {
+        rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", table, re.M) if rule not in ("total", "all")
+    }
+
+
+def write_inputs(folder: Path) -> Path:
+    """Corpus, recipe files and experiment of two runs of four steps; returns the experiment's configuration."""
+    sentence = "the quick brown fox jumps over the lazy dog and then it sleeps for a while near the old river bank"
+    texts = [" ".join(sentence[n % 40 :] + "." for n in range(i, i + 12)) for i in range(60)]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    recipe = {
+        "model": MODEL,
+        "parallel": {"dp": 2},
+        "data": {"split": [8, 1, 1]},
+        "train": {"steps": 4, "micro_batch_size": 1, "valid_interval": 2, "valid_batches": 1},
+        "checkpoint": {"interval": 2},
+        "log": {"interval": 1},
+    }
+    (folder / "base.yaml").write_text(yaml.safe_dump(recipe))
+    for name, size in (("a", 16), ("b", 32)):
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump({"model": {"hidden_size": size}}))
+    experiment = {
+        "name": "mini",
+        "corpus": {"path": "corpus.jsonl"},
+        "tokenizer": {"vocab_size": 300},
+        "shards": 2,
+        "runs": {"recipe": "base.yaml", "axes": {"size": {"a": "a.yaml", "b": "b.yaml"}}},
+        "evaluate": {"tasks": ["heldout_bpb"], "task_folder": str(ROOT / "workflow" / "eval_tasks")},
+        "samples": {"prompts": ["the "], "max_tokens": 8},
+    }
+    (folder / "experiment.yaml").write_text(yaml.safe_dump(experiment))
+    return folder / "experiment.yaml"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Folder of a pipeline that ran to the end, and what the console showed."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    configuration = write_inputs(folder)
+    done = snakemake(folder, "--configfile", str(configuration))
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
+    return folder, done.stdout + done.stderr
+
+
+ALL = {
+    "tokenizer": 1,
+    "tokenize": 2,
+    "merge": 1,
+    "heldout": 1,
+    "train": 2,
+    "convert": 2,
+    "evaluate": 2,
+    "sample": 2,
+    "report_page": 1,
+}
+AFTER_TRAINING = {"convert": 1, "evaluate": 1, "sample": 1, "report_page": 1}
+
+
+def test_pipeline_makes_everything(finished: tuple[Path, str]) -> None:
+    root = finished[0] / "results" / "mini"
+    for run in ("a", "b"):
+        assert (root / "runs" / run / "hf" / "step_00000004" / "model.safetensors").is_file()
+        assert json.loads((root / "runs" / run / "eval" / "step_00000004.json").read_text())["metrics"]
+        assert json.loads((root / "runs" / run / "train_summary.json").read_text())["steps"] == 4
+        assert (root / "runs" / run / "checkpoints" / "step_00000002").is_dir()
+    assert "<svg" in (root / "report.html").read_text()
+
+
+def test_console_shows_progress_and_ends_with_the_results(finished: tuple[Path, str]) -> None:
+    console = finished[1]
+    assert re.search(r"step [1-4]/4 \| loss .* tokens/s \| ETA", console), "no progress line of the trainer"
+    assert "report       results/mini/report.html" in console
+    assert "checkpoints results/mini/runs/a/checkpoints, models results/mini/runs/a/hf" in console
+    assert re.search(r"^b +loss \d", console, re.M)
+    assert "a writes: the " in console
+
+
+def test_rerun_does_nothing(finished: tuple[Path, str]) -> None:
+    done = snakemake(finished[0], "--configfile", str(finished[0] / "experiment.yaml"))
+    assert done.returncode == 0
+    assert "Nothing to be done" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("touched", "repeated"),
+    [
+        ("b.yaml", {"train": 1, **AFTER_TRAINING}),
+        ("base.yaml", {name: ALL[name] for name in ("train", *AFTER_TRAINING)}),
+        ("experiment.yaml", {"report_page": 1}),
+        ("results/mini/runs/a/train_summary.json", AFTER_TRAINING),
+        ("corpus.jsonl", ALL),
+    ],
+)
+def test_touch_repeats_what_depends_on_it(finished: tuple[Path, str], touched: str, repeated: dict[str, int]) -> None:
+    folder = finished[0]
+    before = (folder / touched).stat()
+    now = time.time()
+    os.utime(folder / touched, (now, now))
+    try:
+        assert planned(folder, "--configfile", str(folder / "experiment.yaml")) == repeated
+    finally:
+        os.utime(folder / touched, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_changed_value_repeats_only_its_run(finished: tuple[Path, str], tmp_path: Path) -> None:
+    experiment = yaml.safe_load((finished[0] / "experiment.yaml").read_text())
+    experiment["runs"]["rows"] = [{"name": "c", "recipe": ["a.yaml"]}]
+    (tmp_path / "more.yaml").write_text(yaml.safe_dump(experiment))
+    assert planned(finished[0], "--configfile", str(tmp_path / "more.yaml")) == {"train": 1, **AFTER_TRAINING}
+
+
+@pytest.mark.parametrize("profile", ["local", "slurm"])
+@pytest.mark.parametrize("file", CONFIGURATIONS, ids=[file.stem for file in CONFIGURATIONS])
+def test_configurations_plan_with_every_profile(file: Path, profile: str, tmp_path: Path) -> None:
+    for name in ("neox", "workflow", "site_configs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    done = snakemake(tmp_path, "--dry-run", "--quiet", "all", "--configfile", str(file), profile=profile)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_wrong_key_is_one_line(tmp_path: Path) -> None:
+    configuration = write_inputs(tmp_path)
+    done = snakemake(tmp_path, "--configfile", str(configuration), "--config", "shard=3")
+    assert done.returncode == 2
+    complaint = [line for line in done.stderr.splitlines() if not line.startswith(("Using profile", "Config file"))]
+    assert complaint == ["workflow: error: workflow configuration: unknown key 'shard'; allowed here: shards"]
+    assert not (tmp_path / "results").exists()
