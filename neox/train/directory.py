@@ -12,7 +12,7 @@ from neox import __version__
 from neox.checkpoint import manifest as manifests
 from neox.checkpoint.store import Store, step_name
 from neox.config.errors import UserError
-from neox.config.load import dump, to_dict
+from neox.config.load import dump, from_dict, to_dict
 from neox.config.schema import Config
 from neox.data.durable import replacing, write_json
 
@@ -43,7 +43,7 @@ class RunDirectory:
             raise UserError(f"--run-dir {self.folder}: is a file, not a folder")
         step = self.store.latest()
         if step is not None:
-            saved = manifests.read(self.store.path(step)).state["config"]
+            saved = to_dict(from_dict(manifests.read(self.store.path(step)).state["config"]))  # new keys: defaults
             for key, old, new in differences(saved, to_dict(config)):
                 if not key.startswith(MAY_CHANGE):
                     raise UserError(

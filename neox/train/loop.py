@@ -28,7 +28,7 @@ FINISHED, RUN_AGAIN = 0, 85
 def train(
     cfg: Config, run: RunDirectory, stop: StopRequest, sources: Sequence[Path] = (), overrides: Sequence[str] = ()
 ) -> int:
-    """Trains from the latest checkpoint, or the beginning, to the last step or until asked to stop; every rank calls it.
+    """Trains from the latest checkpoint, or the beginning, to the end or until asked to stop; every rank calls it.
 
     Args:
         cfg: resolved for the number of ranks. sources, overrides: what it was made from, kept with the run.

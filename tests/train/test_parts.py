@@ -1,0 +1,184 @@
+"""Schedule, stop flags, metrics files and the run directory, each alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import signal
+
+import pytest
+
+from neox.config.derive import resolve
+from neox.config.errors import UserError
+from neox.config.load import load_config, to_dict
+from neox.config.schema import OptimConfig
+from neox.train.directory import RunDirectory, code_version, differences
+from neox.train.metrics import Metrics, drop_after
+from neox.train.schedule import learning_rate
+from neox.train.stop import SIGNALS, StopRequest
+from tests.train.launch import CONFIG
+
+
+def neox_head(n, lr, min_lr, warmup_iter, end_iter, style):
+    """GPT-NeoX HEAD's AnnealingLR (megatron/learning_rates.py), from its description."""
+    if warmup_iter > 0 and n <= warmup_iter:
+        return lr * max(1, n) / warmup_iter
+    m, e = n - warmup_iter, end_iter - warmup_iter
+    if style == "constant":
+        return lr
+    if style == "linear":
+        return max(lr * (e - m) / e, min_lr) if min_lr == 0 else min_lr + (lr - min_lr) * (1 - m / e)
+    return max(min_lr + (lr - min_lr) / 2.0 * (math.cos(math.pi * m / e) + 1), min_lr)
+
+
+@pytest.mark.parametrize("style", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize("warmup", [0.0, 0.01, 0.1, 0.13])
+@pytest.mark.parametrize("min_lr", [0.0, 6e-5])
+def test_schedule_is_gpt_neox_head(style, warmup, min_lr):
+    cfg = OptimConfig(lr=6e-4, min_lr=min_lr, schedule=style, warmup=warmup, decay_steps=100)
+    for n in range(101):
+        expected = neox_head(n, 6e-4, min_lr, warmup * 100, 100, style)
+        assert learning_rate(n, cfg) == pytest.approx(expected, rel=1e-12, abs=1e-18), n
+
+
+def test_schedule_known_values():
+    cfg = OptimConfig(lr=1.0, min_lr=0.1, schedule="cosine", warmup=0.1, decay_steps=100)
+    known = {0: 0.1, 1: 0.1, 5: 0.5, 10: 1.0, 55: 0.55, 100: 0.1, 5000: 0.1}
+    assert {n: learning_rate(n, cfg) for n in known} == pytest.approx(known, rel=1e-12)
+    tiny = OptimConfig(lr=1.0, min_lr=0.1, warmup=0.01, decay_steps=10)
+    assert max(learning_rate(n, tiny) for n in range(11)) <= 1.0, "a warm-up shorter than one step stays below lr"
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_signal_is_a_flag(number):
+    old = {known: signal.getsignal(known) for known in SIGNALS}
+    try:
+        stop = StopRequest()
+        assert stop.reason is None
+        os.kill(os.getpid(), number)
+        assert stop.reason == f"signal {number.name}"
+    finally:
+        for known, handler in old.items():
+            signal.signal(known, handler)
+
+
+def test_deadline_is_a_reason():
+    old = {known: signal.getsignal(known) for known in SIGNALS}
+    try:
+        assert StopRequest(stop_after_min=1000).reason is None
+        assert StopRequest(stop_after_min=0).reason == "the time of --stop-after is over"
+    finally:
+        for known, handler in old.items():
+            signal.signal(known, handler)
+
+
+def record(step, loss=2.0):
+    return {
+        "step": step,
+        "samples": 8 * step,
+        "tokens": 128 * step,
+        "loss": loss,
+        "lr": 1e-3,
+        "grad_norm": 1.0,
+        "step_time_s": 0.5,
+        "tokens_per_s": 256.0,
+    }
+
+
+def test_metrics_after_the_resumed_step_and_torn_lines_are_dropped(tmp_path):
+    run = RunDirectory(tmp_path)
+    lines = [json.dumps(record(step)) for step in (1, 2)] + ['{"step": 2, "valid_loss": 1.5}', json.dumps(record(3))]
+    run.metrics.write_text("\n".join(lines) + '\n{"step": 4, "lo')
+    drop_after(run, 2)
+    assert run.metrics.read_text() == "\n".join(lines[:3]) + "\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_metrics_are_strict_json_and_the_progress_line_is_readable(tmp_path, capsys):
+    run = RunDirectory(tmp_path)
+    metrics = Metrics(run, first_step=0, num_steps=100, interval=10, tensorboard=False)
+    for step in range(1, 11):
+        metrics.record_step(record(step, loss=math.inf if step == 4 else 2.0))
+    metrics.close()
+    assert [r["loss"] for r in run.records()] == [2.0, 2.0, 2.0, None] + [2.0] * 6
+    assert "Infinity" not in run.metrics.read_text()
+    out = capsys.readouterr().out.splitlines()
+    assert out[-1] == "step 10/100 | loss 2.0000 | lr 1.00e-03 | grad norm 1.00 | 256 tokens/s | ETA 0:00:45"
+    assert len(out) == 2
+
+
+def test_summary_is_made_from_the_metrics(tmp_path):
+    run = RunDirectory(tmp_path)
+    run.metrics.write_text(
+        "".join(json.dumps(record(step)) + "\n" for step in (1, 2)) + '{"step": 2, "valid_loss": 1.5}\n'
+    )
+    run.write_summary()
+    assert json.loads(run.summary.read_text()) == {
+        "steps": 2,
+        "tokens": 256,
+        "final_loss": 2.0,
+        "final_valid_loss": 1.5,
+        "checkpoints": [],
+        "wall_s": 1.0,
+    }
+
+
+@pytest.fixture
+def resumable(tmp_path):
+    """A run directory with one checkpoint's manifest, and the configuration it was made with."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(CONFIG)
+    config = resolve(load_config([path]), 1)
+    run = RunDirectory(tmp_path / "run")
+    run.store.path(10).mkdir(parents=True)
+    manifest = {"format": 1, "step": 10, "state": {"config": to_dict(config)}, "files": []}
+    (run.store.path(10) / "manifest.json").write_text(json.dumps(manifest))
+    return run, path
+
+
+ALLOWED = [
+    "checkpoint.interval=7",
+    "log.interval=1",
+    "train.valid_interval=0",
+    "train.micro_batch_size=1",
+    "data.path=elsewhere",
+]
+REFUSED = ["optim.lr=1.0e-3", "train.seed=5", "data.seed=5", "model.num_layers=3", "train.global_batch_size=16"]
+
+
+@pytest.mark.parametrize("override", ALLOWED)
+def test_resume_allows_what_does_not_change_the_curve(resumable, override):
+    run, path = resumable
+    assert run.check(resolve(load_config([path], [override]), 1)) == 10
+    assert run.check(resolve(load_config([path], ["parallel.pp=2", override]), 4)) == 10
+
+
+@pytest.mark.parametrize("override", REFUSED)
+def test_resume_refuses_by_name_what_does(resumable, override):
+    run, path = resumable
+    with pytest.raises(UserError) as caught:
+        run.check(resolve(load_config([path], [override]), 1))
+    assert str(caught.value).startswith(override.partition("=")[0] + " = ")
+
+
+def test_more_steps_need_the_same_decay(resumable):
+    run, path = resumable
+    with pytest.raises(UserError, match=r"optim.decay_steps = 80: the run in .* has 40"):
+        run.check(resolve(load_config([path], ["train.steps=80"]), 1))
+    assert run.check(resolve(load_config([path], ["train.steps=80", "optim.decay_steps=40"]), 1)) == 10
+
+
+def test_differences_see_both_sides():
+    assert list(differences({"a": {"b": 1, "c": 2}, "d": 1}, {"a": {"b": 1}, "e": 2})) == [
+        ("a.c", 2, None),
+        ("d", 1, None),
+        ("e", None, 2),
+    ]
+
+
+def test_code_version_is_the_commit_of_this_checkout(tmp_path):
+    commit = code_version()["commit"]
+    assert commit is None or (len(commit) == 40 and int(commit, 16) >= 0)
+    assert dataclasses.is_dataclass(OptimConfig)

@@ -1,0 +1,175 @@
+"""`neox train` end to end: interruptions leave the loss curve bit for bit as it was, on any layout to rounding."""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from neox.checkpoint import manifest as manifests
+from neox.checkpoint.store import Store
+from tests.train.launch import STEPS, Launch, records, run, steps_of, write_config
+
+STATE_KEYS = ("step", "samples", "tokens", "loss", "lr", "grad_norm", "valid_loss")
+
+
+def curve(run_dir: Path) -> list[str]:
+    """Everything in metrics.jsonl but times, as the text that was written."""
+    return [json.dumps({key: r[key] for key in STATE_KEYS if key in r}) for r in records(run_dir)]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return write_config(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(config, tmp_path_factory):
+    """The run directory of dp2 from the first step to the last."""
+    run_dir = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    run(run_dir, config, world_size=2)
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def interrupted(config, tmp_path_factory):
+    """The same run, killed between checkpoints, resumed, stopped by a signal to one rank, resumed, finished."""
+    run_dir = tmp_path_factory.mktemp("runs") / "interrupted"
+    first = Launch(run_dir, config, world_size=2)
+    first.wait_for_step(13)
+    first.signal(signal.SIGKILL)
+    assert first.wait() == [-signal.SIGKILL] * 2
+    killed = steps_of(run_dir)[-1]["step"]
+    assert Store(run_dir / "checkpoints").latest() < killed < STEPS, "killed between checkpoints"
+    (run_dir / "checkpoints" / ".tmp-step_00000099").mkdir()
+
+    second = Launch(run_dir, config, world_size=2)
+    second.wait_for_step(killed + 1)
+    second.signal(signal.SIGUSR2, rank=1)
+    assert second.wait() == [85, 85], second.output
+    stopped = steps_of(run_dir)[-1]["step"]
+    assert Store(run_dir / "checkpoints").latest() == stopped < STEPS, "saved where it stopped"
+    assert f"stopped after step {stopped}" in second.output
+    assert not (run_dir / "train_summary.json").exists()
+
+    output = run(run_dir, config, world_size=2)
+    assert f"going on from {run_dir / 'checkpoints' / f'step_{stopped:08d}'}" in output
+    return run_dir
+
+
+def test_it_learns_and_says_so(uninterrupted):
+    steps = steps_of(uninterrupted)
+    assert [r["step"] for r in steps] == list(range(1, STEPS + 1))
+    assert steps[-1]["loss"] < steps[0]["loss"] - 0.8
+    assert steps[0]["loss"] == pytest.approx(np.log(128), abs=0.5)
+    assert [r["step"] for r in records(uninterrupted) if "valid_loss" in r] == [10, 20, 30, 40]
+    assert (steps[-1]["samples"], steps[-1]["tokens"]) == (320, 5120)
+
+
+def test_run_directory_is_complete(uninterrupted, config):
+    summary = json.loads((uninterrupted / "train_summary.json").read_text())
+    last = records(uninterrupted)[-2:]
+    assert summary["steps"] == STEPS and summary["tokens"] == 5120
+    assert (summary["final_loss"], summary["final_valid_loss"]) == (last[0]["loss"], last[1]["valid_loss"])
+    names = [f"step_{step:08d}" for step in (5, 10, 20, 30, 40)]
+    assert summary["checkpoints"] == names
+    assert sorted(path.name for path in (uninterrupted / "checkpoints").iterdir()) == names
+    resolved = yaml.safe_load((uninterrupted / "config.yaml").read_text())
+    assert resolved["parallel"]["dp"] == 2 and resolved["train"]["grad_accum"] == 2
+    assert (uninterrupted / "sources" / "00_tiny.yaml").read_text() == config.read_text()
+    for name in names:
+        state = manifests.verify(uninterrupted / "checkpoints" / name).state
+        assert state["samples"] == 8 * state["step"] and state["config"] == resolved
+        assert state["optimizer"]["step"] == state["step"]
+
+
+def test_interruptions_leave_the_curve_bit_for_bit(uninterrupted, interrupted):
+    assert curve(interrupted) == curve(uninterrupted)
+
+
+def test_interruptions_leave_the_weights_bit_for_bit(uninterrupted, interrupted):
+    final = [manifests.read(folder / "checkpoints" / f"step_{STEPS:08d}") for folder in (uninterrupted, interrupted)]
+    assert [f.sha256 for f in final[0].files] == [f.sha256 for f in final[1].files]
+    assert not list((interrupted / "checkpoints").glob(".tmp-*"))
+
+
+@pytest.mark.parametrize("which", ["uninterrupted", "interrupted"])
+def test_tensorboard_reads_the_same_values(request, which):
+    run_dir = request.getfixturevalue(which)
+    events = EventAccumulator(str(run_dir / "tensorboard"))
+    events.Reload()
+    for tag, key in (("train/loss", "loss"), ("train/lr", "lr"), ("valid/loss", "valid_loss")):
+        shown = [(event.step, np.float32(event.value)) for event in events.Scalars(tag)]
+        assert shown == [(r["step"], np.float32(r[key])) for r in records(run_dir) if key in r], tag
+
+
+def test_finished_run_ends_at_once_and_leaves_its_files(uninterrupted, config):
+    summary = uninterrupted / "train_summary.json"
+    text = summary.read_text()
+    before = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")}
+    assert "finished already" in run(uninterrupted, config, world_size=2)
+    assert {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")} == before
+    summary.unlink()
+    run(uninterrupted, config, world_size=2)
+    assert summary.read_text() == text, "a workflow engine removed it"
+
+
+@pytest.mark.parametrize(("key", "ranks"), [("parallel.pp", 2), ("parallel.tp", 2), ("log.interval", 1)])
+def test_another_layout_goes_on_with_the_same_curve(uninterrupted, config, tmp_path, key, ranks):
+    run_dir = tmp_path / "moved"
+    shutil.copytree(uninterrupted, run_dir)
+    for step in (20, 30, 40):
+        shutil.rmtree(run_dir / "checkpoints" / f"step_{step:08d}")
+    run(run_dir, config, f"{key}=2", world_size=ranks)
+    moved, straight = records(run_dir), records(uninterrupted)
+    assert [r["step"] for r in moved] == [r["step"] for r in straight]
+    assert curve(run_dir)[:11] == curve(uninterrupted)[:11]
+    for a, b in zip(moved, straight, strict=True):
+        for name in {"loss", "valid_loss", "grad_norm"} & (a.keys() | b.keys()):
+            assert a[name] == pytest.approx(b[name], rel=1e-5), a["step"]
+
+
+def mistakes():
+    return [
+        (["model.num_heads=3"], "model.num_heads = 3 must divide model.hidden_size"),
+        (["train.global_batch_size=7"], "train: global_batch_size = micro_batch_size × grad_accum × dp"),
+        (["optim.learning_rate=1"], "unknown key 'optim.learning_rate'; nearest: .*optim"),
+        (["data.path=/nonexistent/tokens"], "/nonexistent/tokens.idx: no such file"),
+        (["data.path=null"], "data.path is required"),
+        (["parallel.tp=2"], "dp × tp × pp must be the number of ranks"),
+        (["missing.yaml"], "cannot read configuration file missing.yaml"),
+    ]
+
+
+@pytest.mark.parametrize(("arguments", "message"), mistakes())
+def test_mistake_is_one_line_and_leaves_nothing(config, tmp_path, arguments, message):
+    output = run(tmp_path / "run", config, *arguments, expect=2)
+    assert re.search(message, output) and output.startswith("neox: error: ") and output.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mistake_found_late_ends_every_rank_alike(config, tmp_path):
+    output = run(tmp_path / "run", config, "data.split=[1,0,0]", world_size=2, expect=2)
+    errors = [line for line in output.splitlines() if "neox: error: " in line]
+    assert len(errors) == 1 and "no document" in errors[0] and "Traceback" not in output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_full_disk_stops_the_run_with_one_line(config, tmp_path):
+    limit = 100_000  # bytes a file: logs fit, a checkpoint does not
+
+    def limit_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    output = run(tmp_path / "run", config, expect=1, preexec_fn=limit_files)
+    errors = [line for line in output.splitlines() if "neox: error: " in line]
+    assert len(errors) == 1 and "step_00000005: checkpoint not saved" in errors[0] and "Traceback" not in output
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
