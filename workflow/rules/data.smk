@@ -5,12 +5,7 @@ TOKENS = f"{ROOT}/tokens/corpus"
 TOKEN_FILES = multiext(TOKENS, ".bin", ".idx", ".manifest.json")
 
 
-# Compute nodes often reach no network, and the built-in corpus takes seconds.
-localrules:
-    fetch,
-    corpus,
-
-
+# Getting the corpus is the login node's: compute nodes often reach no network, and the built-in one takes seconds.
 if "url" in CORPUS:
 
     rule fetch:
@@ -18,6 +13,7 @@ if "url" in CORPUS:
             EXPERIMENT.corpus,
         log:
             f"{ROOT}/logs/fetch.log",
+        localrule: True
         params:
             url=CORPUS["url"],
             checks=" ".join(
@@ -33,6 +29,7 @@ elif "builtin" in CORPUS:
             EXPERIMENT.corpus,
         log:
             f"{ROOT}/logs/corpus.log",
+        localrule: True
         shell:
             "neox data corpus --output {output:q} 2>&1 | tee {log:q}"
 

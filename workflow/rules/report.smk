@@ -5,10 +5,6 @@ from neox.config.load import config_hash
 from workflow.summary import summary
 
 
-localrules:
-    report_page,
-
-
 rule report_page:
     input:
         [rules.train.output[0].format(run=run) for run in RUNS],
@@ -37,6 +33,7 @@ rule report_page:
             caption="../report/evaluation.rst",
             category="Evaluation",
         ),
+    localrule: True
     params:
         name=EXPERIMENT.name,
         runs=[

@@ -1,7 +1,5 @@
 """Draws the curves of all runs and writes one HTML page that needs no other file."""
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import dataclass
@@ -245,8 +243,7 @@ def document(title: str, body: str) -> str:
 
 
 if __name__ == "__main__":
-    from snakemake.script import snakemake as job
-
+    job = snakemake  # type: ignore[name-defined]  # noqa: F821 - Snakemake puts it before the first line
     write_report(
         job.params.name,
         Path(job.input.tokens),
