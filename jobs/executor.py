@@ -87,7 +87,7 @@ class SchedulerExecutor(core.PicklingExecutor):
         if batch is None:
             raise UserError(f"scheduler {scheduler}: has no queue to submit to")
         self.scheduler, self._batch = scheduler, batch
-        self.job_class = job_class(scheduler)  # type: ignore[misc]
+        self.job_class = job_class(scheduler)
         self._throttling = 0.0
 
     @classmethod
@@ -140,9 +140,11 @@ class SchedulerJobEnvironment(job_environment.JobEnvironment):
     def __init__(self) -> None:
         super().__init__()
         scheduler = SCHEDULERS.get(os.environ.get(SCHEDULER_VARIABLE, ""))
-        ours = {"job_id": "job_id", "num_nodes": "num_nodes", "nodes": "nodes", "global_rank": "rank"}
         words = scheduler.environment if scheduler else {}
-        self._env = {theirs: words[word] for theirs, word in ours.items() if word in words}  # type: ignore[misc]
+        ours = {"job_id": "job_id", "num_nodes": "num_nodes", "nodes": "nodes", "global_rank": "rank"}
+        # One submitit task per job, whatever the ranks: for the rest its defaults hold, read from no variable.
+        unset = dict.fromkeys(("num_tasks", "node", "local_rank"), "JOBS_UNSET")
+        self._env = {**unset, **{theirs: words.get(word, "JOBS_UNSET") for theirs, word in ours.items()}}  # type: ignore[misc]
 
     def _handle_signals(self, paths: utils.JobPaths, submission: utils.DelayedSubmission) -> None:
         """Left to Allocation: submitit's own handlers take every warning in a job of ≤ 10 min for a timeout."""

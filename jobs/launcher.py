@@ -39,7 +39,8 @@ def plan_launch(
         raise UserError(f"jobs launch: no {site.scheduler} allocation here ({words['job_id']} is not set)")
     if held is not None and nodes > int(held):
         raise UserError(f"--nodes {nodes}: the allocation has {held}")
-    return Launch(tuple(command), nodes, ranks, max(1, site.cores // ranks), folder)
+    granted = environ.get(words.get("cpus_per_rank", ""))
+    return Launch(tuple(command), nodes, ranks, int(granted or max(1, site.cores // ranks)), folder)
 
 
 def launch_environment(site: Site, launch: Launch, environ: Mapping[str, str]) -> dict[str, str]:

@@ -38,6 +38,6 @@ class Scheduler:
 
     name: str
     environment: Mapping[str, str]
-    """Ours → its variable: job_id, restart_count, num_nodes, nodes; in a rank also rank, world_size, local_rank,
-    local_world_size."""
+    """Ours → its variable: job_id, restart_count, num_nodes, nodes, cpus_per_rank; in a rank also rank, world_size,
+    local_rank, tasks_per_node, step_nodes."""
     batch: Batch | None

@@ -37,6 +37,7 @@ ENVIRONMENT = {
     "restart_count": "SLURM_RESTART_COUNT",  # absent on the first start
     "num_nodes": "SLURM_JOB_NUM_NODES",
     "nodes": "SLURM_JOB_NODELIST",
+    "cpus_per_rank": "SLURM_CPUS_PER_TASK",
     "rank": "SLURM_PROCID",
     "world_size": "SLURM_NTASKS",
     "local_rank": "SLURM_LOCALID",

@@ -28,8 +28,8 @@ SlurmctldPort=$P
 SlurmUser=root
 AuthType=auth/munge
 CredType=cred/munge
-# cred_expire is also how long a requeued job waits before it may start again (default 120 s)
-AuthInfo=socket=$ROOT/run/munge.socket,cred_expire=3
+# cred_expire is also how long a requeued job waits before it starts again (default 120 s, which less than 5 gives too)
+AuthInfo=socket=$ROOT/run/munge.socket,cred_expire=5
 StateSaveLocation=$ROOT/state
 SlurmdSpoolDir=$ROOT/spool/%n
 TmpFS=$ROOT/tmp/%n

@@ -1,10 +1,10 @@
 """Snakemake executor plugin `submitit`: hands Snakemake's jobs to `jobs.queue` and its answers back."""
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: the interface reads the types of the settings.
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Optional
 
 from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
@@ -25,11 +25,11 @@ RESULT_POLL_S = 2
 class ExecutorSettings(ExecutorSettingsBase):
     """`--submitit-site` and so on, or the same keys in a profile."""
 
-    site: str | None = field(
+    site: Optional[str] = field(  # noqa: UP045 (the interface knows Optional only)
         default="slurm",
         metadata={"help": "a folder of site_configs/, or a path to a site.yaml"},
     )
-    folder: str | None = field(
+    folder: Optional[str] = field(  # noqa: UP045
         default=".snakemake/submitit", metadata={"help": "job scripts, logs and results; on a filesystem all nodes see"}
     )
 

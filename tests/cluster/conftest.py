@@ -1,0 +1,96 @@
+"""The real Slurm that the cluster tests share, and how they run Snakemake on it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+
+
+class Slurm:
+    """Asks the cluster, and runs the mini workflow on it."""
+
+    def __init__(self, root: Path) -> None:
+        self.environ = {**os.environ, "SLURM_CONF": str(root / "etc" / "slurm.conf"), "OMP_NUM_THREADS": "1"}
+
+    def ask(self, *argv: str) -> list[str]:
+        done = subprocess.run(argv, env=self.environ, capture_output=True, text=True, timeout=60, check=True)
+        return done.stdout.split("\n")[:-1]
+
+    def start(self, folder: Path, *arguments: str) -> subprocess.Popen[str]:
+        """Snakemake with the submitit executor in `folder`; its output is in `folder`/out.log."""
+        snakemake = [sys.executable, "-m", "snakemake", "--snakefile", HERE / "Snakefile", "--executor", "submitit"]
+        options = ["--submitit-site", "slurm", "--jobs", "8", "--nolock", "--rerun-incomplete", "--keep-going"]
+        options += ["--seconds-between-status-checks", "5", "--latency-wait", "10", "--show-failed-logs"]
+        config = ["--config", f"site={ROOT / 'site_configs' / 'slurm' / 'site.yaml'}", "--"]
+        with (folder / "out.log").open("a") as log:
+            return subprocess.Popen(
+                [*snakemake, *options, *config, *arguments], cwd=folder, env=self.environ, stdout=log, stderr=log, text=True
+            )
+
+    def run(self, folder: Path, *arguments: str) -> tuple[int, str]:
+        code = self.start(folder, *arguments).wait(timeout=150)
+        return code, (folder / "out.log").read_text()
+
+    def history(self, name: str) -> list[list[str]]:
+        """[job id, state] of every run of the jobs of a rule, requeued runs each on a line, oldest first."""
+        wanted = ["sacct", "-X", "-D", "-n", "-P", f"--name={name}", "-o", "JobIDRaw,State"]
+        return [line.split("|") for line in self.ask(*wanted)]
+
+    def cancel_all(self) -> None:
+        self.ask("scancel", "--me")
+        wait_for(lambda: not self.ask("squeue", "-h"), 30)
+
+
+def wait_for(condition: Callable[[], object], limit_s: float) -> None:
+    """Polls until the condition holds; fails the test if it never does."""
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.2)
+
+
+def why_not() -> str:
+    """What this machine lacks for a cluster, empty if nothing."""
+    if os.geteuid() != 0:
+        return "not root: the cluster's nodes need host names of their own"
+    missing = [tool for tool in ("slurmctld", "slurmd", "slurmdbd", "mariadbd", "munged") if not shutil.which(tool)]
+    if missing and not shutil.which("apt-get"):
+        return f"not Debian, and without {', '.join(missing)}"
+    return ""
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    if reason := why_not():
+        pytest.skip(reason)
+    root = tmp_path_factory.mktemp("cluster")
+    for parent in (root, *root.parents[:2]):
+        parent.chmod(0o755)  # the database runs as a user of its own
+    up = subprocess.run([HERE / "up.sh", root], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400)
+    assert up.returncode == 0, up.stdout
+    try:
+        yield Slurm(root)
+    finally:
+        subprocess.run([HERE / "down.sh", root], timeout=60)
+
+
+@pytest.fixture
+def interrupt() -> Callable[[subprocess.Popen[str], int], int]:
+    """Sends a signal and waits for the end."""
+
+    def send(process: subprocess.Popen[str], number: int) -> int:
+        process.send_signal(signal.Signals(number))
+        return process.wait(timeout=60)
+
+    return send

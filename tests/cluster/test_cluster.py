@@ -1,0 +1,90 @@
+"""The executor plugin on a real Slurm: ranks, failures, requeues, Ctrl-C, and controllers that die."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.conftest import Slurm, wait_for
+
+pytestmark = pytest.mark.cluster
+Interrupt = Callable[[subprocess.Popen[str], int], int]
+
+
+def segments(file: Path) -> list[tuple[int, int, str]]:
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    return [(line["restart"], line["exit_code"], line["cause"]) for line in lines]
+
+
+def test_two_nodes_with_two_ranks_each_know_their_place(cluster: Slurm, tmp_path: Path) -> None:
+    code, log = cluster.run(tmp_path, "ranks.txt", "plain_1.txt", "plain_2.txt")
+    assert code == 0, log
+    rows = sorted((line.split() for line in (tmp_path / "ranks.txt").read_text().splitlines()), key=lambda row: row[1])
+    hosts = [row[0] for row in rows]
+    assert hosts[0] == hosts[1] != hosts[2] == hosts[3]
+    assert [row[1:5] for row in rows] == [[str(r), "4", str(r % 2), "2"] for r in range(4)]
+    assert {(row[5], row[7]) for row in rows} == {(hosts[0], "1")}
+    assert len({row[6] for row in rows}) == 1
+    assert (tmp_path / "plain_2.txt").read_text() == "2\n"
+
+
+def test_failures_say_why_in_one_line(cluster: Slurm, tmp_path: Path) -> None:
+    code, log = cluster.run(tmp_path, "failing.txt", "unknown.txt", "flaky.txt")
+    assert code == 1
+    assert re.search(r"message: job \d+ failed \(exit code 1\): neox: error: model.hidden_size: 65 is not div", log)
+    assert re.search(r"message: not submitted: .*[Ii]nvalid partition", log), log
+    assert "Logfile" in log, "the job's log is shown"
+    assert (tmp_path / "flaky.txt").exists(), "a retry submits again"
+    assert [state for _, state in cluster.history("flaky")] == ["FAILED", "COMPLETED"]
+
+
+def test_saved_jobs_come_back_under_their_own_id(cluster: Slurm, tmp_path: Path) -> None:
+    """One is preempted, one stops itself with 85; both go on where they saved, with one submission and no retry."""
+    targets = ["counted_preempt_40_no.txt", "counted_batch_10_again.txt"]
+    snakemake = cluster.start(tmp_path, *targets)
+    trace = tmp_path / "counted_preempt_40_no.txt.trace_3"
+    wait_for(lambda: trace.exists() and len(trace.read_text().split()) >= 3, 60)
+    urgent = tmp_path / "urgent.sh"
+    urgent.write_text("#!/bin/bash\nsleep 2\n")
+    cluster.ask("sbatch", "--partition=urgent", "--nodes=4", "--exclusive", "--output=/dev/null", str(urgent))
+    assert snakemake.wait(timeout=120) == 0, (tmp_path / "out.log").read_text()
+    assert segments(tmp_path / "run_preempt_no" / "segments.jsonl") == [
+        (0, 85, "saved after SIGUSR2"),
+        (1, 0, "finished"),
+    ]
+    assert segments(tmp_path / "run_batch_again" / "segments.jsonl") == [(0, 85, "saved"), (1, 0, "finished")]
+    for rank in range(4):  # no step was done twice: nothing was lost
+        steps = (tmp_path / f"counted_preempt_40_no.txt.trace_{rank}").read_text().split()
+        assert steps == [str(step) for step in range(1, 41)]
+    runs = cluster.history("counted")
+    assert len(runs) == 4 and len({job_id for job_id, _ in runs}) == 2, runs
+    assert (tmp_path / "out.log").read_text().count("submitted as") == 2
+
+
+def test_interrupted_controller_leaves_no_job(cluster: Slurm, tmp_path: Path, interrupt: Interrupt) -> None:
+    snakemake = cluster.start(tmp_path, "counted_batch_300_no.txt")
+    wait_for(lambda: (tmp_path / "counted_batch_300_no.txt.trace_0").exists(), 60)
+    assert interrupt(snakemake, signal.SIGINT) == 1
+    wait_for(lambda: not cluster.ask("squeue", "-h"), 20)
+    assert subprocess.run(["pgrep", "-f", f"{tmp_path}|counted_batch_300"], capture_output=True).stdout == b""
+
+
+def test_killed_controller_is_succeeded(cluster: Slurm, tmp_path: Path, interrupt: Interrupt) -> None:
+    before = len(cluster.history("counted"))
+    target = "counted_batch_60_no.txt"
+    first = cluster.start(tmp_path, target)
+    wait_for(lambda: (tmp_path / f"{target}.trace_0").exists(), 60)
+    second_code, log = cluster.run(tmp_path, target)
+    assert second_code != 0 and "another controller works here" in log
+    interrupt(first, signal.SIGKILL)
+    code, log = cluster.run(tmp_path, target)
+    assert code == 0, log
+    assert "adopted slurm job" in log and log.count("submitted as") == 1
+    assert len(cluster.history("counted")) == before + 1
+    assert (tmp_path / f"{target}.trace_0").read_text().split() == [str(step) for step in range(1, 61)]
