@@ -162,6 +162,7 @@ def _write_weights(model: ModelConfig, read: ReadWeight, folder: Path, shard_byt
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
         tensors = {name: _read(read, ours, shape) for name, ours, shape in shard}
         save_file(tensors, folder / file, metadata={"format": "pt"})
+        (folder / file).chmod((folder / "config.json").stat().st_mode)  # safetensors lets the owner alone read
         weight_map |= dict.fromkeys(tensors, file)
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
@@ -179,6 +180,8 @@ def _read(read: ReadWeight, name: str | None, shape: torch.Size) -> Tensor:
 
 def _write_configs(model: ModelConfig, tokenizer: LoadedTokenizer, folder: Path) -> None:
     gpt_neox_config(model, tokenizer.eod).save_pretrained(folder)
+    # What transformers 4 and the tools made for it read instead of rope_parameters.
+    _add_keys(folder / "config.json", rotary_pct=model.rotary_pct, rotary_emb_base=model.rotary_base)
     undefined = list(range(tokenizer.vocab_size, padded_vocab(model)))
     generation = GenerationConfig(
         bos_token_id=tokenizer.eod,
@@ -199,6 +202,14 @@ def _write_tokenizer(tokenizer: LoadedTokenizer, model: ModelConfig, folder: Pat
         clean_up_tokenization_spaces=False,
     )
     fast.save_pretrained(folder)
+    _add_keys(
+        folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast"
+    )  # transformers 4's name for it
+
+
+def _add_keys(path: Path, **values: str | float) -> None:
+    data = json.loads(path.read_text(encoding="utf-8")) | values
+    path.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _padding(tokenizer: LoadedTokenizer) -> int:

@@ -193,6 +193,8 @@ def test_config_declares_the_model(tmp_path: Path, tokenizer: Path) -> None:
     assert model.generation_config.suppress_tokens == list(range(load_tokenizer(tokenizer).vocab_size, 320))
     raw = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert raw["architectures"] == ["GPTNeoXForCausalLM"] and raw["model_type"] == "gpt_neox"
+    assert (raw["rotary_pct"], raw["rotary_emb_base"]) == (0.25, 10000.0)  # what transformers 4 reads
+    assert len({path.stat().st_mode for path in (tmp_path / "hf").iterdir()}) == 1  # whoever reads one file reads all
 
 
 @pytest.mark.parametrize(
