@@ -107,7 +107,12 @@ def main() -> int:
     environ = {**os.environ, **rank_environment(arguments.ranks_from, os.environ)}
     rank = int(environ["RANK"])
     # Of its own session, so that a signal to the step's process group arrives once: through this wrapper.
-    process = start(arguments.command, environ, new_session=True)
+    try:
+        process = start(arguments.command, environ, new_session=True)
+    except OSError:
+        print(f"jobs: error: {arguments.command[0]}: command not found", file=sys.stderr)
+        code_file(arguments.folder, rank).write_text("127")
+        return 127
     running = Rank(process, arguments.folder, arguments.ranks_from == "torchrun")
     if rank == 0:
         started_file(arguments.folder).touch()

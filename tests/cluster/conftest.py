@@ -35,7 +35,12 @@ class Slurm:
         config = ["--config", f"site={ROOT / 'site_configs' / 'slurm' / 'site.yaml'}", "--"]
         with (folder / "out.log").open("a") as log:
             return subprocess.Popen(
-                [*snakemake, *options, *config, *arguments], cwd=folder, env=self.environ, stdout=log, stderr=log, text=True
+                [*snakemake, *options, *config, *arguments],
+                cwd=folder,
+                env=self.environ,
+                stdout=log,
+                stderr=log,
+                text=True,
             )
 
     def run(self, folder: Path, *arguments: str) -> tuple[int, str]:
@@ -77,7 +82,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     root = tmp_path_factory.mktemp("cluster")
     for parent in (root, *root.parents[:2]):
         parent.chmod(0o755)  # the database runs as a user of its own
-    up = subprocess.run([HERE / "up.sh", root], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400)
+    up = subprocess.run(
+        [HERE / "up.sh", root], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400
+    )
     assert up.returncode == 0, up.stdout
     try:
         yield Slurm(root)

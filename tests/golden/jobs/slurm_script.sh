@@ -1,0 +1,6 @@
+#!/bin/bash
+export A=1
+export B='a '"'"'quoted'"'"' "name"; $(touch x)
+and `more`'
+exec python -c 'a '"'"'quoted'"'"' "name"; $(touch x)
+and `more`'

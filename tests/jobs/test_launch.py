@@ -1,0 +1,144 @@
+"""`jobs launch` on this machine: places, one exit code, signals, and no process left over."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from jobs.launcher import combine
+from jobs.ranks import code_file
+
+LAUNCH = [sys.executable, "-m", "jobs", "launch", "--site", "local"]
+SAVER = """
+import os, signal, sys, time
+rank = os.environ["RANK"]
+signal.signal(signal.SIGUSR2, lambda *_: (open("saved_" + rank, "w"), time.sleep(float(rank)), sys.exit(85)))
+signal.signal(signal.SIGTERM, lambda *_: (open("saved_" + rank, "w"), sys.exit(85)))
+open("ready_" + rank, "w").write(str(os.getpid()))
+while True: time.sleep(0.1)
+"""
+
+
+def wait_for(condition: Callable[[], object], limit_s: float = 40) -> None:
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def launch(folder: Path, *command: str, options: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*LAUNCH, *options, "--", *command],
+        cwd=folder,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "3"},
+    )
+
+
+def is_alive(pid_file: Path) -> bool:
+    try:
+        return Path(f"/proc/{pid_file.read_text()}/stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def start_savers(folder: Path, *options: str) -> subprocess.Popen[str]:
+    process = launch(folder, sys.executable, "-c", SAVER, options=options)
+    wait_for(lambda: all((folder / f"ready_{rank}").exists() and is_alive(folder / f"ready_{rank}") for rank in (0, 1)))
+    return process
+
+
+def test_ranks_and_first_failure(tmp_path: Path) -> None:
+    """Rank 1 fails with 3 while rank 0 would wait for ever; arguments arrive untouched."""
+    script = (
+        'echo "$RANK/$WORLD_SIZE $LOCAL_RANK/$LOCAL_WORLD_SIZE $OMP_NUM_THREADS $1"; [ $RANK = 1 ] && exit 3; sleep 300'
+    )
+    process = launch(tmp_path, "bash", "-c", script, "_", "a 'b' $c")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert sorted(output.splitlines()) == ["0/2 0/2 3 a 'b' $c", "1/2 1/2 3 a 'b' $c"]
+    assert list(tmp_path.iterdir()) == [], "the launch folder is gone"
+
+
+@pytest.mark.parametrize("name", ["SIGUSR2", "SIGTERM"])
+def test_warned_ranks_save_and_the_launch_says_85(tmp_path: Path, name: str) -> None:
+    process = start_savers(tmp_path, "--run-dir", "run")
+    process.send_signal(signal.Signals[name])
+    process.communicate(timeout=30)
+    assert process.returncode == 85
+    assert (tmp_path / "saved_0").exists() and (tmp_path / "saved_1").exists()
+    (line,) = (tmp_path / "run" / "segments.jsonl").read_text().splitlines()
+    assert json.loads(line)["cause"] == f"saved after {name}"
+
+
+@pytest.mark.parametrize("victim", ["rank", "launch"])
+def test_no_process_outlives_a_killed_one(tmp_path: Path, victim: str) -> None:
+    process = start_savers(tmp_path)
+    pid = process.pid if victim == "launch" else int((tmp_path / "ready_1").read_text())
+    os.kill(pid, signal.SIGKILL)
+    process.communicate(timeout=40)
+    assert process.returncode not in (0, 85)
+    wait_for(lambda: not any(is_alive(tmp_path / f"ready_{rank}") for rank in (0, 1)), 20)
+
+
+def test_absent_command(tmp_path: Path) -> None:
+    process = launch(tmp_path, "no-such-command", options=("--ranks-per-node", "1"))
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 127
+    assert "jobs: error: no-such-command: command not found" in errors
+
+
+@pytest.mark.parametrize(
+    ("codes", "launcher_code", "combined"),
+    [
+        ((0, 0), 0, 0),
+        ((85, 85), 0, 85),
+        ((0, 85), 0, 85),
+        ((85, 3), 3, 3),
+        ((3, 2), 3, 3),
+        ((143, 3), 1, 3),
+        ((137,), 1, 137),
+        ((85,), 1, 1),
+        ((0,), 0, 1),
+        ((85,), 85, 1),
+    ],
+)
+def test_combined_code(tmp_path: Path, codes: tuple[int, ...], launcher_code: int, combined: int) -> None:
+    for rank, code in enumerate(codes):
+        code_file(tmp_path, rank).write_text(str(code))
+        os.utime(code_file(tmp_path, rank), (rank, rank))
+    assert combine(tmp_path, 2, launcher_code) == combined
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--site", "slurm", "--", "x"], "no slurm allocation here (SLURM_JOB_ID is not set)"),
+        (["--site", "local", "--nodes", "2", "--", "x"], "--nodes 2: launcher torchrun of site local runs on one node"),
+        (["--site", "local", "--ranks-per-node", "0", "--", "x"], "--ranks-per-node 0: must be at least 1"),
+    ],
+)
+def test_user_errors(tmp_path: Path, options: list[str], message: str) -> None:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    argv = [sys.executable, "-m", "jobs", "launch", *options]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, env=environ, timeout=30)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and message in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_prints_environment_and_line(tmp_path: Path) -> None:
+    process = launch(tmp_path, "train", "a b", options=("--dry-run", "--ranks-per-node", "4"))
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert "OMP_NUM_THREADS=3\n" in output and "--nproc-per-node=4" in output and output.endswith("-- train 'a b'\n")

@@ -1,0 +1,124 @@
+"""Scheduler and launcher contracts: golden lines, parsers, states. UPDATE_GOLDEN=1 rewrites the golden files."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import UserError
+from jobs.hostlist import expand
+from jobs.launch import LAUNCHERS
+from jobs.ranks import rank_environment
+from jobs.scheduler import slurm
+from jobs.spec import JobSpec, Launch
+from jobs.state import State
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "jobs"
+NASTY = "a 'quoted' \"name\"; $(touch x)\nand `more`"
+
+
+def assert_golden(name: str, text: str) -> None:
+    file = GOLDEN / name
+    text = text.replace(sys.executable, "PYTHON")
+    if os.environ.get("UPDATE_GOLDEN"):
+        file.write_text(text)
+    assert text == file.read_text()
+
+
+def full_spec() -> JobSpec:
+    return JobSpec(
+        name=NASTY,
+        nodes=2,
+        ranks_per_node=4,
+        cpus_per_rank=7,
+        gpus_per_node=4,
+        mem_gb=1.5,
+        runtime_min=90,
+        account="ml",
+        partition="batch",
+        qos="high",
+        extra=("--constraint=nvme", "--comment=" + NASTY),
+        signal_delay_s=60,
+        command=("python", "-c", NASTY),
+        stdout=Path("/logs/%j out"),
+        stderr=Path("/logs/%j err"),
+        env={"B": NASTY, "A": "1"},
+    )
+
+
+def test_slurm_script() -> None:
+    assert_golden("slurm_script.sh", slurm.render_script(full_spec()))
+
+
+@pytest.mark.parametrize(("name", "spec"), [("full", full_spec()), ("least", JobSpec(name="x", requeue=False))])
+def test_slurm_submit_line(name: str, spec: JobSpec) -> None:
+    assert_golden(f"sbatch_{name}.txt", "\n".join(map(repr, slurm.submit_argv(spec, Path("job.sh")))) + "\n")
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_launch_line(name: str) -> None:
+    launch = Launch(("train", NASTY), nodes=1, ranks_per_node=4, cpus_per_rank=7, folder=Path("folder"))
+    assert_golden(f"{name}.txt", "\n".join(map(repr, LAUNCHERS[name].argv(launch))) + "\n")
+
+
+def test_slurm_ids() -> None:
+    assert slurm.parse_id("123\n") == "123"
+    assert slurm.parse_id("sbatch: warning\n123;cluster\n") == "123"
+    with pytest.raises(UserError, match="no job id"):
+        slurm.parse_id("denied")
+
+
+def test_slurm_states_of_many_jobs() -> None:
+    text = "1|RUNNING\n2|CANCELLED by 1000\n3|OUT_OF_ME+\n3.batch|FAILED\n\nrubbish\n4|NEW\n5|COMPLETING\n"
+    assert slurm.parse_states(text) == {
+        "1": State.RUNNING,
+        "2": State.CANCELLED,
+        "3": State.UNKNOWN,
+        "4": State.UNKNOWN,
+        "5": State.RUNNING,
+    }
+    assert slurm.state_of("REQUEUED").is_active and slurm.state_of("").is_active
+    assert not slurm.state_of("NODE_FAIL").is_active
+
+
+@pytest.mark.parametrize(
+    ("text", "hosts"),
+    [
+        ("n1", ["n1"]),
+        ("n[1-3,07],login", ["n1", "n2", "n3", "n07", "login"]),
+        ("n[008-010]", ["n008", "n009", "n010"]),
+        ("r[1-2]n[3,5]x,a", ["r1n3x", "r1n5x", "r2n3x", "r2n5x", "a"]),
+        ("", []),
+    ],
+)
+def test_host_lists(text: str, hosts: list[str]) -> None:
+    assert expand(text) == hosts
+
+
+def test_bad_host_list_is_refused() -> None:
+    with pytest.raises(ValueError, match="not a host range"):
+        expand("n[1-x]")
+
+
+def test_rank_environment_from_slurm() -> None:
+    environ = {
+        "SLURM_PROCID": "5",
+        "SLURM_NTASKS": "8",
+        "SLURM_LOCALID": "1",
+        "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
+        "SLURM_STEP_NODELIST": "frontier[00012,00030]",
+        "SLURM_JOB_NODELIST": "frontier[00001-00040]",
+        "SLURM_JOB_ID": "20003",
+    }
+    assert rank_environment("slurm", environ) == {
+        "RANK": "5",
+        "WORLD_SIZE": "8",
+        "LOCAL_RANK": "1",
+        "LOCAL_WORLD_SIZE": "4",
+        "MASTER_ADDR": "frontier00012",
+        "MASTER_PORT": "20003",
+    }
+    assert rank_environment("torchrun", environ) == {}

@@ -1,0 +1,91 @@
+"""site.yaml files: ours are valid, wrong ones stop with one line; resources become a JobSpec."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from jobs.errors import UserError
+from jobs.resources import job_spec
+from jobs.site import load_site
+
+ROOT = Path(__file__).parents[2]
+SITES = sorted(file.parent.name for file in (ROOT / "site_configs").glob("*/site.yaml"))
+
+
+@pytest.mark.parametrize("name", SITES)
+def test_shipped_sites_are_valid(name: str) -> None:
+    assert load_site(name).name == name
+
+
+def changed(tmp_path: Path, key: str, value: Any) -> str:
+    data = yaml.safe_load((ROOT / "site_configs" / "local" / "site.yaml").read_text())
+    *parents, last = key.split(".")
+    target = data
+    for parent in parents:
+        target = target[parent]
+    if value is None:
+        del target[last]
+    else:
+        target[last] = value
+    file = tmp_path / "site.yaml"
+    file.write_text(yaml.safe_dump(data))
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("launchers", "srun", r"launchers: unknown key; did you mean launcher"),
+        ("node.rank", 2, r"node\.rank: unknown key; did you mean ranks"),
+        ("node.ranks", 0, r"node\.ranks: 0 is less than the minimum of 1"),
+        ("node.ranks", "two", r"node\.ranks: 'two' is not of type 'integer'"),
+        ("scheduler", "slrum", r"scheduler: 'slrum' is not one of slurm, local"),
+        ("requeue.max_restarts", None, r"requeue\.max_restarts: missing"),
+        ("grace_s", 600, r"grace_s: 600 must be less than signal_delay_s \(60\)"),
+    ],
+)
+def test_wrong_site_is_one_line_with_file_and_key(tmp_path: Path, key: str, value: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load_site(changed(tmp_path, key, value))
+    assert "\n" not in str(caught.value) and "site.yaml" in str(caught.value)
+
+
+def test_broken_yaml_and_unknown_names(tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_text("a: [")
+    with pytest.raises(UserError, match=r"site\.yaml: .*line 1"):
+        load_site(str(tmp_path))
+    with pytest.raises(UserError, match=r"known: .*local.*slurm"):
+        load_site("slrum")
+
+
+def test_resources_become_a_job_spec() -> None:
+    resources = {
+        "nodes": 2,
+        "tasks_per_node": 2,
+        "mem_mb": 2048,
+        "runtime": 30,
+        "slurm_account": "ml",
+        "partition": "batch",
+    }
+    resources |= {"slurm_extra": "--constraint='a b'", "disk_mb": 5, "tmpdir": "/tmp"}
+    spec = job_spec("train", resources, 3, load_site("slurm"))
+    assert (spec.nodes, spec.ranks_per_node, spec.cpus_per_rank, spec.mem_gb, spec.runtime_min) == (2, 2, 3, 2.0, 30)
+    assert (spec.account, spec.partition, spec.qos, spec.extra) == ("ml", "batch", None, ("--constraint=a b",))
+
+
+@pytest.mark.parametrize(
+    ("site", "resources", "message"),
+    [
+        ("slurm", {"slurm_partitoin": "x"}, "slurm_partitoin: not known; known: slurm_account, slurm_partition"),
+        ("slurm", {"mem_mb": 64000}, r"mem_mb=64000 per node: site slurm has 3993\.6 \(node\.memory_gb"),
+        ("slurm", {"gpu": 1}, r"gpus_per_node=1 per node: site slurm has 0"),
+        ("local", {"nodes": 2}, "nodes=2: site local has one node"),
+    ],
+)
+def test_resources_that_the_site_lacks(site: str, resources: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        job_spec("train", resources, 1, load_site(site))
