@@ -125,7 +125,7 @@ class Engine:
         """The reverse of `optimizer_scalars`; call it after `load_pieces`."""
         for counter in step_counters(self._zero.optimizer):
             counter.fill_(scalars["step"])
-        if self._zero_scaler is not None:
+        if self._zero_scaler is not None and "loss_scale" in scalars:  # absent: saved by a run in another precision
             for name in SCALER_STATE:
                 setattr(self._zero_scaler, name, scalars["loss_scale"][name])
 

@@ -208,6 +208,8 @@ def run_case(case: Case) -> dict[str, Any]:
     from neox.parallel.engine import Engine
     from neox.parallel.topology import Topology
 
+    if case.precision == "fp16":
+        allow_fp16_on_cpu()
     engine = Engine(case.config(), Topology(case.dp, case.tp, case.pp))
 
     def micro_batches(step: int) -> Any:
@@ -219,7 +221,8 @@ def run_case(case: Case) -> dict[str, Any]:
     if case.load is not None:
         start = SAVE_STEP
         engine.load_pieces(Reader(load_full(case.load)))
-        engine.load_optimizer_scalars({"step": SAVE_STEP})
+        scaler = {"cur_scale": 4096, "cur_iter": SAVE_STEP, "last_overflow_iter": -1, "cur_hysteresis": 2}
+        engine.load_optimizer_scalars({"step": SAVE_STEP, "loss_scale": scaler})
     for step in range(start, STEPS):
         result = engine.train_step(micro_batches(step), LEARNING_RATES[step])
         out["losses"].append(result.loss)
@@ -235,6 +238,41 @@ def run_case(case: Case) -> dict[str, Any]:
     out["any_of_last"] = engine.any_rank(engine.rank == case.dp * case.tp * case.pp - 1)
     out["any_of_none"] = engine.any_rank(False)
     out["reads_data"] = engine.reads_data
+    return out
+
+
+def allow_fp16_on_cpu() -> None:
+    """Lifts DeepSpeed's refusal and ours: PyTorch's CPU operators are exact enough in fp16, only slow."""
+    from deepspeed.accelerator import get_accelerator
+
+    from neox.parallel import engine
+
+    type(get_accelerator()).is_fp16_supported = lambda self: True
+    engine.check_precision = lambda cfg: None
+
+
+def run_overflow(case: Case) -> dict[str, Any]:
+    """Two fp16 steps under a loss scale that overflows, then one under the scale that the engine arrived at."""
+    from neox.parallel.engine import Engine
+    from neox.parallel.topology import Topology
+
+    allow_fp16_on_cpu()
+    engine = Engine(case.config(), Topology(1, 1, 1))
+    scalars = engine.optimizer_scalars()
+    scalars["loss_scale"]["cur_scale"] = 2.0**40
+    engine.load_optimizer_scalars(scalars)
+    out: dict[str, Any] = {"grad_norms": [], "scales": [], "steps": [], "pieces": [collect(engine)]}
+    for step in range(3):
+        tokens, labels = batch(step)
+        micro_batches = zip(tokens.split(MICRO_BATCH), labels.split(MICRO_BATCH), strict=True)
+        out["grad_norms"].append(engine.train_step(micro_batches, lr=1e-3).grad_norm)
+        out["pieces"].append(collect(engine))
+        scalars = engine.optimizer_scalars()
+        out["scales"].append(scalars["loss_scale"]["cur_scale"])
+        out["steps"].append(scalars["step"])
+        if step == 1:
+            scalars["loss_scale"]["cur_scale"] = 2.0**12
+            engine.load_optimizer_scalars(scalars)
     return out
 
 
