@@ -14,7 +14,7 @@ from types import FrameType
 
 from jobs.hostlist import expand
 from jobs.scheduler import SCHEDULERS
-from jobs.shell import Process, exit_code, start
+from jobs.shell import Process, exit_code, signal_on_parent_death, start
 from jobs.spec import Launch
 
 SAVED = 85
@@ -113,7 +113,10 @@ def main() -> int:
         print(f"jobs: error: {arguments.command[0]}: command not found", file=sys.stderr)
         code_file(arguments.folder, rank).write_text("127")
         return 127
-    running = Rank(process, arguments.folder, arguments.ranks_from == "torchrun")
+    is_torchrun = arguments.ranks_from == "torchrun"
+    running = Rank(process, arguments.folder, is_torchrun)
+    if is_torchrun:
+        signal_on_parent_death(signal.SIGTERM)  # a killed torchrun leaves its ranks behind; slurmstepd does not
     if rank == 0:
         started_file(arguments.folder).touch()
     code = running.wait()

@@ -42,13 +42,18 @@ def start(argv: Sequence[str], env: Mapping[str, str], cwd: Path | None = None, 
     """
 
     def prepare() -> None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        signal_on_parent_death(signal.SIGKILL)
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     return subprocess.Popen(argv, env=dict(env), cwd=cwd, start_new_session=new_session, preexec_fn=prepare)
+
+
+def signal_on_parent_death(number: int) -> None:
+    """Has the kernel send this process a signal when its parent dies, however that happens."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, number)
 
 
 def exit_code(returncode: int) -> int:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -76,12 +77,10 @@ def why_not() -> str:
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+def cluster() -> Iterator[Slurm]:
     if reason := why_not():
         pytest.skip(reason)
-    root = tmp_path_factory.mktemp("cluster")
-    for parent in (root, *root.parents[:2]):
-        parent.chmod(0o755)  # the database runs as a user of its own
+    root = Path(tempfile.mkdtemp(prefix="cluster-"))  # not below pytest's folder: the database has a user of its own
     up = subprocess.run(
         [HERE / "up.sh", root], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400
     )

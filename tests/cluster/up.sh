@@ -94,7 +94,12 @@ CONF
 chmod 600 "$ROOT/etc/slurmdbd.conf"
 echo "export SLURM_CONF=$ROOT/etc/slurm.conf" >"$ROOT/env.sh"
 export SLURM_CONF="$ROOT/etc/slurm.conf"
-trap 'code=$?; [ $code = 0 ] || { echo "cluster-up: failed; logs are in $ROOT/log"; "$here/down.sh" "$ROOT" --keep; }' EXIT
+failed() {
+  echo "cluster-up: failed at line $1; the logs in $ROOT/log end with:"
+  tail -n 3 "$ROOT"/log/*.log
+  "$here/down.sh" "$ROOT" --keep
+}
+trap 'failed $LINENO' ERR
 
 dd if=/dev/urandom of="$ROOT/run/munge.key" bs=128 count=1 status=none
 chmod 600 "$ROOT/run/munge.key"
