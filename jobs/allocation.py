@@ -14,7 +14,6 @@ from types import FrameType
 
 from jobs import warning
 from jobs.errors import PayloadError
-from jobs.ranks import SAVED
 from jobs.scheduler import SCHEDULERS
 from jobs.shell import Process, exit_code, run, start
 
@@ -52,7 +51,7 @@ class Allocation:
             code = self._run_command()
             if code == 0:
                 return 0
-            if warning.read_outcome(self.folder) != SAVED:
+            if warning.read_outcome(self.folder) != warning.SAVED:
                 raise PayloadError(f"exit code {code}")
             print(f"jobs: state saved, runs again (restart {restart + 1})", file=sys.stderr, flush=True)
             if batch is not None and restart < self.max_restarts:

@@ -16,7 +16,7 @@ from jobs import segments, warning
 from jobs.errors import UserError
 from jobs.launch import LAUNCHERS
 from jobs.launch.contract import Launcher
-from jobs.ranks import SAVED, code_file, signal_file, started_file
+from jobs.ranks import code_file, signal_file, started_file
 from jobs.scheduler import SCHEDULERS
 from jobs.shell import Process, exit_code, start
 from jobs.site import Site
@@ -58,6 +58,8 @@ def describe(site: Site, launch: Launch, environ: Mapping[str, str]) -> str:
 def run(site: Site, command: list[str], nodes: int, ranks_per_node: int | None, run_dir: Path | None) -> int:
     """Launches and waits; returns the ranks' combined exit code and tells it to the job around us, if any."""
     launch = plan_launch(site, command, nodes, ranks_per_node, Path(), os.environ)  # refuses before anything is made
+    if warning.has_saved(os.environ):
+        return warning.SAVED  # a rule with `retries` tries again inside the allocation that is about to end
     folder = Path(tempfile.mkdtemp(prefix=".launch-", dir=_shared_folder(run_dir)))
     launch = Launch(launch.command, launch.nodes, launch.ranks_per_node, launch.cpus_per_rank, folder)
     began = segments.now()
@@ -128,9 +130,9 @@ def combine(folder: Path, world_size: int, launcher_code: int) -> int:
     files = [file for rank in range(world_size) if (file := code_file(folder, rank)).exists()]
     files.sort(key=lambda file: file.stat().st_mtime_ns)
     codes = [int(file.read_text()) for file in files]
-    failures = sorted((code for code in codes if code not in (0, SAVED)), key=lambda code: code > 128)
+    failures = sorted((code for code in codes if code not in (0, warning.SAVED)), key=lambda code: code > 128)
     if failures:
         return failures[0]
     if len(codes) < world_size:
-        return launcher_code if launcher_code not in (0, SAVED) else 1
+        return launcher_code if launcher_code not in (0, warning.SAVED) else 1
     return max(codes)

@@ -16,9 +16,8 @@ from jobs.hostlist import expand
 from jobs.scheduler import SCHEDULERS
 from jobs.shell import Process, exit_code, signal_on_parent_death, start
 from jobs.spec import Launch
+from jobs.warning import SAVED
 
-SAVED = 85
-"""A rank's exit code for: state saved, run me again."""
 POLL_S = 0.1
 TEARDOWN_S = 5
 """How long a rank may outlive its torchrun peers."""

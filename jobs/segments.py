@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from jobs.ranks import SAVED
+from jobs import warning
 from jobs.scheduler.contract import Scheduler
 
 
@@ -21,7 +21,7 @@ def cause(code: int, signals: list[str]) -> str:
     """Why an allocation ended, for people."""
     if code == 0:
         return "finished"
-    if code == SAVED:
+    if code == warning.SAVED:
         return f"saved after {signals[0]}" if signals else "saved"
     return f"killed by signal {code - 128}" if code > 128 else f"failed with exit code {code}"
 

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 VARIABLE = "JOBS_ALLOCATION"
+SAVED = 85
+"""Exit code of a rank, and so of a launch, for: state saved, run me again."""
 
 
 def _folder(environ: Mapping[str, str]) -> Path | None:
@@ -36,6 +38,12 @@ def report_outcome(environ: Mapping[str, str], code: int) -> None:
     """Tells the job how this launch ended."""
     if folder := _folder(environ):
         (folder / "outcome").write_text(str(code))
+
+
+def has_saved(environ: Mapping[str, str]) -> bool:
+    """Whether a launch of this allocation already saved and asked to be run again."""
+    folder = _folder(environ)
+    return folder is not None and read_outcome(folder) == SAVED
 
 
 def read_outcome(folder: Path) -> int | None:

@@ -32,7 +32,15 @@ class Slurm:
         """Snakemake with the submitit executor in `folder`; its output is in `folder`/out.log."""
         snakemake = [sys.executable, "-m", "snakemake", "--snakefile", HERE / "Snakefile", "--executor", "submitit"]
         options = ["--submitit-site", "slurm", "--jobs", "8", "--nolock", "--rerun-incomplete", "--keep-going"]
-        options += ["--seconds-between-status-checks", "5", "--latency-wait", "10", "--show-failed-logs"]
+        options += [
+            "--seconds-between-status-checks",
+            "5",
+            "--latency-wait",
+            "10",
+            "--show-failed-logs",
+            "--retries",
+            "1",
+        ]
         config = ["--config", f"site={ROOT / 'site_configs' / 'slurm' / 'site.yaml'}", "--"]
         with (folder / "out.log").open("a") as log:
             return subprocess.Popen(

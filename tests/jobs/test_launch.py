@@ -91,6 +91,13 @@ def test_no_process_outlives_a_killed_one(tmp_path: Path, victim: str) -> None:
     wait_for(lambda: not any(is_alive(tmp_path / f"ready_{rank}") for rank in (0, 1)), 20)
 
 
+def test_allocation_that_has_saved_starts_nothing_more(tmp_path: Path) -> None:
+    (tmp_path / "outcome").write_text("85")
+    environ = {**os.environ, "JOBS_ALLOCATION": str(tmp_path)}
+    assert subprocess.run([*LAUNCH, "--", "touch", "started"], cwd=tmp_path, env=environ, timeout=60).returncode == 85
+    assert not (tmp_path / "started").exists()
+
+
 def test_absent_command(tmp_path: Path) -> None:
     process = launch(tmp_path, "no-such-command", options=("--ranks-per-node", "1"))
     _, errors = process.communicate(timeout=60)
