@@ -60,13 +60,14 @@ class Store:
     def prune(self, keep_last: int | None, keep: Iterable[int]) -> list[int]:
         """Deletes all but the newest `keep_last` checkpoints and the steps in `keep`; returns what went.
 
-        None deletes nothing. Steps in `keep` do not count towards keep_last; the newest of all never goes.
+        None deletes nothing. Steps in `keep` do not count towards keep_last ≥ 1, so the newest of all never goes.
         """
-        steps, kept = self.steps(), set(keep)
-        if keep_last is None or not steps:
+        if keep_last is None:
             return []
-        candidates = [step for step in steps if step not in kept]
-        doomed = [step for step in candidates[: max(0, len(candidates) - keep_last)] if step != steps[-1]]
+        assert keep_last >= 1
+        kept = set(keep)
+        candidates = [step for step in self.steps() if step not in kept]
+        doomed = candidates[: max(0, len(candidates) - keep_last)]
         for step in doomed:
             self.remove(step)
         return doomed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -37,10 +38,11 @@ class RunDirectory:
         """The step of the checkpoint that a run with `config` goes on from; None: from the beginning.
 
         Raises:
-            UserError: the folder is a file, the checkpoint is damaged, or a key changed that must not.
+            UserError: the folder cannot be written to, the checkpoint is damaged, or a key changed that must not.
         """
-        if self.folder.exists() and not self.folder.is_dir():
-            raise UserError(f"--run-dir {self.folder}: is a file, not a folder")
+        place = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
+        if not place.is_dir() or not os.access(place, os.W_OK):
+            raise UserError(f"--run-dir {self.folder}: {place} is not a folder that can be written to")
         step = self.store.latest()
         if step is not None:
             saved = to_dict(from_dict(manifests.read(self.store.path(step)).state["config"]))  # new keys: defaults

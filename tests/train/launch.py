@@ -21,8 +21,8 @@ CONFIG = f"""
 model: {{num_layers: 2, hidden_size: 32, num_heads: 4, seq_length: {SEQ_LENGTH}, vocab_size: {VOCAB}}}
 data: {{path: PREFIX, split: [90, 10, 0]}}
 optim: {{lr: 3.0e-3, min_lr: 3.0e-4, warmup: 0.1}}
-train: {{steps: {STEPS}, global_batch_size: 8, micro_batch_size: 2, valid_interval: 10, valid_batches: 2}}
-checkpoint: {{interval: 10, steps: [5]}}
+train: {{steps: {STEPS}, global_batch_size: 8, micro_batch_size: 2, valid_interval: 15, valid_batches: 2}}
+checkpoint: {{interval: 10, steps: [0, 5]}}
 log: {{interval: 5}}
 """
 
