@@ -11,9 +11,10 @@ from typing import Any
 
 from neox import __version__
 from neox.checkpoint import manifest as manifests
+from neox.checkpoint.config import saved_config
 from neox.checkpoint.store import Store, step_name
 from neox.config.errors import UserError
-from neox.config.load import dump, from_dict, to_dict
+from neox.config.load import dump, to_dict
 from neox.config.schema import Config
 from neox.data.durable import replacing, write_json
 
@@ -45,8 +46,8 @@ class RunDirectory:
             raise UserError(f"--run-dir {self.folder}: {place} is not a folder that can be written to")
         step = self.store.latest()
         if step is not None:
-            saved = to_dict(from_dict(manifests.read(self.store.path(step)).state["config"]))  # new keys: defaults
-            for key, old, new in differences(saved, to_dict(config)):
+            saved = saved_config(manifests.read(self.store.path(step)))
+            for key, old, new in differences(to_dict(saved), to_dict(config)):
                 if not key.startswith(MAY_CHANGE):
                     raise UserError(
                         f"{key} = {new}: the run in {self.folder} has {old}, and going on from its checkpoints keeps "
