@@ -9,8 +9,9 @@ wildcard_constraints:
 
 
 # Only the summary is declared: Snakemake removes a job's outputs before it starts and when it fails, and checkpoints
-# must outlive both, for the next attempt goes on from them. tee ignores what asks the trainer to stop, so that the
-# trainer's last lines are not lost.
+# must outlive both, for the next attempt goes on from them. The lock is for a training that outlived its controller: the
+# next controller waits for it, then finds it finished. tee ignores what asks the trainer to stop, so that the trainer's
+# last lines are not lost.
 rule train:
     input:
         TOKEN_FILES,
@@ -32,8 +33,10 @@ rule train:
         overrides=lambda wildcards: RUNS[wildcards.run].overrides,
         data=[f"data.path={TOKENS}", f"data.tokenizer={EXPERIMENT.tokenizer}"],
     shell:
+        "exec 9>> {params.run_dir:q}/lock; flock --nonblock 9 || "
+        "{{ echo '{params.run_dir}: a training from before still runs here; waiting for its end'; flock 9; }};"
         # Snakemake sets the number of threads for the whole job; each rank gets its share from `jobs launch`.
-        "env -u OMP_NUM_THREADS -u MKL_NUM_THREADS -u OPENBLAS_NUM_THREADS"
+        " env -u OMP_NUM_THREADS -u MKL_NUM_THREADS -u OPENBLAS_NUM_THREADS"
         " jobs launch --site {EXPERIMENT.site:q} --nodes {resources.nodes} --ranks-per-node {resources.tasks_per_node}"
         " --run-dir {params.run_dir:q} -- neox train --run-dir {params.run_dir:q} {input.recipe:q}"
         " {params.overrides:q} {params.data:q}"

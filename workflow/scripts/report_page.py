@@ -12,6 +12,7 @@ import matplotlib
 matplotlib.use("svg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -119,6 +120,8 @@ def new_axes(x_label: str, y_label: str) -> Axes:
     _, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.yaxis.set_major_formatter(EngFormatter(sep=""))
     axes.grid(alpha=0.3)
     return axes
 
@@ -131,7 +134,7 @@ def save(output: Path) -> None:
 
 def smoothed(values: list[float], span: int = 20) -> list[float]:
     """Exponential moving average over about `span` values, unbiased at the start."""
-    keep = 1 - 1 / min(span, max(1, len(values) // 10))
+    keep = 1 - 1 / min(span, max(1, len(values) // 40))
     average, weight, out = 0.0, 0.0, []
     for value in values:
         average = keep * average + (1 - keep) * value
