@@ -51,6 +51,8 @@ def train(
         loop.open_metrics()
     engine.barrier()
     code = loop.run_steps(stop)
+    stop.ignore_signals()
+    engine.barrier()
     engine.close()
     return code
 
@@ -144,7 +146,8 @@ class Loop:
         if self.step > 0 and self.saved_step != self.step:
             self.save()
         self._close_metrics()
-        self._say(f"stopped after step {self.step}, {reason}; the state is saved, run the same command again to go on")
+        what = f"saved the state after step {self.step}" if self.saved_step is not None else "stopped before step 1"
+        self._say(f"{what}: {reason}; run the same command again to go on")
         return RUN_AGAIN
 
     def _state(self) -> dict[str, Any]:

@@ -23,6 +23,15 @@ class StopRequest:
         for number in SIGNALS:
             signal.signal(number, self._on_signal)
 
+    def ignore_signals(self) -> None:
+        """From now on nothing asks this process to stop: its exit code is settled, and its exit is near.
+
+        Without this a launcher that signals the other ranks when the first exits would replace their exit codes, for
+        Python gives signals their deadly defaults back while it shuts down; an ignored signal stays ignored.
+        """
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._reason = self._reason or f"signal {signal.Signals(number).name}"
 

@@ -61,6 +61,8 @@ def test_signal_is_a_flag(number):
         assert stop.reason is None
         os.kill(os.getpid(), number)
         assert stop.reason == f"signal {number.name}"
+        stop.ignore_signals()
+        assert {signal.getsignal(known) for known in SIGNALS} == {signal.SIG_IGN}
     finally:
         for known, handler in old.items():
             signal.signal(known, handler)

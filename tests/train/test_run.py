@@ -57,7 +57,7 @@ def interrupted(config, tmp_path_factory):
     assert second.wait() == [85, 85], second.output
     stopped = steps_of(run_dir)[-1]["step"]
     assert Store(run_dir / "checkpoints").latest() == stopped < STEPS, "saved where it stopped"
-    assert f"stopped after step {stopped}" in second.output
+    assert f"saved the state after step {stopped}: " in second.output
     assert not (run_dir / "train_summary.json").exists()
 
     output = run(run_dir, config, world_size=2)
