@@ -10,9 +10,12 @@ from xml.etree import ElementTree
 
 import pytest
 
+from neox.config.load import config_hash, dump, from_dict
 from workflow.scripts import report_page
 from workflow.summary import one_line_samples
 
+MODEL = {"num_layers": 1, "hidden_size": 16, "num_heads": 2, "vocab_size": 300}
+CONFIG = from_dict({"model": MODEL})
 VOID = {"meta", "br", "hr", "img"}
 
 
@@ -58,8 +61,8 @@ def fabricate(folder: Path, first_loss: float, accuracy: float) -> dict[str, obj
     metrics = {"cloze/acc": accuracy, "cloze/acc_stderr": 0.1, "heldout_bpb/bits_per_byte": 3.0 - accuracy}
     for step in (20, 40):
         (folder / "eval" / f"step_{step:08d}.json").write_text(json.dumps({"metrics": metrics}))
-    plan = {"parameters": 1234567, "config_hash": "abcdef0123456789"}
-    return {"name": folder.name, "folder": str(folder), "steps": [40], "plan": plan}
+    (folder / "config.yaml").write_text(dump(CONFIG))
+    return {"name": folder.name, "folder": str(folder), "steps": [40]}
 
 
 @pytest.fixture
@@ -82,7 +85,7 @@ def page(tmp_path: Path) -> Path:
 def test_page_is_whole_and_needs_nothing_else(page: Path) -> None:
     text = (page / "page.html").read_text()
     cells = Page(text).cells
-    assert cells[:9] == ["one", "1,234,567", "40", "4,000", "4", "–", "1,000", "1.5 min", "abcdef012345"]
+    assert cells[:9] == ["one", "15,600", "40", "4,000", "4", "–", "1,000", "1.5 min", config_hash(CONFIG)[:12]]
     assert text.count("<svg") == 2
     assert not re.search(r'(src|href)="(?!#)', text), "the page refers to another file"
     assert "<b>a &lt;b&gt;\n</b>c &amp; d" in text

@@ -1,7 +1,5 @@
 """The report page, the same figures for Snakemake's own --report, and the last words on the console."""
 
-from neox.config.derive import num_parameters
-from neox.config.load import config_hash
 from workflow.summary import summary
 
 
@@ -41,10 +39,6 @@ rule report_page:
                 "name": run.name,
                 "folder": f"{ROOT}/runs/{run.name}",
                 "steps": list(run.steps),
-                "plan": {
-                    "parameters": num_parameters(run.config.model),
-                    "config_hash": config_hash(run.config),
-                },
             }
             for run in RUNS.values()
         ],

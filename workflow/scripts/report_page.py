@@ -14,6 +14,10 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
 
+from neox.config.derive import num_parameters
+from neox.config.load import config_hash, load_config
+from neox.config.schema import Config
+
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 h1, h2 { font-weight: 600 } h2 { margin-top: 2.5rem } svg { max-width: 100%; height: auto }
@@ -37,8 +41,7 @@ class Run:
     evaluations: dict[int, dict[str, float]]
     """Metrics by step."""
     samples: list[dict[str, Any]]
-    plan: dict[str, Any]
-    """Parameters, steps and hash of the configuration."""
+    config: Config
 
 
 def write_report(name: str, tokens_manifest: Path, runs: list[Run], outputs: dict[str, Path]) -> None:
@@ -60,7 +63,7 @@ def write_report(name: str, tokens_manifest: Path, runs: list[Run], outputs: dic
     outputs["page"].write_text(document(name, body), encoding="utf-8")
 
 
-def read_run(name: str, folder: str, steps: list[int], plan: dict[str, Any]) -> Run:
+def read_run(name: str, folder: str, steps: list[int]) -> Run:
     """Everything the page says about a run; only the evaluations of `steps`."""
     root = Path(folder)
     records = read_lines(root / "metrics.jsonl")
@@ -76,7 +79,7 @@ def read_run(name: str, folder: str, steps: list[int], plan: dict[str, Any]) -> 
             for step in steps
         },
         samples=read_lines(root / "samples.jsonl"),
-        plan=plan,
+        config=load_config([root / "config.yaml"]),
     )
 
 
@@ -152,14 +155,14 @@ def run_table(runs: list[Run]) -> str:
         rows.append(
             [
                 escape(run.name),
-                f"{run.plan['parameters']:,}",
+                f"{num_parameters(run.config.model):,}",
                 f"{run.summary['steps']:,}",
                 f"{run.summary['tokens']:,}",
                 number(run.summary["final_loss"]),
                 number(run.summary.get("final_valid_loss")),
                 f"{rates[len(rates) // 2]:,.0f}" if rates else "–",
                 f"{run.summary['wall_s'] / 60:.1f} min",
-                f"<code>{run.plan['config_hash'][:12]}</code>",
+                f"<code>{config_hash(run.config)[:12]}</code>",
             ]
         )
     return table(heads, rows)
