@@ -126,18 +126,18 @@ def test_two_sizes_of_the_demo_differ() -> None:
     assert sizes[0] < sizes[1]
 
 
-# Non-embedding parameters: Biderman et al. 2023 (arXiv 2304.01373), table 1; 14M and 31M: their model cards.
+# Non-embedding parameters and size of a head: Biderman et al. 2023 (arXiv 2304.01373), table 1; 14M, 31M: model cards.
 PYTHIA = {
-    "14m": 1_189_888,
-    "31m": 4_739_072,
-    "70m": 18_915_328,
-    "160m": 85_056_000,
-    "410m": 302_311_424,
-    "1b": 805_736_448,
-    "1.4b": 1_208_602_624,
-    "2.8b": 2_517_652_480,
-    "6.9b": 6_444_163_072,
-    "12b": 11_327_027_200,
+    "14m": (1_189_888, 32),
+    "31m": (4_739_072, 32),
+    "70m": (18_915_328, 64),
+    "160m": (85_056_000, 64),
+    "410m": (302_311_424, 64),
+    "1b": (805_736_448, 256),
+    "1.4b": (1_208_602_624, 128),
+    "2.8b": (2_517_652_480, 80),
+    "6.9b": (6_444_163_072, 128),
+    "12b": (11_327_027_200, 128),
 }
 
 
@@ -150,7 +150,8 @@ def test_pythia_presets_have_the_published_sizes(size: str) -> None:
     )
     config = run.runs[size].config
     padded = {"6.9b": 50432, "12b": 50688}.get(size, 50304)
-    assert num_parameters(config.model) - 2 * padded * config.model.hidden_size == PYTHIA[size]
+    parameters = num_parameters(config.model) - 2 * padded * config.model.hidden_size
+    assert (parameters, config.model.hidden_size // config.model.num_heads) == PYTHIA[size]
     assert len(run.runs[size].steps) == 154
     assert config.train.steps * (config.train.global_batch_size or 0) * config.model.seq_length == 299_892_736_000
 

@@ -102,11 +102,16 @@ def test_loss_figure_shows_every_run_and_the_unigram_entropy(page: Path) -> None
     ElementTree.fromstring(figure)
     for label in ("unigram entropy 6.25", "one", "two", "one, validation", "tokens"):
         assert f"<!-- {label} -->" in figure
+    dotted = re.search(r'd="M \S+ (\S+) *\nL \S+ (\S+) *\n"[^>]*stroke-dasharray', figure)
+    assert dotted is not None
+    assert dotted[1] == dotted[2], "the unigram entropy is not a horizontal line"
 
 
 def test_smoothing_starts_unbiased_and_keeps_a_constant() -> None:
-    assert report_page.smoothed([3.0] * 50) == pytest.approx([3.0] * 50)
-    assert report_page.smoothed([5.0, 1.0])[0] == 5.0
+    assert report_page.smoothed([3.0] * 800) == pytest.approx([3.0] * 800)
+    zigzag = report_page.smoothed([1.0, 5.0] * 400)
+    assert zigzag[0] == 1.0
+    assert 2.5 < min(zigzag[400:]) < max(zigzag) < 5.0
 
 
 def test_samples_are_one_line_each(tmp_path: Path) -> None:
