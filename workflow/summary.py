@@ -23,7 +23,7 @@ def summary(experiment: Experiment) -> str:
         lines += run_lines(run, root / "runs" / run.name)
     if entropy is not None:
         lines.append(
-            f"for comparison: a model that knows token frequencies alone has loss {entropy:.3f} (unigram entropy)"
+            f"for comparison, a model that knows token frequencies alone has loss {entropy:.3f} (unigram entropy)"
         )
     lines += [f"{name} writes: {text}" for name, text in first_samples(runs, root)]
     return "\n".join(lines) + "\n"
