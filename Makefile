@@ -40,8 +40,9 @@ lint: $(DEV) ## ruff, mypy, snakefmt
 	$(BIN)/mypy
 	$(BIN)/snakefmt --check Snakefile workflow
 
-bench: $(DEV) ## kernels against torch, side by side
+bench: $(DEV) ## kernels against their references, a training step against transformers
 	$(BIN)/python -m kernels.benchmark
+	$(BIN)/python -m tests.bench.train_step
 
 cluster-up: $(RUN) ## a real 4-node Slurm with accounting on this machine (root, Debian)
 	tests/cluster/up.sh
