@@ -34,6 +34,7 @@ class RunDirectory:
         self.metrics = folder / "metrics.jsonl"
         self.tensorboard = folder / "tensorboard"
         self.summary = folder / "train_summary.json"
+        self.segment = folder / "segment.json"
 
     def check(self, config: Config) -> int | None:
         """The step of the checkpoint that a run with `config` goes on from; None: from the beginning.
@@ -51,15 +52,20 @@ class RunDirectory:
                 if not key.startswith(MAY_CHANGE):
                     raise UserError(
                         f"{key} = {new}: the run in {self.folder} has {old}, and going on from its checkpoints keeps "
-                        "the model, the optimizer and the order of the data; take another --run-dir to change it"
+                        "the model, the optimizer and the order of the data; to change it, rename the run (another "
+                        "--run-dir) or remove its folder"
                     )
         return step
 
-    def prepare(self, config: Config, sources: Sequence[Path], overrides: Sequence[str]) -> None:
-        """Makes the folder, writes config.yaml and sources/, and removes what a dead or shorter run left."""
+    def prepare(self, config: Config, sources: Sequence[Path], overrides: Sequence[str], step: int) -> None:
+        """Makes the folder, writes config.yaml and sources/, and removes what a dead or shorter run left.
+
+        `segment.json` tells whoever started this process which step after `step` it begins with.
+        """
         self.store.folder.mkdir(parents=True, exist_ok=True)
         self.store.remove_leftovers()
         self.summary.unlink(missing_ok=True)
+        write_json(self.segment, {"first_step": step + 1})
         with replacing(self.folder / "config.yaml") as (temporary,):
             temporary.write_text(dump(config), encoding="utf-8")
         folder = self.folder / "sources"

@@ -47,7 +47,7 @@ def train(
     loop = Loop(cfg, run, engine, build_inputs(cfg, engine))
     loop.resume(engine.broadcast(run.store.latest()))
     if engine.rank == 0:
-        run.prepare(cfg, sources, overrides)
+        run.prepare(cfg, sources, overrides, loop.step)
         loop.open_metrics()
     engine.barrier()
     code = loop.run_steps(stop)
