@@ -137,17 +137,10 @@ def _check_sizes(directory: Path, files: Iterable[FileInfo]) -> None:
             raise UserError(f"{path} is damaged: {size} bytes, the manifest says {file.size}")
 
 
-def verify(directory: Path) -> Manifest:
-    """`read`, and every byte of every file against its sha256.
-
-    Raises:
-        UserError: as `read`, or a file whose hash differs.
-    """
-    manifest = read(directory)
-    for file in manifest.files:
-        if sha256(directory / file.name) != file.sha256:
-            raise UserError(f"{directory / file.name} is damaged: its sha256 is not the manifest's")
-    return manifest
+def check_hash(directory: Path, file: FileInfo) -> None:
+    """UserError unless every byte of `file` is what was saved."""
+    if sha256(directory / file.name) != file.sha256:
+        raise UserError(f"{directory / file.name} is damaged: its sha256 is not the manifest's")
 
 
 def sha256(path: Path) -> str:

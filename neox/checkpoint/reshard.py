@@ -26,7 +26,7 @@ class TensorReader:
     """Tensors of one checkpoint directory, whole or by piece."""
 
     def __init__(self, directory: Path | str) -> None:
-        """Reads the manifest and checks every file's size.
+        """Reads the manifest and checks every file's size; a file's hash is checked when it is first read.
 
         Raises:
             UserError: the directory is not a checkpoint, or is damaged.
@@ -35,6 +35,7 @@ class TensorReader:
         self.manifest = manifests.read(self.directory)
         self._tensors = self.manifest.tensors()
         self._slices = self.manifest.slices()
+        self._files = {file.name: file for file in self.manifest.files}
         self._open = functools.cache(self._open_file)
 
     def names(self, kind: str = "weight") -> list[str]:
@@ -55,7 +56,7 @@ class TensorReader:
         """The values at the coordinates of `piece`, fp32 [piece.numel]; `piece.tensor` is not looked at.
 
         Raises:
-            UserError: the checkpoint holds no such tensor, or one of another shape.
+            UserError: the checkpoint holds no such tensor, or one of another shape, or is damaged.
         """
         info = self._info(piece.kind, piece.name)
         if info.shape != tuple(piece.global_shape):
@@ -89,6 +90,7 @@ class TensorReader:
             raise UserError(f"{self.directory} holds no {kind} of {name}") from None
 
     def _open_file(self, name: str) -> Any:
+        manifests.check_hash(self.directory, self._files[name])
         return safe_open(self.directory / name, framework="pt")
 
 

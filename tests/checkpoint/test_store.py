@@ -11,7 +11,6 @@ import signal
 import pytest
 import torch
 
-from neox.checkpoint import manifest as manifests
 from neox.checkpoint import save as saving
 from neox.checkpoint.reshard import TensorReader
 from neox.checkpoint.save import SaveError, commit, copied, save, write_rank
@@ -59,7 +58,6 @@ def test_kill_at_any_moment_of_a_save_leaves_a_whole_latest(tmp_path):
             break
         assert child.exitcode == -signal.SIGKILL
         latest.append(store.latest())
-        manifests.verify(store.path(store.latest()))
         expected = full_tensors(store.latest())
         reader = TensorReader(store.path(store.latest()))
         assert all(torch.equal(reader.read(*key), tensor) for key, tensor in expected.items())
@@ -83,7 +81,9 @@ def test_full_disk_is_one_error_and_leaves_nothing(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
-    manifests.verify(store.path(1))
+    assert torch.equal(
+        TensorReader(store.path(1)).read("weight", "embed.weight"), full_tensors(1)["weight", "embed.weight"]
+    )
 
 
 def test_missing_rank_is_never_committed(tmp_path):
@@ -104,16 +104,15 @@ def test_copies_do_not_follow_training():
     assert torch.equal(kept[0].tensor, before)
 
 
-def test_flipped_byte_is_found_by_verify(tmp_path):
+def test_flipped_byte_is_never_loaded(tmp_path):
     folder = save_at(Store(tmp_path), 1, full_tensors())
-    manifests.verify(folder)
     file = folder / "rank_00000.safetensors"
     data = bytearray(file.read_bytes())
     data[-3] ^= 1
     file.write_bytes(data)
-    manifests.read(folder)
+    reader = TensorReader(folder)
     with pytest.raises(UserError, match=r"rank_00000.safetensors is damaged: its sha256 is not the manifest's"):
-        manifests.verify(folder)
+        reader.read("weight", "final_norm.weight")
 
 
 def damage_truncate(folder):
