@@ -21,7 +21,7 @@ MAX_PASSAGES = 200
 PASSAGES_PER_DOCUMENT = 16
 CONTEXT_WORDS = (20, 80)  # fewest and most words before the target
 PROSE_SHARE = 0.8  # of a passage's words, those that are letters alone: what tells prose from code
-SENTENCE_END = re.compile(r"(?<![A-Za-z.])([A-Za-z]{4,})\.(?=\s)")
+SENTENCE_END = re.compile(r"(?<=\s)([A-Za-z]{4,})\.(?=\s)")
 
 
 def write_heldout(corpus: Sequence[Path], split: Sequence[float], part: str, output: Path, key: str) -> dict[str, Any]:

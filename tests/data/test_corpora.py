@@ -116,5 +116,6 @@ def test_cloze_takes_prose_whose_last_word_came_before():
     prose = "The list has many file objects in it and it says which of them are ready so that we may ask that list. "
     assert list(cloze_passages(prose)) == [{"context": prose[: prose.rindex(" list.")], "target": "list"}]
     assert list(cloze_passages(prose.replace("that list", "that kernel"))) == []  # never named before
+    assert list(cloze_passages(prose.replace("that list", "that sorted_list"))) == []  # the end of a word is none
     assert list(cloze_passages("x = 1 # selector\n" * 20 + "selector. ")) == []  # code
     assert list(cloze_passages("A selector is a selector. ")) == []  # too little context

@@ -194,8 +194,7 @@ def test_differences_see_both_sides():
 def test_code_version_is_the_commit_of_this_checkout():
     commit = code_version()["commit"]
     root = Path(__file__).parents[2]
-    if (root / ".git").is_dir() and shutil.which("git"):
+    assert (commit is not None) == (root / ".git").is_dir()
+    if commit and shutil.which("git"):
         git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True)
         assert git.returncode or commit == git.stdout.strip()
-    else:
-        assert commit is None
