@@ -92,6 +92,8 @@ StorageLoc=slurm_acct_db
 CommitDelay=1
 CONF
 chmod 600 "$ROOT/etc/slurmdbd.conf"
+# not autodetect, which ends slurmd where no cgroup filesystem is mounted; nothing here uses cgroups
+echo "CgroupPlugin=cgroup/v1" >"$ROOT/etc/cgroup.conf"
 echo "export SLURM_CONF=$ROOT/etc/slurm.conf" >"$ROOT/env.sh"
 export SLURM_CONF="$ROOT/etc/slurm.conf"
 failed() {
