@@ -103,7 +103,8 @@ class Allocation:
         if not pids:
             os.killpg(process.pid, signal.SIGTERM)
         deadline_s = time.monotonic() + (self.grace_s if pids else 0.5)
-        while process.poll() is None and time.monotonic() < deadline_s:
+        # The shell around a launch may die of the same TERM at once; the launch is not done before its ranks are.
+        while (process.poll() is None or warning.launches(self.folder)) and time.monotonic() < deadline_s:
             time.sleep(0.05)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

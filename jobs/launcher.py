@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -60,28 +61,30 @@ def run(site: Site, command: list[str], nodes: int, ranks_per_node: int | None, 
     launch = plan_launch(site, command, nodes, ranks_per_node, Path(), os.environ)  # refuses before anything is made
     if warning.has_saved(os.environ):
         return warning.SAVED  # a rule with `retries` tries again inside the allocation that is about to end
-    folder = Path(tempfile.mkdtemp(prefix=".launch-", dir=_shared_folder(run_dir)))
+    folder = Path(tempfile.mkdtemp(prefix=".launch-", dir=_shared_folder(run_dir, os.environ)))
     launch = Launch(launch.command, launch.nodes, launch.ranks_per_node, launch.cpus_per_rank, folder)
     began = segments.now()
     try:
         running = Running(
             LAUNCHERS[site.launcher], launch, {**os.environ, **launch_environment(site, launch, os.environ)}
         )
-        with warning.registered(os.environ):
-            launcher_code = running.wait()
-        code = combine(folder, launch.world_size, launcher_code)
+        with warning.registered(os.environ):  # a job that is ended waits for us until the segment is written
+            code = combine(folder, launch.world_size, running.wait())
+            warning.report_outcome(os.environ, code)
+            victim = killed_first(folder, launch.world_size)
+            if victim:
+                print(f"jobs: error: {victim}", file=sys.stderr, flush=True)
+            if run_dir:
+                why = victim or segments.cause(code, running.signals)
+                segments.record(run_dir, SCHEDULERS[site.scheduler], os.environ, began, code, why)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    warning.report_outcome(os.environ, code)
-    if run_dir:
-        why = segments.cause(code, running.signals)
-        segments.record(run_dir, SCHEDULERS[site.scheduler], os.environ, began, code, why)
     return code
 
 
-def _shared_folder(run_dir: Path | None) -> Path:
-    """Where all nodes can write: the run directory, or the working directory."""
-    folder = (run_dir or Path()).resolve()
+def _shared_folder(run_dir: Path | None, environ: Mapping[str, str]) -> Path:
+    """Where all nodes can write: the job's folder (cleared when it starts again), the run directory, or this one."""
+    folder = (warning.folder_of(environ) or run_dir or Path()).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -121,15 +124,28 @@ class Running:
         return exit_code(code)
 
 
+def ends(folder: Path, world_size: int) -> list[tuple[int, int]]:
+    """Rank and exit code of the ranks that left one, first to end first."""
+    files = [(rank, file) for rank in range(world_size) if (file := code_file(folder, rank)).exists()]
+    files.sort(key=lambda item: item[1].stat().st_mtime_ns)
+    return [(rank, int(file.read_text())) for rank, file in files]
+
+
+def killed_first(folder: Path, world_size: int) -> str:
+    """Names the first rank to end if something killed it: whatever the other ranks say then is but the consequence."""
+    for rank, code in ends(folder, world_size)[:1]:
+        if code > 128 and code - 128 not in FORWARDED:
+            return f"rank {rank} was killed by {signal.Signals(code - 128).name}"
+    return ""
+
+
 def combine(folder: Path, world_size: int, launcher_code: int) -> int:
     """One exit code: all 0 → 0; a failure (neither 0 nor 85) → the first one; else 85.
 
     Deaths by signal count only where nothing else is to blame: they are mostly the other ranks being torn down. Ranks
     that left no code (killed with their wrapper) make the launcher's own code count.
     """
-    files = [file for rank in range(world_size) if (file := code_file(folder, rank)).exists()]
-    files.sort(key=lambda file: file.stat().st_mtime_ns)
-    codes = [int(file.read_text()) for file in files]
+    codes = [code for _, code in ends(folder, world_size)]
     failures = sorted((code for code in codes if code not in (0, warning.SAVED)), key=lambda code: code > 128)
     if failures:
         return failures[0]

@@ -12,6 +12,7 @@ from typing import Any
 from jobs import executor
 from jobs.allocation import Allocation
 from jobs.controller import ActiveJobs, Lock
+from jobs.errors import UserError
 from jobs.failure import error_line
 from jobs.site import Site
 from jobs.spec import JobSpec
@@ -66,14 +67,18 @@ class Queue:
         return QueuedJob(handle, key)
 
     def adopt(self, name: str, outputs: Sequence[str]) -> QueuedJob | None:
-        """The same job if an earlier controller submitted it and it has not ended."""
+        """The same job if an earlier controller submitted it and it has not ended.
+
+        Raises UserError while the scheduler does not answer: the job may run still, and must not run twice.
+        """
         key = self.active.key(name, outputs)
         found = self.active.find(key)
         if found is None:
             return None
         job_id, folder = found
         job = QueuedJob(executor.attach(self.site, folder, job_id), key)
-        self._ask([job])
+        if not self._ask([job]):
+            raise UserError(f"{self.site.scheduler} does not say whether job {job_id} still runs; try again later")
         if job.state in (State.PENDING, State.RUNNING):
             return job
         key.unlink()
@@ -86,13 +91,17 @@ class Queue:
         if jobs and waited_s >= wait_s:
             self._ask(jobs)
 
-    def _ask(self, jobs: Sequence[QueuedJob]) -> None:
+    def _ask(self, jobs: Sequence[QueuedJob]) -> bool:
+        """False, and nothing is changed, when the scheduler does not answer."""
         self.asked_s = time.monotonic()
         states = executor.ask(self.site, [job.handle for job in jobs])
-        for job in jobs if states is not None else ():
-            job.state = (states or {})[job.job_id]
+        if states is None:
+            return False
+        for job in jobs:
+            job.state = states[job.job_id]
             job.num_ended = 0 if job.state.is_active else job.num_ended + 1
             job.num_unknown = job.num_unknown + 1 if job.state is State.UNKNOWN else 0
+        return True
 
     def end(self, job: QueuedJob, logs: Sequence[Path]) -> str | None:
         """None while the job may still do something, "" after success, else one line that says what went wrong.

@@ -16,14 +16,15 @@ SAVED = 85
 """Exit code of a rank, and so of a launch, for: state saved, run me again."""
 
 
-def _folder(environ: Mapping[str, str]) -> Path | None:
+def folder_of(environ: Mapping[str, str]) -> Path | None:
+    """The job's folder, None outside of a job."""
     return Path(environ[VARIABLE]) if environ.get(VARIABLE) else None
 
 
 @contextmanager
 def registered(environ: Mapping[str, str]) -> Iterator[None]:
     """While it lasts, signals of the job reach this process."""
-    folder = _folder(environ)
+    folder = folder_of(environ)
     file = folder / f"launch_{os.getpid()}" if folder else None
     if file:
         file.touch()
@@ -36,13 +37,13 @@ def registered(environ: Mapping[str, str]) -> Iterator[None]:
 
 def report_outcome(environ: Mapping[str, str], code: int) -> None:
     """Tells the job how this launch ended."""
-    if folder := _folder(environ):
+    if folder := folder_of(environ):
         (folder / "outcome").write_text(str(code))
 
 
 def has_saved(environ: Mapping[str, str]) -> bool:
     """Whether a launch of this allocation already saved and asked to be run again."""
-    folder = _folder(environ)
+    folder = folder_of(environ)
     return folder is not None and read_outcome(folder) == SAVED
 
 
@@ -53,5 +54,6 @@ def read_outcome(folder: Path) -> int | None:
 
 
 def launches(folder: Path) -> list[int]:
-    """Process ids of the launches that now run on this node."""
-    return [int(file.name.removeprefix("launch_")) for file in folder.glob("launch_*")]
+    """Process ids of the launches that now run on this node; one that was killed has left its file, but no process."""
+    pids = [int(file.name.removeprefix("launch_")) for file in folder.glob("launch_*")]
+    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]

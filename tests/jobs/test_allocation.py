@@ -12,6 +12,9 @@ from jobs.allocation import Allocation
 from jobs.controller import ActiveJobs, Lock
 from jobs.errors import PayloadError, UserError
 from jobs.failure import error_line
+from jobs.queue import Queue
+from jobs.site import load_site
+from tests.jobs.test_launch import wait_for
 
 SAVE_TWICE = 'echo x >> starts; [ $(wc -l < starts) -gt 2 ] && exit 0; echo 85 > "$JOBS_ALLOCATION/outcome"; exit 1'
 
@@ -30,6 +33,34 @@ def test_restarts_are_bounded_and_failures_final(tmp_path: Path) -> None:
         allocation(tmp_path, SAVE_TWICE, max_restarts=1)()
     with pytest.raises(PayloadError, match="exit code 3"):
         allocation(tmp_path, "exit 3")()
+
+
+def test_ended_job_waits_for_its_launch(tmp_path: Path) -> None:
+    """The shell around the launch dies of TERM before it, as when a scheduler signals all processes of a job."""
+    launch = 'touch "$JOBS_ALLOCATION/launch_$BASHPID"; trap "sleep 2; touch saved; exit 85" TERM; sleep 60 & wait'
+    code = f"""
+from pathlib import Path
+from jobs.allocation import Allocation
+script = '( {launch} ) & trap "exit 143" TERM; sleep 1; touch ready; wait'
+Allocation(["bash", "-c", script], Path("."), "local", 10, 0, Path("notes").resolve())()
+"""
+    job = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, text=True, stderr=-1)
+    wait_for(lambda: (tmp_path / "ready").exists())
+    job.terminate()
+    job.communicate(timeout=30)
+    assert job.returncode == 143
+    assert list((tmp_path).glob("notes/launch_*")) and (tmp_path / "saved").exists()
+
+
+def test_job_is_not_forgotten_while_the_scheduler_is_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # no squeue here
+    queue = Queue(load_site("slurm"), tmp_path, 1)
+    key = queue.active.key("train", ["a"])
+    queue.active.add(key, "7", tmp_path / "%j")
+    with pytest.raises(UserError, match="slurm does not say whether job 7 still runs"):
+        queue.adopt("train", ["a"])
+    assert queue.active.find(key) == ("7", tmp_path / "%j")
+    queue.close()
 
 
 def test_one_controller_per_folder_and_none_after_its_death(tmp_path: Path) -> None:

@@ -86,7 +86,8 @@ def test_no_process_outlives_a_killed_one(tmp_path: Path, victim: str) -> None:
     process = start_savers(tmp_path)
     pid = process.pid if victim == "launch" else int((tmp_path / "ready_1").read_text())
     os.kill(pid, signal.SIGKILL)
-    process.communicate(timeout=40)
+    _, errors = process.communicate(timeout=40)
+    assert ("jobs: error: rank 1 was killed by SIGKILL\n" in errors) == (victim == "rank")
     assert process.returncode not in (0, 85)
     wait_for(lambda: not any(is_alive(tmp_path / f"ready_{rank}") for rank in (0, 1)), 20)
 

@@ -62,19 +62,21 @@ class Executor(RemoteExecutor):
 
     def run_job(self, job: JobExecutorInterface) -> None:
         outputs = [str(path) for path in job.output]
-        queued = self.queue.adopt(job.name, outputs)
-        if queued:
-            self.logger.info(f"Job {job.jobid}: adopted {self.site.scheduler} job {queued.job_id}")
-        else:
-            try:
+        try:
+            queued = self.queue.adopt(job.name, outputs)
+            if queued:
+                self.logger.info(f"Job {job.jobid}: adopted {self.site.scheduler} job {queued.job_id}")
+            else:
                 spec = job_spec(job.name, dict(job.resources.items()), job.threads, self.site)
                 command = ["bash", "-c", self.format_job_exec(job)]  # Snakemake makes a shell line of it
                 queued = self.queue.submit(spec, outputs, command, self.workdir)
-            except UserError as error:
-                self.report_job_error(SubmittedJobInfo(job), msg=f"not submitted: {error}. ")
-                return
-            log = queued.handle.paths.stderr
-            self.logger.info(f"Job {job.jobid}: submitted as {self.site.scheduler} job {queued.job_id} (log: {log})")
+                log = queued.handle.paths.stderr
+                self.logger.info(
+                    f"Job {job.jobid}: submitted as {self.site.scheduler} job {queued.job_id} (log: {log})"
+                )
+        except UserError as error:
+            self.report_job_error(SubmittedJobInfo(job), msg=f"not submitted: {error}. ")
+            return
         self.report_job_submission(SubmittedJobInfo(job, external_jobid=queued.job_id, aux={"queued": queued}))
 
     async def check_active_jobs(self, active_jobs: list[SubmittedJobInfo]) -> AsyncGenerator[SubmittedJobInfo, None]:
