@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +63,20 @@ def test_broken_yaml_and_unknown_names(tmp_path: Path) -> None:
         load_site(str(tmp_path))
     with pytest.raises(UserError, match=r"known: .*local.*slurm"):
         load_site("slrum")
+
+
+def test_local_ranks_keep_the_memory_they_free() -> None:
+    code = """
+import resource
+faults = []
+for _ in range(3):
+    bytearray(1 << 26)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print(faults[-1] - faults[0])
+"""
+    command = [sys.executable, "-c", code]
+    environment = {**os.environ, **load_site("local").environment}
+    assert int(subprocess.run(command, env=environment, capture_output=True, check=True).stdout) < 16
 
 
 def test_resources_become_a_job_spec() -> None:
