@@ -53,14 +53,14 @@ def reduce_from_group(x: Tensor, tensor: TensorGroup) -> Tensor:
     return out
 
 
-def broadcast_json(value: Any, device: torch.device) -> Any:
-    """Rank 0's JSON-able `value` on every rank. Text, not pickle: nothing received is ever executed."""
-    is_source = dist.get_rank() == 0
+def broadcast_json(value: Any, device: torch.device, source: int = 0) -> Any:
+    """The JSON-able `value` of rank `source` on every rank. Text, not pickle: nothing received is ever executed."""
+    is_source = dist.get_rank() == source
     text = json.dumps(value).encode() if is_source else b""
     length = torch.tensor(len(text), device=device)
-    dist.broadcast(length, src=0)
+    dist.broadcast(length, src=source)
     buffer = torch.empty(int(length), dtype=torch.uint8, device=device)
     if is_source:
         buffer.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
-    dist.broadcast(buffer, src=0)
+    dist.broadcast(buffer, src=source)
     return json.loads(bytes(buffer.cpu().tolist()))

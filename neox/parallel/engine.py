@@ -109,9 +109,18 @@ class Engine:
                 yield piece
 
     def load_pieces(self, reader: PieceReader) -> None:
-        """Fills fp32 masters and moments from `reader`, then the model's weights; every rank calls it."""
-        for piece, _ in self._held_pieces():
-            piece.tensor.copy_(reader.read_piece(piece))
+        """Fills fp32 masters and moments from `reader`, then the model's weights; every rank calls it.
+
+        Raises:
+            UserError: on every rank, when one of them could not read its pieces.
+        """
+        mistake = None
+        try:
+            for piece, _ in self._held_pieces():
+                piece.tensor.copy_(reader.read_piece(piece))
+        except UserError as error:
+            mistake = str(error)
+        self.agree(mistake)
         self._zero.update_lp_params()
 
     def optimizer_scalars(self) -> dict[str, Any]:
@@ -136,6 +145,14 @@ class Engine:
     def broadcast(self, value: Any) -> Any:
         """Rank 0's JSON-able `value`, on every rank."""
         return broadcast_json(value, self._deepspeed.device)
+
+    def agree(self, mistake: str | None) -> None:
+        """Raises, as a UserError on every rank, the mistake that the lowest rank found; nothing when none found any."""
+        world_size = dist.get_world_size()
+        finder = torch.tensor(world_size if mistake is None else self.rank, device=self._deepspeed.device)
+        dist.all_reduce(finder, op=dist.ReduceOp.MIN)
+        if finder < world_size:
+            raise UserError(broadcast_json(mistake, self._deepspeed.device, source=int(finder)))
 
     def any_rank(self, flag: bool) -> bool:
         """Whether `flag` is true on any rank: how the ranks agree to stop."""

@@ -36,14 +36,6 @@ class Piece:
     """fp32, one-dimensional, `numel` elements: a view of the engine's own memory on its own device, so copy it to the
     host before the next step changes it."""
 
-    @property
-    def local_shape(self) -> tuple[int, ...]:
-        """Shape of the shard."""
-        shape = list(self.global_shape)
-        if self.dim is not None:
-            shape[self.dim] //= self.num_shards
-        return tuple(shape)
-
 
 class PieceReader(Protocol):
     """Source of saved state, whatever layout wrote it."""

@@ -46,9 +46,7 @@ def build_inputs(cfg: Config, engine: Engine) -> Inputs:
             _open(cfg, engine.dp_index)
         except UserError as error:
             mistake = str(error)
-    mistake = engine.broadcast(mistake)
-    if mistake is not None:
-        raise UserError(mistake)
+    engine.agree(mistake)
     return _open(cfg, engine.dp_index)
 
 

@@ -171,6 +171,19 @@ def test_mistake_found_late_ends_every_rank_alike(config, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_file_that_one_rank_finds_damaged_ends_every_rank_alike(uninterrupted, config, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(uninterrupted, run_dir)
+    shutil.rmtree(run_dir / "checkpoints" / f"step_{STEPS:08d}")
+    file = run_dir / "checkpoints" / "step_00000030" / "rank_00001.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-3] ^= 1
+    file.write_bytes(data)
+    output = run(run_dir, config, world_size=2, expect=2)
+    errors = [line for line in output.splitlines() if "neox: error: " in line]
+    assert len(errors) == 1 and "rank_00001.safetensors is damaged" in errors[0] and "Traceback" not in output
+
+
 def test_full_disk_stops_the_run_with_one_line(config, tmp_path):
     limit = 100_000  # bytes a file: logs fit, a checkpoint does not
 
