@@ -72,7 +72,8 @@ def test_interrupted_controller_leaves_no_job(cluster: Slurm, tmp_path: Path, in
     wait_for(lambda: (tmp_path / "counted_batch_300_no.txt.trace_0").exists(), 60)
     assert interrupt(snakemake, signal.SIGINT) == 1
     wait_for(lambda: not cluster.ask("squeue", "-h"), 20)
-    assert segments(tmp_path / "run_batch_no" / "segments.jsonl") == [(0, 143, "killed by signal 15")]
+    ((restart, exit_code, _),) = segments(tmp_path / "run_batch_no" / "segments.jsonl")
+    assert restart == 0 and exit_code > 128
     assert not list((tmp_path / "run_batch_no").glob(".launch-*"))
     assert subprocess.run(["pgrep", "-f", f"{tmp_path}|counted_batch_300"], capture_output=True).stdout == b""
 
