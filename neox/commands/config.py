@@ -13,8 +13,8 @@ HELP = "show, compare or document configurations"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds show, diff and docs."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    show = actions.add_parser("show", help="merge files and overrides, check them, print the result as YAML")
-    show.add_argument("config", nargs="+", metavar="FILE|key=value", help="merged left to right")
+    show = actions.add_parser("show", help="merge files (ours or GPT-NeoX's) and overrides, check, print as YAML")
+    show.add_argument("config", nargs="+", metavar="FILE|key=value", help="merged left to right; GPT-NeoX files too")
     show.add_argument("--world-size", type=int, metavar="N", help="also resolve it for N ranks: dp, batch, vocabulary")
     diff = actions.add_parser("diff", help="the keys in which two configurations differ; exit code 1 if they do")
     diff.add_argument("left", type=Path)

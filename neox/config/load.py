@@ -58,12 +58,14 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
 def load_config(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> Config:
     """Merges files left to right, then overrides, and checks every key, type and choice.
 
+    GPT-NeoX's flat files are recognised by their keys. Together they are one configuration, with GPT-NeoX's defaults,
+    and so come before any file of ours.
+
     Raises:
         UserError: a file is missing or not a mapping; a key is unknown; a value has the wrong type.
     """
     merged: dict[str, Any] = {}
-    for path in files:
-        data = read_yaml(Path(path))
+    for path, data in _read_all([Path(path) for path in files]):
         build(Config, data, where=f"{path}: ", partial=True)
         merged = merge(merged, data)
     for override in overrides:
@@ -75,6 +77,24 @@ def load_config(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> C
         merged = merge(merged, nested)
     config: Config = build(Config, merged)
     return config
+
+
+def _read_all(paths: Sequence[Path]) -> list[tuple[str, dict[str, Any]]]:
+    """What each file says in our sections, with its name; GPT-NeoX's files are one entry, the first."""
+    contents = [(path, read_yaml(path)) for path in paths]
+    if not any(key not in _hints(Config) for _, data in contents for key in data):
+        return [(str(path), data) for path, data in contents]
+    from neox.config.legacy import is_flat, read_flat
+
+    flat = [is_flat(data, list(_hints(Config)), path) for path, data in contents]
+    num_flat = sum(flat)
+    if any(flat[num_flat:]):
+        late = paths[num_flat + flat[num_flat:].index(True)]
+        raise UserError(f"{late}: a GPT-NeoX file must come before the files with our sections: give it first")
+    ours = [(str(path), data) for path, data in contents[num_flat:]]
+    if not num_flat:
+        return ours
+    return [(", ".join(map(str, paths[:num_flat])), read_flat(contents[:num_flat])), *ours]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -1,0 +1,150 @@
+"""GPT-NeoX's optimizer, precision, schedule, checkpoint and data keys as ours; `CONVERTERS` is all groups."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from neox.config.legacy_convert import Converted, Flat, attention, mlp, norms, pipeline, shape, weights, zero
+
+FP16 = {"loss_scale": (0,), "loss_scale_window": (1000,), "hysteresis": (2,), "min_loss_scale": (1,)}
+FP16_ANY = {**FP16, "auto_cast": (False,), "initial_scale_power": (12, 16), "enabled": (True, False)}
+"""What the fp16 block may say: the loss scaler has GPT-NeoX's usual settings, and no others yet."""
+
+
+def optimizer(flat: Flat) -> Converted:
+    """AdamW: what GPT-NeoX's Adam is. The betas not given are (0.9, 0.999), the default of its Adam."""
+    block = flat.block("optimizer")
+    kind, params = block.get("type", "Adam"), block.get("params") or {}
+    if str(kind).lower() not in ("adam", "adamw"):
+        raise flat.refusal("optimizer", "is not in this trainer yet: Adam is", "type", kind)
+    for name, value in params.items():
+        if name not in ("lr", "betas", "eps"):
+            raise flat.refusal("optimizer", "only lr, betas and eps are read: leave it out", f"params.{name}", value)
+    if params.get("lr") is None:
+        raise flat.refusal("optimizer", "needs params.lr, the peak learning rate")
+    for name, value in (("lr", params["lr"]), ("optimizer_type", str(kind).lower())):
+        if flat.get(name) not in (None, value):
+            raise flat.refusal(name, f"the optimizer block says {value!r}")
+    return {
+        "optim.lr": params["lr"],
+        "optim.betas": params.get("betas", [0.9, 0.999]),
+        "optim.eps": params.get("eps", 1e-8),
+    }
+
+
+def precision(flat: Flat) -> Converted:
+    """fp16 and bf16 blocks or `precision`; neither is fp32. fp16.type bfloat16 is how DeeperSpeed 1 wrote bf16."""
+    fp16, bf16 = flat.block("fp16"), flat.block("bf16")
+    wanted = {"fp16": "fp16", "bfloat16": "bf16", "fp32": "fp32", None: None}
+    if flat.get("precision") not in wanted:
+        raise flat.refusal("precision", "allowed are fp16, bfloat16, fp32")
+    found = {wanted[flat.get("precision")]} - {None}
+    if bf16.get("enabled"):
+        found.add("bf16")
+    if fp16.get("enabled"):
+        found.add("bf16" if fp16.get("type") == "bfloat16" else "fp16")
+    if len(found) > 1:
+        name = "precision" if flat.is_set("precision") else "bf16"
+        raise flat.refusal(name, f"the blocks and precision ask for {' and '.join(sorted(map(str, found)))}")
+    chosen = found.pop() if found else "fp32"
+    if chosen == "fp16":
+        check_loss_scaler(flat)
+    return {"train.precision": chosen}
+
+
+def check_loss_scaler(flat: Flat) -> None:
+    """Refuses what the loss scaler here does not do; a start at 2^16 instead of 2^12 only skips more steps at first."""
+    block = flat.block("fp16")
+    for name, value in block.items():
+        if name in ("fp16", "type"):
+            continue
+        if value not in FP16_ANY.get(name, ()):
+            allowed = FP16_ANY.get(name, ())
+            reason = f"only {' or '.join(map(str, allowed))} here" if allowed else "is not in this trainer yet"
+            raise flat.refusal("fp16", reason, name, value)
+    if block.get("initial_scale_power", 16) != 12:
+        flat.notices.append(
+            "fp16.initial_scale_power: the loss scale starts at 2^12 here, not 2^16; fewer first steps skip"
+        )
+
+
+def schedule(flat: Flat) -> Converted:
+    """The decay's shape, and where its curve is not GPT-NeoX's."""
+    style = flat.get("lr_decay_style")
+    if style not in ("cosine", "linear", "constant"):
+        raise flat.refusal("lr_decay_style", "cosine, linear and constant are in this trainer yet")
+    steps, decay = flat.count("train_iters"), flat.get("lr_decay_iters") or flat.count("train_iters")
+    if style == "cosine":
+        flat.notices.append(
+            "lr_decay_style cosine: the curve is that of GPT-NeoX since 2.0; version 1.0, which trained Pythia, "
+            "starts at rate 0 and reaches min_lr earlier"
+        )
+    if style == "cosine" and decay < steps:
+        flat.notices.append(f"lr_decay_iters = {decay}: the rate stays at min_lr afterwards; GPT-NeoX's rises again")
+    if style == "linear" and flat.get("min_lr"):
+        flat.notices.append("lr_decay_style linear: the line ends at min_lr; GPT-NeoX's runs to 0 and is cut at min_lr")
+    if style == "constant" and flat.get("warmup") and decay != steps:
+        flat.notices.append(f"warmup is a share of lr_decay_iters = {decay}, as in GPT-NeoX")
+    return {"optim.schedule": style}
+
+
+def checkpoints(flat: Flat) -> Converted:
+    """checkpoint_factor: every n steps, or the whole parts of its powers; without it only the last step is saved."""
+    factor, scale, steps = flat.get("checkpoint_factor"), flat.get("checkpoint_scale"), flat.count("train_iters")
+    extra = flat.get("extra_save_iters") or []
+    if not isinstance(extra, list) or not all(isinstance(step, int) for step in extra):
+        raise flat.refusal("extra_save_iters", "expected a list of steps")
+    if flat.is_set("keep_last_n_checkpoints") and extra:
+        flat.notices.append(
+            "keep_last_n_checkpoints: the steps of extra_save_iters are kept for ever; GPT-NeoX drops them"
+        )
+    if scale not in ("linear", "log"):
+        raise flat.refusal("checkpoint_scale", "allowed are linear, log")
+    if factor is None:
+        return {"checkpoint.interval": steps, "checkpoint.steps": extra}
+    if isinstance(factor, bool) or not isinstance(factor, (int, float)) or factor < 1:
+        raise flat.refusal("checkpoint_factor", "a number of at least 1")
+    if scale == "linear":
+        if factor != int(factor):
+            raise flat.refusal("checkpoint_factor", "a whole number with checkpoint_scale linear")
+        return {"checkpoint.interval": int(factor), "checkpoint.steps": extra}
+    if factor <= 1:
+        raise flat.refusal("checkpoint_factor", "above 1 with checkpoint_scale log")
+    powers, power = set(extra), 1.0
+    while power < steps + 1:
+        powers.add(int(power))
+        power *= factor
+    return {"checkpoint.interval": steps, "checkpoint.steps": sorted(powers)}
+
+
+def data(flat: Flat) -> Converted:
+    """Split, and the tokenizer where the files name one."""
+    split = flat.get("split")
+    shares = split if isinstance(split, list) else [part for part in re.split(r"[,/]", str(split)) if part.strip()]
+    try:
+        numbers = [float(share) for share in shares]
+    except (TypeError, ValueError):
+        raise flat.refusal("split", "up to three shares, such as 969, 30, 1") from None
+    if not 1 <= len(numbers) <= 3 or min(numbers) < 0 or sum(numbers) <= 0:
+        raise flat.refusal("split", "up to three shares, such as 969, 30, 1")
+    if flat.get("tokenizer_type") != "HFTokenizer" and (flat.is_set("tokenizer_type") or flat.is_set("vocab_file")):
+        raise flat.refusal("tokenizer_type", "only HFTokenizer is read: vocab_file must name a tokenizer.json")
+    return {"data.split": [*numbers, 0.0, 0.0][:3], "data.tokenizer": flat.get("vocab_file")}
+
+
+def derived(flat: Flat) -> Converted:
+    """Keys GPT-NeoX computes itself: accepted where they say what it would compute."""
+    for name, source in (("batch_size", "train_micro_batch_size_per_gpu"), ("clip_grad", "gradient_clipping")):
+        if flat.is_set(name) and flat.get(name) != flat.get(source):
+            raise flat.refusal(name, f"GPT-NeoX computes it from {source} = {flat.get(source)!r}: leave it out")
+    if not flat.is_set("train_batch_size") and not flat.is_set("train_micro_batch_size_per_gpu"):
+        raise flat.refusal("train_micro_batch_size_per_gpu", "this or train_batch_size is required")
+    return {}
+
+
+CONVERTERS: tuple[Callable[[Flat], Converted], ...] = (
+    *(attention, shape, norms, mlp, weights, pipeline, zero),
+    *(optimizer, precision, schedule, checkpoints, data, derived),
+)
+"""Every group, in the order its errors are reported."""

@@ -1,0 +1,192 @@
+"""GPT-NeoX's flat files: every key has a fate, files load as they are, and what cannot be done is refused by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from neox.__main__ import main
+from neox.config import legacy
+from neox.config.derive import num_parameters
+from neox.config.errors import UserError
+from neox.config.legacy_table import Category
+from neox.config.legacy_table_run import TABLE
+from neox.config.load import key_names, load_config
+from neox.config.schema import Config
+
+NAMES = (Path(__file__).parent / "data" / "neox_keys.txt").read_text().split()
+PRESETS = Path(__file__).parents[2] / "neox" / "presets"
+SMALL: dict[str, Any] = {
+    "num-layers": 4,
+    "hidden-size": 64,
+    "num-attention-heads": 4,
+    "seq-length": 32,
+    "pos-emb": "rotary",
+    "train-iters": 100,
+    "train_micro_batch_size_per_gpu": 2,
+    "optimizer": {"type": "Adam", "params": {"lr": 1e-3}},
+}
+
+
+def load(folder: Path, **changes: Any) -> Config:
+    """SMALL with changes (underscores for hyphens; ... removes a key), through a JSON file."""
+    flat = {key.replace("-", "_"): value for key, value in SMALL.items()} | changes
+    path = folder / "flat.json"
+    path.write_text(json.dumps({key: value for key, value in flat.items() if value is not ...}))
+    return load_config([path])
+
+
+def notices(**changes: Any) -> str:
+    return "\n".join(legacy.translate(legacy.collect([(Path("a.yml"), {**SMALL, **changes})]))[1])
+
+
+def test_the_table_has_exactly_gpt_neox_keys_each_with_category_and_reason() -> None:
+    assert len(NAMES) == 318  # 320 declarations: autotuning and force_multi are declared twice
+    assert sorted(TABLE) == sorted(NAMES)
+    for name, key in TABLE.items():
+        assert key.category in get_args(Category) and key.text, name
+        if key.category == "copied":
+            assert key.text in key_names(), name
+
+
+def test_defaults_of_gpt_neox_apply_where_a_key_is_not_set(tmp_path: Path) -> None:
+    config = load(tmp_path)
+    model, optim = config.model, config.optim
+    assert (model.num_layers, model.hidden_size, model.num_heads, model.seq_length) == (4, 64, 4, 32)
+    assert (model.activation, model.tie_embeddings, model.parallel_residual) == ("gelu", True, False)
+    assert (model.rotary_pct, model.init, model.output_init) == (1.0, "normal", "scaled_normal")
+    assert (optim.lr, optim.min_lr, optim.betas, optim.schedule) == (1e-3, 0.0, (0.9, 0.999), "linear")
+    assert (config.train.precision, config.parallel.pp, config.checkpoint.interval) == ("fp32", 1, 100)
+    assert config.data.split == (969.0, 30.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "expected"),
+    [
+        ({"no_weight_tying": True}, "model.tie_embeddings", False),
+        ({"bias_gelu_fusion": True}, "model.activation", "gelu_tanh"),
+        ({"model_parallel_size": 4}, "model.vocab_multiple", 512),
+        (
+            {"activation": "swiglu", "intermediate_size": 32768, "mlp_multiple_of": 256},
+            "model.intermediate_size",
+            11008,
+        ),
+        ({"norm": "rmsnorm"}, "model.norm_eps", 1e-8),
+        ({"pipe_parallel_size": 2}, "parallel.pp", 2),
+        ({"fp16": {"enabled": True, "type": "bfloat16"}}, "train.precision", "bf16"),
+        ({"fp16": {"enabled": True, "loss_scale_window": 1000}}, "train.precision", "fp16"),
+        ({"precision": "bfloat16"}, "train.precision", "bf16"),
+        ({"split": "949,50,1"}, "data.split", (949.0, 50.0, 1.0)),
+        ({"checkpoint_factor": 10}, "checkpoint.interval", 10),
+        ({"checkpoint_factor": 3, "checkpoint_scale": "log"}, "checkpoint.steps", (1, 3, 9, 27, 81)),
+        ({"extra_save_iters": [0, 7]}, "checkpoint.steps", (0, 7)),
+        ({"tokenizer_type": "HFTokenizer", "vocab_file": "t.json"}, "data.tokenizer", "t.json"),
+        ({"seed": 7}, "data.seed", 7),
+        ({"attention_config": [[["flash", "global"], 2]]}, "model.num_layers", 4),
+        ({"zero_optimization": {"stage": 1, "overlap_comm": True, "cpu_offload": False}}, "parallel.zero_stage", 1),
+        ({"batch_size": 2}, "train.micro_batch_size", 2),
+    ],
+)
+def test_values_become_ours(tmp_path: Path, changes: dict[str, Any], key: str, expected: Any) -> None:
+    section, _, name = key.partition(".")
+    assert getattr(getattr(load(tmp_path, **changes), section), name) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"pos_emb": ...}, ["pos_emb = 'learned'", "default"]),
+        ({"train_iters": ...}, ["train_iters is required"]),
+        ({"hidden_dropout": 0.1}, ["hidden_dropout = 0.1", "only 0"]),
+        ({"train_epochs": 2}, ["train_epochs = 2", "train_iters"]),
+        ({"moe_num_experts": 8}, ["moe_num_experts = 8", "dense"]),
+        ({"merge_file": "m.txt"}, ["merge_file", "HFTokenizer"]),
+        ({"attention_config": [[["mamba"], "all"]]}, ["attention_config", "'mamba'"]),
+        ({"attention_config": [[["global"], 3]]}, ["3 layers", "num_layers = 4"]),
+        ({"num_kv_heads": 2}, ["num_kv_heads = 2"]),
+        ({"batch_size": 3}, ["batch_size = 3", "train_micro_batch_size_per_gpu = 2"]),
+        ({"zero_optimization": {"stage": 3}}, ["zero_optimization.stage = 3"]),
+        ({"optimizer": {"type": "Lion", "params": {"lr": 1}}}, ["optimizer.type = 'Lion'"]),
+        ({"precision": "fp16", "bf16": {"enabled": True}}, ["precision = 'fp16'", "bf16 and fp16"]),
+        ({"fp16": {"enabled": True, "loss_scale": 128}}, ["fp16.loss_scale = 128"]),
+        ({"activation": "swiglu", "intermediate_size": 14336}, ["4779", "4778"]),
+        ({"lr_decay_style": "exponential"}, ["lr_decay_style", "cosine"]),
+        ({"save_interval": 5}, ["unknown GPT-NeoX key 'save_interval'", "checkpoint_factor"]),
+        ({"amp": {"enabled": True}}, ["amp = "]),
+        ({"train": {"steps": 3}}, ["'train' a section of ours"]),
+        ({"train_iters": "many"}, ["train_iters = 'many'", "whole number"]),
+        ({"no_weight_tying": "yes"}, ["no_weight_tying = 'yes'", "true or false"]),
+        ({"split": "1,2,3,4"}, ["split", "three"]),
+    ],
+)
+def test_what_cannot_be_done_is_refused_by_name(tmp_path: Path, changes: dict[str, Any], expected: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        load(tmp_path, **changes)
+    message = str(error.value)
+    assert "flat.json" in message and "\n" not in message
+    assert all(part in message for part in expected), message
+
+
+def test_switched_off_features_are_accepted(tmp_path: Path) -> None:
+    off = {"amp": {"enabled": False}, "curriculum_learning": {"enabled": False, "x": 1}, "use_wandb": False}
+    assert load(tmp_path, **off, data_impl="mmap", gpt_j_tied=False, hidden_dropout=0, train_epochs=None) == load(
+        tmp_path
+    )
+
+
+def test_what_has_no_place_here_is_noticed_and_never_silent() -> None:
+    for name, key in TABLE.items():
+        if key.category == "elsewhere":
+            assert f"{name}: {key.text}" in notices(**{name: "something"}), name
+    assert "min_lr earlier" in notices(lr_decay_style="cosine")
+    assert "cut at min_lr" in notices(min_lr=1e-5) and "cut at min_lr" not in notices()
+
+
+def test_several_files_are_one_and_ours_come_after(tmp_path: Path) -> None:
+    first, second, own = tmp_path / "a.yml", tmp_path / "b.yml", tmp_path / "own.yaml"
+    first.write_text(json.dumps(SMALL))
+    second.write_text('{"data_path": "tokens/all", "log_interval": 5,}')
+    own.write_text("train: {steps: 7}\n")
+    config = load_config([first, second, own], ["optim.lr=5e-4"])
+    assert (config.data.path, config.log.interval, config.train.steps, config.optim.lr) == ("tokens/all", 5, 7, 5e-4)
+    with pytest.raises(UserError, match=r"a.yml: a GPT-NeoX file must come before"):
+        load_config([own, first])
+    second.write_text("num_layers: 5\n")
+    with pytest.raises(UserError, match=r"b.yml: GPT-NeoX key 'num_layers' is already set in .*a.yml"):
+        load_config([first, second])
+
+
+def test_config_show_prints_our_form_and_notices_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "shown.yml"
+    path.write_text(json.dumps({**SMALL, "launcher": "slurm"}))
+    assert main(["config", "show", str(path)]) == 0
+    out, err = capsys.readouterr()
+    assert "num_heads: 4" in out and "launcher" not in out
+    assert "neox: notice: shown.yml: launcher: the launcher decides" in err
+    (tmp_path / "again.yaml").write_text(out)
+    assert load_config([tmp_path / "again.yaml"]) == load_config([path])
+
+
+@pytest.mark.parametrize(
+    ("files", "count"),
+    [
+        (["neox-20b.yaml"], 20_554_567_680),
+        (["pythia/base.yaml", "pythia/14m.yaml"], 14_067_712),
+        (["pythia/base.yaml", "pythia/31m.yaml"], 30_494_720),
+        (["pythia/base.yaml", "pythia/70m.yaml"], 70_426_624),
+        (["pythia/base.yaml", "pythia/160m.yaml"], 162_322_944),
+        (["pythia/base.yaml", "pythia/410m.yaml"], 405_334_016),
+        (["pythia/base.yaml", "pythia/1b.yaml"], 1_011_781_632),
+        (["pythia/base.yaml", "pythia/1.4b.yaml"], 1_414_647_808),
+        (["pythia/base.yaml", "pythia/2.8b.yaml"], 2_775_208_960),
+        (["pythia/base.yaml", "pythia/6.9b.yaml"], 6_857_302_016),
+        (["pythia/base.yaml", "pythia/12b.yaml"], 11_846_072_320),
+    ],
+)
+def test_presets_have_the_published_parameter_counts(files: list[str], count: int) -> None:
+    config = load_config([PRESETS / name for name in files])
+    assert num_parameters(dataclasses.replace(config.model, vocab_size=50277)) == count
