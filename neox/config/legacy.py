@@ -18,9 +18,11 @@ from neox.config.legacy_table_run import TABLE
 SHARED = "checkpoint"
 """The one name that is both a section of ours and a GPT-NeoX key (DeepSpeed's options)."""
 
+SAME = {"gas": "gradient_accumulation_steps"}
+"""GPT-NeoX 1.0's second name, in most of Pythia's files; it may stand beside the first where both agree."""
+
 RENAMED = {
     "save_interval": "checkpoint_factor",
-    "gas": "gradient_accumulation_steps",
     "warmup_iters": "warmup",
     "decay_lr_to": "min_lr",
     "autotuning_config": "autotuning",
@@ -45,7 +47,10 @@ def collect(files: Sequence[tuple[Path, Mapping[Any, Any]]]) -> dict[str, tuple[
     found: dict[str, tuple[str, Any]] = {}
     for path, data in files:
         for key, value in data.items():
-            name = _underscored(key)
+            written = _underscored(key)
+            name = SAME.get(written, written)
+            if name in found and found[name][1] == value and (written in SAME or name in SAME.values()):
+                continue
             if name in found:
                 raise UserError(f"{path}: GPT-NeoX key {name!r} is already set in {found[name][0]}: keep one of them")
             if name not in TABLE:
