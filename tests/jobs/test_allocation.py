@@ -37,7 +37,9 @@ def test_restarts_are_bounded_and_failures_final(tmp_path: Path) -> None:
 
 def test_ended_job_waits_for_its_launch(tmp_path: Path) -> None:
     """The shell around the launch dies of TERM before it, as when a scheduler signals all processes of a job."""
-    launch = 'touch "$JOBS_ALLOCATION/launch_$BASHPID"; trap "kill $$; sleep 2; touch saved; exit 85" TERM; sleep 60 & wait'
+    launch = (
+        'touch "$JOBS_ALLOCATION/launch_$BASHPID"; trap "kill $$; sleep 2; touch saved; exit 85" TERM; sleep 60 & wait'
+    )
     code = f"""
 from pathlib import Path
 from jobs.allocation import Allocation
