@@ -18,6 +18,8 @@ from jobs.shell import Process, exit_code, signal_on_parent_death, start
 from jobs.spec import Launch
 from jobs.warning import SAVED
 
+REFUSED = 2
+"""A rank's exit code for: the user's input is wrong, and one line has said how."""
 POLL_S = 0.1
 TEARDOWN_S = 5
 """How long a rank may outlive its torchrun peers."""
@@ -41,6 +43,10 @@ def signal_file(folder: Path) -> Path:
 
 def started_file(folder: Path) -> Path:
     return folder / "started"
+
+
+def refused_file(folder: Path) -> Path:
+    return folder / "refused"
 
 
 def rank_environment(ranks_from: str, environ: Mapping[str, str]) -> dict[str, str]:
@@ -87,10 +93,16 @@ class Rank:
                 self.process.send_signal(signal.Signals[name])
             self.num_delivered = len(names)
 
+    def watch_refusal(self) -> None:
+        """A rank that refused the input has told torchrun nothing, so the others end themselves."""
+        if self.deadline_s == float("inf") and refused_file(self.folder).exists():
+            self.deadline_s = time.monotonic() + TEARDOWN_S
+
     def wait(self) -> int:
         while (code := self.process.poll()) is None:
             if self.is_torchrun:
                 self.deliver()
+                self.watch_refusal()
             if time.monotonic() > self.deadline_s:
                 self.process.kill()
             time.sleep(POLL_S)
@@ -120,6 +132,10 @@ def main() -> int:
         started_file(arguments.folder).touch()
     code = running.wait()
     code_file(arguments.folder, rank).write_text(str(code))
+    if code == REFUSED:
+        refused_file(arguments.folder).touch()
+    if is_torchrun and refused_file(arguments.folder).exists():
+        return 0  # torchrun would bury the one line under a page of its own
     # The launcher would take 85 for a failure and kill the ranks that are still saving.
     return 0 if code == SAVED else code
 

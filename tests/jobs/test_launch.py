@@ -70,6 +70,16 @@ def test_ranks_and_first_failure(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [], "the launch folder is gone"
 
 
+@pytest.mark.parametrize("others", ["exit 2", "exec sleep 300"])
+def test_refused_input_ends_all_ranks_and_is_the_only_line(tmp_path: Path, others: str) -> None:
+    script = f'[ $RANK = 1 ] && {{ {others}; }}; echo "neox: error: no such key" >&2; exit 2'
+    process = launch(tmp_path, "bash", "-c", script)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "Traceback" not in errors and "ChildFailedError" not in errors
+    assert [line for line in errors.splitlines() if "error" in line.lower()] == ["neox: error: no such key"]
+
+
 @pytest.mark.parametrize("name", ["SIGUSR2", "SIGTERM"])
 def test_warned_ranks_save_and_the_launch_says_85(tmp_path: Path, name: str) -> None:
     process = start_savers(tmp_path, "--run-dir", "run")
