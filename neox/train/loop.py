@@ -44,8 +44,12 @@ def train(
     assert cfg.parallel.dp is not None
     engine = Engine(cfg, Topology(cfg.parallel.dp, cfg.parallel.tp, cfg.parallel.pp))
     stop.catch_signals()
-    loop = Loop(cfg, run, engine, build_inputs(cfg, engine))
-    loop.resume(engine.broadcast(run.store.latest()))
+    try:
+        loop = Loop(cfg, run, engine, build_inputs(cfg, engine))
+        loop.resume(engine.broadcast(run.store.latest()))
+    except UserError:  # on every rank alike
+        engine.close()  # a process that ends with the group open may be aborted by gloo's threads
+        raise
     if engine.rank == 0:
         run.prepare(cfg, sources, overrides, loop.step)
         loop.open_metrics()

@@ -41,7 +41,7 @@ def test_failures_say_why_in_one_line(cluster: Slurm, tmp_path: Path) -> None:
     assert re.search(r"message: not submitted: .*[Ii]nvalid partition", log), log
     assert "Logfile" in log, "the job's log is shown"
     assert (tmp_path / "flaky.txt").exists(), "a retry submits again"
-    assert [state for _, state in cluster.history("flaky")] == ["FAILED", "COMPLETED"]
+    wait_for(lambda: [state for _, state in cluster.history("flaky")] == ["FAILED", "COMPLETED"], 20)
 
 
 def test_saved_jobs_come_back_under_their_own_id(cluster: Slurm, tmp_path: Path) -> None:
@@ -62,6 +62,7 @@ def test_saved_jobs_come_back_under_their_own_id(cluster: Slurm, tmp_path: Path)
     for rank in range(4):  # no step was done twice: nothing was lost
         steps = (tmp_path / f"counted_preempt_40_no.txt.trace_{rank}").read_text().split()
         assert steps == [str(step) for step in range(1, 41)]
+    wait_for(lambda: sum(state == "COMPLETED" for _, state in cluster.history("counted")) == 2, 20)
     runs = cluster.history("counted")
     assert len(runs) == 4 and len({job_id for job_id, _ in runs}) == 2, runs
     assert (tmp_path / "out.log").read_text().count("submitted as") == 2
@@ -79,7 +80,6 @@ def test_interrupted_controller_leaves_no_job(cluster: Slurm, tmp_path: Path, in
 
 
 def test_killed_controller_is_succeeded(cluster: Slurm, tmp_path: Path, interrupt: Interrupt) -> None:
-    before = len(cluster.history("counted"))
     target = "counted_batch_60_no.txt"
     first = cluster.start(tmp_path, target)
     wait_for(lambda: (tmp_path / f"{target}.trace_0").exists(), 60)
@@ -88,6 +88,10 @@ def test_killed_controller_is_succeeded(cluster: Slurm, tmp_path: Path, interrup
     interrupt(first, signal.SIGKILL)
     code, log = cluster.run(tmp_path, target)
     assert code == 0, log
-    assert "adopted slurm job" in log and log.count("submitted as") == 1
-    assert len(cluster.history("counted")) == before + 1
+    adopted = re.search(r"adopted slurm job (\d+)", log)
+    assert adopted and log.count("submitted as") == 1
+    wait_for(lambda: [adopted[1], "COMPLETED"] in cluster.history("counted"), 20)  # slurmdbd lags behind
+    assert {int(job_id) for job_id, _ in cluster.history("counted") if int(job_id) >= int(adopted[1])} == {
+        int(adopted[1])
+    }
     assert (tmp_path / f"{target}.trace_0").read_text().split() == [str(step) for step in range(1, 61)]
