@@ -109,7 +109,7 @@ class Running:
         if not started_file(self.folder).exists():
             return
         while self.num_forwarded < len(self.signals):
-            name = self.signals[self.num_forwarded]
+            name = self.signals[self.num_forwarded].replace("SIGINT", "SIGTERM")  # Ctrl-C asks to save and stop
             if self.launcher.forwards_signals:
                 self.process.send_signal(signal.Signals[name])
             else:

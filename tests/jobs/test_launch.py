@@ -80,7 +80,7 @@ def test_refused_input_ends_all_ranks_and_is_the_only_line(tmp_path: Path, other
     assert [line for line in errors.splitlines() if "error" in line.lower()] == ["neox: error: no such key"]
 
 
-@pytest.mark.parametrize("name", ["SIGUSR2", "SIGTERM"])
+@pytest.mark.parametrize("name", ["SIGUSR2", "SIGTERM", "SIGINT"])
 def test_warned_ranks_save_and_the_launch_says_85(tmp_path: Path, name: str) -> None:
     process = start_savers(tmp_path, "--run-dir", "run")
     process.send_signal(signal.Signals[name])
