@@ -20,7 +20,7 @@ import numpy as np
 
 from neox.config.errors import UserError
 from neox.data.durable import write_json
-from neox.data.indexed import IndexedReader, IndexedWriter, merge, token_dtype
+from neox.data.indexed import IndexedReader, IndexedWriter, bin_path, idx_path, merge, token_dtype
 from neox.data.jsonl import BadLineError, Batch, Span, batches, parse_texts, shard_spans
 from neox.data.statistics import UnigramCounts
 from neox.data.tokenizer import LoadedTokenizer, load_tokenizer
@@ -233,7 +233,12 @@ def _write_manifest(
         "tokens": tokens,
         "unigram_entropy": counts.entropy(),
     }
-    write_json(manifest_path(prefix), manifest)
+    try:
+        write_json(manifest_path(prefix), manifest)
+    except UserError:  # what says that nothing was written must be true of the token files too
+        for path in (bin_path(prefix), idx_path(prefix)):
+            path.unlink(missing_ok=True)
+        raise
     return manifest
 
 

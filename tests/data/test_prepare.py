@@ -199,3 +199,13 @@ def test_wide_vocabulary_gets_int32(tmp_path, tokenizer_file, monkeypatch):
     monkeypatch.setattr(prepare, "load_tokenizer", lambda _: wide)
     tokenize([path], Encoding(tokenizer_file), tmp_path / "x")
     assert IndexedReader(tmp_path / "x").dtype == np.int32
+
+
+def test_full_disk_at_the_manifest_leaves_no_token_files(tmp_path, tokenizer_file, monkeypatch):
+    def full(path, value):
+        raise UserError(f"{path}: No space left on device, nothing was written")
+
+    monkeypatch.setattr(prepare, "write_json", full)
+    with pytest.raises(UserError, match="No space left"):
+        tokenize([write_jsonl(tmp_path / "c.jsonl", ["one text"])], Encoding(tokenizer_file), tmp_path / "p")
+    assert not list(tmp_path.glob("p.*"))
