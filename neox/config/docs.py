@@ -11,14 +11,20 @@ from neox.config import schema
 def markdown() -> str:
     """A table per section: key, type, default, meaning (the docstring under the field)."""
     parts = ["# Configuration keys\n"]
-    classes = {node.name: node for node in ast.parse(inspect.getsource(schema)).body if isinstance(node, ast.ClassDef)}
-    for section in fields(classes["Config"]):
-        cls = classes[section["type"]]
+    for section in fields(_class(schema.Config)):
+        cls = _class(getattr(schema, section["type"]))
         parts.append(f"\n## {section['name']}\n\n{ast.get_docstring(cls)}\n\n| key | type | default | meaning |\n")
         parts.append("|---|---|---|---|\n")
         rows = (f"| `{section['name']}.{f['name']}` | {f['type']} | {f['default']} | {f['doc']} |" for f in fields(cls))
         parts.append("\n".join(row.replace("Literal[", "[") for row in rows) + "\n")
     return "".join(parts)
+
+
+def _class(section: type) -> ast.ClassDef:
+    """The definition of a section, as written."""
+    (node,) = ast.parse(inspect.getsource(section)).body
+    assert isinstance(node, ast.ClassDef)
+    return node
 
 
 def fields(cls: ast.ClassDef) -> list[dict[str, str]]:

@@ -1,0 +1,17 @@
+"""The `checkpoint` section: when to save, what to keep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When to save, and what to keep."""
+
+    interval: int = 1000
+    """Steps between checkpoints; the last step is always saved."""
+    steps: tuple[int, ...] = ()
+    """Further steps to save, kept for ever (GPT-NeoX: extra_save_iters)."""
+    keep_last: int | None = None
+    """How many of the interval's checkpoints to keep. None keeps all."""

@@ -1,0 +1,32 @@
+"""The `optim` section: optimizer and learning-rate curve."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimizer and learning-rate curve."""
+
+    name: Literal["adamw"] = "adamw"
+    """AdamW with decoupled weight decay; norms and biases are not decayed."""
+    lr: float = 6e-4
+    """Peak learning rate."""
+    min_lr: float = 6e-5
+    """Learning rate at the end of the decay."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of the two moments."""
+    eps: float = 1e-8
+    """Added to the denominator."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay."""
+    grad_clip: float = 1.0
+    """Largest global L2 norm of the gradients; 0 does not clip."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape of the decay after warm-up."""
+    warmup: float = 0.01
+    """Share of decay_steps over which the rate rises linearly from 0 to lr."""
+    decay_steps: int | None = None
+    """Step at which min_lr is reached. None: train.steps."""
