@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neox.data.durable import replacing, write_json
+from neox.data.durable import dump_json, replacing
 
 EXCLUDED_FOLDERS = {
     *("test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"),  # not the library itself
@@ -37,17 +37,17 @@ def write_corpus(output: Path) -> dict[str, Any]:
 
     The same interpreter writes the same bytes.
     """
-    with replacing(output) as (temporary,):
+    with replacing(output, Path(f"{output}.manifest.json")) as (lines, description):
         documents = _collect(Path(sysconfig.get_paths()["stdlib"]))
         content = b"".join(map(_json_line, documents))
-        temporary.write_bytes(content)
-    manifest = {
-        "bytes": len(content),
-        "documents": len(documents),
-        "interpreter": {"implementation": platform.python_implementation(), "version": platform.python_version()},
-        "sha256": hashlib.sha256(content).hexdigest(),
-    }
-    write_json(Path(f"{output}.manifest.json"), manifest)
+        lines.write_bytes(content)
+        manifest = {
+            "bytes": len(content),
+            "documents": len(documents),
+            "interpreter": {"implementation": platform.python_implementation(), "version": platform.python_version()},
+            "sha256": hashlib.sha256(content).hexdigest(),
+        }
+        dump_json(description, manifest)
     return manifest
 
 

@@ -45,7 +45,12 @@ def replacing(*paths: Path) -> Iterator[tuple[Path, ...]]:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as sorted, indented JSON, whole or not at all."""
     with replacing(path) as (temporary,):
-        temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+        dump_json(temporary, value)
+
+
+def dump_json(temporary: Path, value: Any) -> None:
+    """Write `value` as sorted, indented JSON to a path that `replacing` gave."""
+    temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
 def _make_parents(paths: tuple[Path, ...]) -> None:

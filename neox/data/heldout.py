@@ -9,10 +9,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from neox.config.errors import UserError
-from neox.data.durable import replacing, write_json
+from neox.data.durable import dump_json, replacing
 from neox.data.jsonl import read_texts
-from neox.data.split import split_bounds
+from neox.data.split import part_bounds
 
 MIN_BYTES = 1 << 16  # a test part smaller than this is joined by the validation part
 MAX_DOCUMENTS = 64
@@ -30,9 +29,7 @@ def write_heldout(corpus: Sequence[Path], split: Sequence[float], part: str, out
     `corpus` must be what was tokenised, in the same order: document n of it is item n of the token file. UserError when
     the part holds no document.
     """
-    bounds = split_bounds(split, sum(1 for _ in read_texts(corpus, key)))
-    if not bounds[part]:
-        raise UserError(f"split {tuple(split)} leaves no document to the part '{part}'; give it a larger share")
+    bounds = part_bounds(split, sum(1 for _ in read_texts(corpus, key)), part)
     texts = _part_texts(corpus, key, bounds[part])
     parts = [part]
     if part == "test" and sum(len(text.encode()) for text in texts) < MIN_BYTES:
@@ -46,10 +43,11 @@ def write_heldout(corpus: Sequence[Path], split: Sequence[float], part: str, out
         "perplexity": len(samples),
         "split": list(split),
     }
-    with replacing(output / "perplexity.jsonl", output / "cloze.jsonl") as (first, second):
-        _write_lines(first, samples)
-        _write_lines(second, passages)
-    write_json(output / "manifest.json", manifest)
+    names = ("perplexity.jsonl", "cloze.jsonl", "manifest.json")
+    with replacing(*(output / name for name in names)) as (whole, cloze, description):
+        _write_lines(whole, samples)
+        _write_lines(cloze, passages)
+        dump_json(description, manifest)
     return manifest
 
 

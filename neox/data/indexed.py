@@ -116,10 +116,13 @@ def _read_header(path: Path) -> tuple[np.dtype[Any], int, int]:
 
 
 class IndexedWriter:
-    """Writes a .bin/.idx pair as a stream; both appear together when the `with` block ends well, else neither does."""
+    """Writes a .bin/.idx pair as a stream; both appear together when the `with` block ends well, else neither does.
 
-    def __init__(self, prefix: str | Path, dtype: np.dtype[Any]) -> None:
-        self.prefix = prefix
+    So does a `companion`, a file about them, which the block writes at the path `self.companion`.
+    """
+
+    def __init__(self, prefix: str | Path, dtype: np.dtype[Any], companion: Path | None = None) -> None:
+        self._paths = [bin_path(prefix), idx_path(prefix), *([companion] if companion else [])]
         self.dtype = np.dtype(dtype)
         self._sizes: list[np.ndarray[Any, Any]] = []
         self._doc_idx: list[np.ndarray[Any, Any]] = [np.zeros(1, np.int64)]
@@ -128,8 +131,9 @@ class IndexedWriter:
 
     def __enter__(self) -> IndexedWriter:
         with ExitStack() as stack:
-            self._temporaries = stack.enter_context(replacing(bin_path(self.prefix), idx_path(self.prefix)))
-            self._file = stack.enter_context(self._temporaries[0].open("wb"))
+            data, self._index, *companions = stack.enter_context(replacing(*self._paths))
+            self.companion = companions[0] if companions else None
+            self._file = stack.enter_context(data.open("wb"))
             self._stack = stack.pop_all()
         return self
 
@@ -140,7 +144,7 @@ class IndexedWriter:
             return self._stack.__exit__(kind, error, trace)
         with self._stack:
             self._file.flush()
-            self._write_index(self._temporaries[1])
+            self._write_index(self._index)
         return None
 
     def add_items(self, tokens: np.ndarray[Any, Any], sizes: np.ndarray[Any, Any]) -> None:
@@ -184,21 +188,10 @@ class IndexedWriter:
             file.write(doc_idx.astype("<i8").data)
 
 
-def merge(
-    prefixes: Sequence[str | Path],
-    output: str | Path,
-    observe: Callable[[np.ndarray[Any, Any]], None] | None = None,
-) -> None:
-    """Concatenate token files, items and document bounds alike; `observe` sees every block of tokens.
-
-    UserError when there is none, when one is missing or damaged, or when their dtypes differ.
-    """
-    if not prefixes:
-        raise UserError("merge: name at least one PREFIX")
+def open_alike(prefixes: Sequence[str | Path]) -> list[IndexedReader]:
+    """One or more token files that can be laid end to end. UserError when one is damaged, or their dtypes differ."""
     readers = [IndexedReader(prefix) for prefix in prefixes]
     for reader in readers[1:]:
         if reader.dtype != readers[0].dtype:
             raise UserError(f"{reader.prefix}: {reader.dtype} tokens, but {readers[0].prefix} has {readers[0].dtype}")
-    with IndexedWriter(output, readers[0].dtype) as writer:
-        for reader in readers:
-            writer.add_file(reader, observe)
+    return readers

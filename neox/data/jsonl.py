@@ -170,13 +170,23 @@ def parse_texts(lines: list[bytes], key: str) -> list[str]:
 
 
 def read_texts(paths: Sequence[Path], key: str = "text") -> Iterator[str]:
-    """Every document of some files, in order."""
+    """Every document of some files, in order. UserError when a line is wrong, or when there is no document."""
+    is_empty = True
     for path in paths:
         for batch in batches(Span(path, 0, None)):
             try:
-                yield from parse_texts(batch.lines, key)
+                texts = parse_texts(batch.lines, key)
             except BadLineError as bad:
                 raise batch.error(bad) from None
+            yield from texts
+            is_empty = is_empty and not texts
+    if is_empty:
+        raise no_document(paths)
+
+
+def no_document(paths: Sequence[Path]) -> UserError:
+    """What to raise for a corpus without a document."""
+    return UserError(f"{', '.join(map(str, paths))}: no document, only blank lines")
 
 
 def _size_on_disk(path: Path) -> int:

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from neox.config.errors import UserError
 from neox.data.indexed import IndexedReader
 from neox.data.samples import load_order
-from neox.data.split import PARTS, split_bounds
+from neox.data.split import PARTS, part_bounds
 
 
 class TokenDataset:
@@ -23,9 +22,7 @@ class TokenDataset:
     ) -> None:
         assert part in PARTS
         reader = IndexedReader(prefix)
-        documents = split_bounds(split, len(reader))[part]
-        if not documents:
-            raise UserError(f"{prefix}: split {tuple(split)} leaves no document of {len(reader)} to the part '{part}'")
+        documents = part_bounds(split, len(reader), part)[part]
         self._order = load_order(prefix, part, reader.sizes, documents, num_samples, seq_length, seed)
         self._reader = reader
         self.seq_length = seq_length

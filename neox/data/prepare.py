@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from neox.config.errors import UserError
-from neox.data.durable import write_json
-from neox.data.indexed import IndexedReader, IndexedWriter, bin_path, idx_path, merge, token_dtype
-from neox.data.jsonl import BadLineError, Batch, Span, batches, parse_texts, shard_spans
+from neox.data.durable import dump_json
+from neox.data.indexed import IndexedWriter, open_alike, token_dtype
+from neox.data.jsonl import BadLineError, Batch, Span, batches, no_document, parse_texts, shard_spans
 from neox.data.statistics import UnigramCounts
 from neox.data.tokenizer import LoadedTokenizer, load_tokenizer
 
@@ -94,47 +94,55 @@ def tokenize(
     """Write PREFIX.bin, .idx and .manifest.json for part shard[0] of shard[1] of the inputs; returns the manifest.
 
     Any number of workers gives the same files, and so do any number of shards once merged. UserError names the file and
-    line that is wrong; then nothing is written.
+    line that is wrong, or the files that hold no document; then nothing is written.
     """
     loaded = load_tokenizer(encoding.tokenizer)
     spans = shard_spans(inputs, *shard)
     counts = UnigramCounts()
     sources = [_Source(span) for span in spans]
+    dtype = token_dtype(loaded.vocab_size)
     documents = text_bytes = 0
     progress = _Progress()
-    with _encoders(encoding, loaded, workers) as pool, IndexedWriter(output, token_dtype(loaded.vocab_size)) as writer:
+    with _encoders(encoding, loaded, workers) as pool, IndexedWriter(output, dtype, manifest_path(output)) as writer:
         for encoded in _in_order(pool, _all_batches(sources), 2 * workers):
             writer.add_items(encoded.tokens, encoded.sizes)
             counts.add(encoded.tokens)
             documents += len(encoded.sizes)
             text_bytes += encoded.text_bytes
             progress.report(documents, counts.total, text_bytes)
-    about = {
-        "append_eod": encoding.append_eod,
-        "inputs": [source.describe() for source in sources],
-        "shard": f"{shard[0]}/{shard[1]}",
-        "tokenizer_sha256": loaded.sha256,
-        "vocab_size": loaded.vocab_size,
-    }
-    return _write_manifest(output, documents, text_bytes, counts, about)
+        if shard[1] == 1 and not documents:
+            raise no_document(inputs)
+        about = {
+            "append_eod": encoding.append_eod,
+            "inputs": [source.describe() for source in sources],
+            "shard": f"{shard[0]}/{shard[1]}",
+            "tokenizer_sha256": loaded.sha256,
+            "vocab_size": loaded.vocab_size,
+        }
+        return _write_manifest(writer, documents, text_bytes, counts, about)
 
 
 def merge_prefixes(prefixes: Sequence[Path], output: Path) -> dict[str, Any]:
     """Concatenate token files in the order given, and their manifests; returns the manifest.
 
-    UserError when they came from different tokenizers, or are shards that are not all there in order.
+    UserError when they came from different tokenizers, are shards that are not all there in order, or hold no document.
     """
     manifests = [_read_manifest(prefix) for prefix in prefixes]
     _check_mergeable(prefixes, manifests)
-    counts = UnigramCounts()
-    merge(prefixes, output, counts.add)
-    documents = len(IndexedReader(output))
+    readers = open_alike(prefixes)
+    documents = sum(map(len, readers))
+    if not documents:
+        raise UserError(f"{', '.join(map(str, prefixes))}: no document in any of them")
     about: dict[str, Any] = {
         name: manifests[0][name] for name in ("append_eod", "tokenizer_sha256", "vocab_size") if name in manifests[0]
     }
     about |= {"inputs": [source for manifest in manifests for source in manifest.get("inputs", [])]}
     text_bytes = sum(manifest.get("text_bytes") or 0 for manifest in manifests) if all(manifests) else None
-    return _write_manifest(output, documents, text_bytes, counts, about)
+    counts = UnigramCounts()
+    with IndexedWriter(output, readers[0].dtype, manifest_path(output)) as writer:
+        for reader in readers:
+            writer.add_file(reader, counts.add)
+        return _write_manifest(writer, documents, text_bytes, counts, about)
 
 
 def manifest_path(prefix: str | Path) -> Path:
@@ -222,23 +230,19 @@ class _Progress:
 
 
 def _write_manifest(
-    prefix: Path, documents: int, text_bytes: int | None, counts: UnigramCounts, about: dict[str, Any]
+    writer: IndexedWriter, documents: int, text_bytes: int | None, counts: UnigramCounts, about: dict[str, Any]
 ) -> dict[str, Any]:
     tokens = counts.total
     manifest = about | {
         "bytes_per_token": text_bytes / tokens if text_bytes is not None and tokens else None,
         "documents": documents,
-        "dtype": str(IndexedReader(prefix).dtype),
+        "dtype": str(writer.dtype),
         "text_bytes": text_bytes,
         "tokens": tokens,
         "unigram_entropy": counts.entropy(),
     }
-    try:
-        write_json(manifest_path(prefix), manifest)
-    except UserError:  # what says that nothing was written must be true of the token files too
-        for path in (bin_path(prefix), idx_path(prefix)):
-            path.unlink(missing_ok=True)
-        raise
+    assert writer.companion is not None
+    dump_json(writer.companion, manifest)
     return manifest
 
 

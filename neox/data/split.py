@@ -17,7 +17,7 @@ def split_bounds(split: Sequence[float], num_documents: int) -> dict[str, range]
     are more than three, or round to a bound below zero.
     """
     shares = [float(share) for share in split]
-    name = f"split {','.join(f'{share:g}' for share in shares)}"
+    name = f"data.split {shown(shares)}"
     if not 1 <= len(shares) <= 3:
         raise UserError(f"{name}: one to three shares are allowed (train, valid, test)")
     if min(shares) < 0 or sum(shares) <= 0 or not all(map(math.isfinite, shares)):
@@ -33,6 +33,22 @@ def split_bounds(split: Sequence[float], num_documents: int) -> dict[str, range]
             f"{name}: rounds to the bounds {bounds} over {num_documents} documents; change a share a little"
         )
     return {part: range(bounds[i], bounds[i + 1]) for i, part in enumerate(PARTS)}
+
+
+def part_bounds(split: Sequence[float], num_documents: int, part: str) -> dict[str, range]:
+    """`split_bounds`, of which `part` must hold a document. UserError when it does not."""
+    bounds = split_bounds(split, num_documents)
+    if not bounds[part]:
+        raise UserError(
+            f"data.split {shown(split)} leaves none of {num_documents} documents to the part '{part}'; "
+            "give it a larger share, or bring more documents"
+        )
+    return bounds
+
+
+def shown(split: Sequence[float]) -> str:
+    """Shares as a user writes them: 969,30,1."""
+    return ",".join(f"{share:g}" for share in split)
 
 
 def parse_split(text: str) -> tuple[float, ...]:

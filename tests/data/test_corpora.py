@@ -107,7 +107,7 @@ def test_small_test_part_is_joined_by_the_validation_part(tmp_path):
 
 def test_part_without_documents(tmp_path):
     path = write_jsonl(tmp_path / "c.jsonl", ["text"] * 3)
-    with pytest.raises(UserError, match="no document to the part 'test'"):
+    with pytest.raises(UserError, match=r"data\.split 1,1,0 leaves none of 3 documents to the part 'test'"):
         write_heldout([path], (1, 1, 0), "test", tmp_path / "held", "text")
     assert not (tmp_path / "held").exists()
 

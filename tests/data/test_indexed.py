@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from neox.config.errors import UserError
-from neox.data.indexed import DTYPES, IndexedReader, IndexedWriter, merge, token_dtype
+from neox.data.indexed import DTYPES, IndexedReader, IndexedWriter, open_alike, token_dtype
 
 ITEMS = [[5, 6, 7], [], [65000]]
 # Laid out by hand from GPT-NeoX's format, field by field.
@@ -102,7 +102,9 @@ def test_merge_keeps_items_and_document_bounds(tmp_path):
     header = struct.pack("<Q", 2)
     (tmp_path / "p0.idx").write_bytes(bytes(idx[:26]) + header + bytes(idx[34:58]) + struct.pack("<2q", 0, 2))
     seen = []
-    merge(prefixes, tmp_path / "all", lambda block: seen.extend(block.tolist()))
+    with IndexedWriter(tmp_path / "all", np.dtype(np.uint16)) as writer:
+        for part in open_alike(prefixes):
+            writer.add_file(part, lambda block: seen.extend(block.tolist()))
     reader = IndexedReader(tmp_path / "all")
     assert [reader[i].tolist() for i in range(len(reader))] == [item for part in parts for item in part]
     assert reader.doc_idx.tolist() == [0, 2, 3, 4, 5]
@@ -113,8 +115,7 @@ def test_merge_refuses_other_dtypes(tmp_path):
     write(tmp_path / "a", [[1]])
     write(tmp_path / "b", [[1]], np.int32)
     with pytest.raises(UserError, match=r"int32 tokens, but .* has uint16"):
-        merge([tmp_path / "a", tmp_path / "b"], tmp_path / "c")
-    assert not (tmp_path / "c.bin").exists()
+        open_alike([tmp_path / "a", tmp_path / "b"])
 
 
 def test_failure_leaves_the_old_files(tmp_path):

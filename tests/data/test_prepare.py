@@ -1,5 +1,6 @@
 """Tokenising JSON lines: every worker and shard count gives the same files; wrong lines are named."""
 
+import errno
 import gzip
 import hashlib
 import json
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neox.config.errors import UserError
-from neox.data import prepare
+from neox.data import corpora, heldout, prepare
 from neox.data.indexed import IndexedReader
 from neox.data.jsonl import Span, batches, read_texts, shard_spans
 from neox.data.prepare import Encoding, merge_prefixes, tokenize
@@ -201,11 +202,51 @@ def test_wide_vocabulary_gets_int32(tmp_path, tokenizer_file, monkeypatch):
     assert IndexedReader(tmp_path / "x").dtype == np.int32
 
 
-def test_full_disk_at_the_manifest_leaves_no_token_files(tmp_path, tokenizer_file, monkeypatch):
-    def full(path, value):
-        raise UserError(f"{path}: No space left on device, nothing was written")
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Every file of JSON that describes others finds the disk full."""
 
-    monkeypatch.setattr(prepare, "write_json", full)
-    with pytest.raises(UserError, match="No space left"):
-        tokenize([write_jsonl(tmp_path / "c.jsonl", ["one text"])], Encoding(tokenizer_file), tmp_path / "p")
-    assert not list(tmp_path.glob("p.*"))
+    def fail(temporary, value):
+        temporary.write_text("{")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for module in (prepare, corpora, heldout):
+        monkeypatch.setattr(module, "dump_json", fail)
+
+
+def test_full_disk_at_the_manifest_leaves_nothing(tmp_path, tokenizer_file, full_disk):
+    texts = write_jsonl(tmp_path / "a.jsonl", make_texts(9))
+    for write in (
+        lambda: tokenize([texts], Encoding(tokenizer_file), tmp_path / "out" / "tokens"),
+        lambda: corpora.write_corpus(tmp_path / "out" / "corpus.jsonl"),
+        lambda: heldout.write_heldout([texts], (1, 1, 1), "test", tmp_path / "out", "text"),
+    ):
+        with pytest.raises(UserError, match="No space left on device, nothing was written"):
+            write()
+        assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_full_disk_at_the_manifest_of_a_merge_keeps_the_old_files(tmp_path, tokenizer_file, request):
+    texts = write_jsonl(tmp_path / "a.jsonl", make_texts(9))
+    for name in ("part", "whole"):
+        tokenize([texts], Encoding(tokenizer_file), tmp_path / name)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    request.getfixturevalue("full_disk")
+    with pytest.raises(UserError, match="No space left on device, nothing was written"):
+        merge_prefixes([tmp_path / "part"] * 2, tmp_path / "whole")
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_corpus_without_a_document(tmp_path, tokenizer_file):
+    blank = tmp_path / "blank.jsonl"
+    blank.write_bytes(b"\n  \n")
+    reason = f"{blank}: no document, only blank lines"
+    with pytest.raises(UserError, match=reason):
+        tokenize([blank], Encoding(tokenizer_file), tmp_path / "x")
+    with pytest.raises(UserError, match=reason):
+        train_tokenizer(read_texts([blank]), 300, tmp_path / "t.json")
+    for i in range(2):  # a shard may be empty, but not all of them
+        tokenize([blank], Encoding(tokenizer_file), tmp_path / f"s{i}", (i, 2))
+    with pytest.raises(UserError, match="no document in any of them"):
+        merge_prefixes([tmp_path / "s0", tmp_path / "s1"], tmp_path / "x")
+    assert not list(tmp_path.glob("x*")) and not (tmp_path / "t.json").exists()

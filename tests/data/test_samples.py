@@ -126,7 +126,7 @@ def test_items_hold_the_right_tokens(corpus, seq_length):
 
 
 def test_part_without_documents(corpus):
-    with pytest.raises(UserError, match="no document of 12 to the part 'test'"):
+    with pytest.raises(UserError, match=r"data\.split 1,1,0 leaves none of 12 documents to the part 'test'"):
         TokenDataset(corpus[0], "test", 4, 4, 0, (1, 1, 0))
 
 
