@@ -21,6 +21,7 @@ from neox.checkpoint.store import flush
 from neox.config.derive import ffn_size, padded_vocab
 from neox.config.errors import UserError
 from neox.config.schema import ModelConfig
+from neox.data.durable import storage_failure
 from neox.data.tokenizer import END_OF_DOCUMENT, PADDING, LoadedTokenizer, load_tokenizer
 from neox.model.gpt import GPT
 
@@ -64,7 +65,8 @@ def export(model: ModelConfig, read: ReadWeight, tokenizer: Path, output: Path, 
     An earlier export at `output` is replaced.
 
     Raises:
-        UserError: GPTNeoX has no such model, the tokenizer does not fit, or `output` is something else's.
+        UserError: GPTNeoX has no such model, the tokenizer does not fit, `output` is something else's, or the disk
+            is full.
     """
     check_expressible(model)
     loaded = load_tokenizer(tokenizer)
@@ -83,6 +85,10 @@ def export(model: ModelConfig, read: ReadWeight, tokenizer: Path, output: Path, 
         for path in (*temporary.iterdir(), temporary):
             flush(path)
         _replace(temporary, output)
+    except Exception as error:  # tokenizers raises no narrower class
+        if reason := storage_failure(error):
+            raise UserError(f"{output}: {reason}, nothing was written") from error
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

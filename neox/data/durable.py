@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,6 +52,13 @@ def write_json(path: Path, value: Any) -> None:
 def dump_json(temporary: Path, value: Any) -> None:
     """Write `value` as sorted, indented JSON to a path that `replacing` gave."""
     temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def storage_failure(error: Exception) -> str | None:
+    """Why storage took no more, if that is what `error` says; safetensors and tokenizers say it in words alone."""
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+    return os.strerror(number) if number in STORAGE_ERRORS else None
 
 
 def _make_parents(paths: tuple[Path, ...]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -237,3 +238,17 @@ def test_failure_leaves_nothing(tmp_path: Path, tokenizer: Path) -> None:
         export(TINY, broken, tokenizer, tmp_path / "hf", shard_bytes=100_000)
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
     assert {path.name: path.read_bytes() for path in (tmp_path / "hf").iterdir()} == before
+
+
+@pytest.mark.parametrize("limit", [1 << 10, 1 << 16], ids=["tokenizer", "weights"])
+def test_full_storage_is_one_line_and_leaves_nothing(tmp_path: Path, tokenizer: Path, limit: int) -> None:
+    """A file that may not grow fails in the same place, with the same kind of error, as one on a full disk."""
+    read = dict(build(TINY).named_parameters()).__getitem__
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(UserError, match="hf: File too large, nothing was written"):
+            export(TINY, read, tokenizer, tmp_path / "hf")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
