@@ -186,7 +186,7 @@ def unknown_key(name: str) -> str:
     names = key_names()
     here = [known for known in names if section and known.startswith(f"{section}.")]
     last = {known.rpartition(".")[2]: known for known in names}
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    near = difflib.get_close_matches(name, [*names, *_hints(Config)], n=3, cutoff=0.6)
     near += [last[m] for m in difflib.get_close_matches(name.rpartition(".")[2], list(last), n=2, cutoff=0.6)]
     near = list(dict.fromkeys(near)) or here or list(_hints(Config))
     return f"unknown key {name!r}; nearest: {', '.join(near)}"

@@ -101,6 +101,11 @@ def test_command_prints_one_line_and_exits_2(capfd: pytest.CaptureFixture[str]) 
     assert lines[1].startswith("neox: error: model.num_heads = 5 must divide model.hidden_size = 64")
 
 
+def test_misspelt_section_is_named() -> None:
+    with pytest.raises(UserError, match="unknown key 'modell'; nearest: model,"):
+        load_config([], [*MODEL, "modell.x=1"])
+
+
 def test_show_diff_and_docs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     left = write(tmp_path, "l.yml", dump(load_config([], MODEL)))
     right = write(tmp_path, "r.yml", dump(load_config([], [*MODEL, "checkpoint.interval=7"])))
