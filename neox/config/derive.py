@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from neox.config.check_train import check_schedule
 from neox.config.errors import UserError
 from neox.config.schema import Config, ModelConfig, ParallelConfig, TrainConfig
 
@@ -103,10 +104,7 @@ def check_run(config: Config, batch: Batch) -> None:
     _positive("checkpoint", config.checkpoint, ("interval", "keep_last"))
     _positive("log", config.log, ("interval",))
     _positive("optim", config.optim, ("decay_steps",))
-    if not 0 <= config.optim.warmup < 1:
-        raise UserError(f"optim.warmup = {config.optim.warmup}: a share of decay_steps, 0 ≤ warmup < 1")
-    if config.optim.min_lr > config.optim.lr:
-        raise UserError(f"optim.min_lr = {config.optim.min_lr} is above optim.lr = {config.optim.lr}")
+    check_schedule(config.optim)
     if config.train.valid_interval < 0 or config.train.valid_batches < 1:
         raise UserError("train.valid_interval must be ≥ 0 and train.valid_batches ≥ 1")
     outside = [step for step in config.checkpoint.steps if not 0 <= step <= config.train.steps]

@@ -72,8 +72,8 @@ def check_loss_scaler(flat: Flat) -> None:
 def schedule(flat: Flat) -> Converted:
     """The decay's shape, and where its curve is not GPT-NeoX's."""
     style = flat.get("lr_decay_style")
-    if style not in ("cosine", "linear", "constant"):
-        raise flat.refusal("lr_decay_style", "cosine, linear and constant are in this trainer yet")
+    if style not in ("cosine", "linear", "exponential", "constant"):
+        raise flat.refusal("lr_decay_style", "allowed are cosine, linear, exponential, constant")
     steps, decay = flat.count("train_iters"), flat.get("lr_decay_iters") or flat.count("train_iters")
     if style == "cosine":
         flat.notices.append(

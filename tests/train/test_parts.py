@@ -1,4 +1,4 @@
-"""Schedule, stop flags, metrics files and the run directory, each alone."""
+"""Stop flags, metrics files and the run directory, each alone."""
 
 from __future__ import annotations
 
@@ -15,42 +15,10 @@ import pytest
 from neox.config.derive import resolve
 from neox.config.errors import UserError
 from neox.config.load import load_config, to_dict
-from neox.config.schema import OptimConfig
 from neox.train.directory import RunDirectory, code_version, differences
 from neox.train.metrics import Metrics, drop_after
-from neox.train.schedule import learning_rate
 from neox.train.stop import SIGNALS, StopRequest
 from tests.train.launch import CONFIG
-
-
-def neox_head(n, lr, min_lr, warmup_iter, end_iter, style):
-    """GPT-NeoX HEAD's AnnealingLR (megatron/learning_rates.py), from its description."""
-    if warmup_iter > 0 and n <= warmup_iter:
-        return lr * max(1, n) / warmup_iter
-    m, e = n - warmup_iter, end_iter - warmup_iter
-    if style == "constant":
-        return lr
-    if style == "linear":
-        return max(lr * (e - m) / e, min_lr) if min_lr == 0 else min_lr + (lr - min_lr) * (1 - m / e)
-    return max(min_lr + (lr - min_lr) / 2.0 * (math.cos(math.pi * m / e) + 1), min_lr)
-
-
-@pytest.mark.parametrize("style", ["cosine", "linear", "constant"])
-@pytest.mark.parametrize("warmup", [0.0, 0.01, 0.1, 0.13])
-@pytest.mark.parametrize("min_lr", [0.0, 6e-5])
-def test_schedule_is_gpt_neox_head(style, warmup, min_lr):
-    cfg = OptimConfig(lr=6e-4, min_lr=min_lr, schedule=style, warmup=warmup, decay_steps=100)
-    for n in range(101):
-        expected = neox_head(n, 6e-4, min_lr, warmup * 100, 100, style)
-        assert learning_rate(n, cfg) == pytest.approx(expected, rel=1e-12, abs=1e-18), n
-
-
-def test_schedule_known_values():
-    cfg = OptimConfig(lr=1.0, min_lr=0.1, schedule="cosine", warmup=0.1, decay_steps=100)
-    known = {0: 0.1, 1: 0.1, 5: 0.5, 10: 1.0, 55: 0.55, 100: 0.1, 5000: 0.1}
-    assert {n: learning_rate(n, cfg) for n in known} == pytest.approx(known, rel=1e-12)
-    tiny = OptimConfig(lr=1.0, min_lr=0.1, warmup=0.01, decay_steps=10)
-    assert max(learning_rate(n, tiny) for n in range(11)) <= 1.0, "a warm-up shorter than one step stays below lr"
 
 
 @pytest.mark.parametrize("number", SIGNALS)
