@@ -1,4 +1,4 @@
-"""`neox data`: fetch or make a corpus, train a tokenizer, tokenise, merge, build evaluation data."""
+"""`neox data`: fetch or make a corpus, train a tokenizer, tokenise, merge, order samples, build evaluation data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from neox.config.errors import UserError
 
-HELP = "prepare data: corpus, fetch, train-tokenizer, tokenize, merge, heldout"
+HELP = "prepare data: corpus, fetch, train-tokenizer, tokenize, merge, index, heldout"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     merge = actions.add_parser("merge", help="concatenate token files")
     merge.add_argument("prefixes", nargs="+", type=Path, metavar="PREFIX")
     merge.add_argument("--output", type=Path, required=True, metavar="PREFIX")
+    _add_index(actions.add_parser("index", help="make the index maps of a run: the order of its samples"))
     _add_heldout(actions.add_parser("heldout", help="make evaluation data of documents that training never sees"))
 
 
@@ -51,6 +52,13 @@ def _add_tokenize(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shard", default="0/1", metavar="I/N", help="only part I of N, I from 0 to N-1")
     parser.add_argument("--workers", type=int, default=1, metavar="W", help="processes (default: %(default)s)")
     parser.add_argument("--no-append-eod", action="store_true", help="do not end documents with <|endoftext|>")
+
+
+def _add_index(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", nargs="+", metavar="FILE|key=value", help="configuration of the run")
+    parser.add_argument("--world-size", type=int, metavar="N", help="ranks, where train.global_batch_size is not given")
+    parts = ("train", "valid", "test")
+    parser.add_argument("--part", nargs="+", choices=parts, default=parts[:2], help="(default: what training reads)")
 
 
 def _add_heldout(parser: argparse.ArgumentParser) -> None:
@@ -110,6 +118,22 @@ def _merge(args: argparse.Namespace) -> str:
     return _describe(args.output, merge_prefixes(args.prefixes, args.output))
 
 
+def _index(args: argparse.Namespace) -> str:
+    from neox.config.derive import resolve_data
+    from neox.config.load import load_config, parse_arguments
+    from neox.data.parts import plan_part
+
+    config = resolve_data(load_config(*parse_arguments(args.config)), args.world_size)
+    names = [name for name in args.part if name != "valid" or config.train.valid_interval]
+    plans = [(name, plan_part(config, name)) for name in names]  # all of them before the first is written
+    lines = []
+    for name, plan in plans:
+        made = plan.make()
+        files = ", ".join(f"{stem}_*.npy" for stem in plan.stems())
+        lines.append(f"{name}: {len(plan)} samples, {'made' if made else 'found'} {files}")
+    return "\n".join(lines)
+
+
 def _heldout(args: argparse.Namespace) -> str:
     from neox.data.heldout import write_heldout
     from neox.data.split import parse_split
@@ -138,5 +162,6 @@ ACTIONS: dict[str, Callable[[argparse.Namespace], str]] = {
     "train-tokenizer": _train_tokenizer,
     "tokenize": _tokenize,
     "merge": _merge,
+    "index": _index,
     "heldout": _heldout,
 }

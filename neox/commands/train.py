@@ -24,16 +24,15 @@ def run(args: argparse.Namespace) -> int:
     from neox.config.derive import resolve
     from neox.config.errors import UserError
     from neox.config.load import load_config, parse_arguments
-    from neox.data.indexed import IndexedReader
+    from neox.data.parts import plan_parts
     from neox.train.directory import RunDirectory
     from neox.train.stop import StopRequest
 
     stop = StopRequest(args.stop_after)
     files, overrides = parse_arguments(args.config)
     config = resolve(load_config(files, overrides), world_size())
-    if config.data.path is None:
-        raise UserError("data.path is required: the prefix of PREFIX.bin and PREFIX.idx")
-    IndexedReader(config.data.path)
+    if config.data.path is None and not config.data.train_paths:
+        raise UserError("data.path or data.train_paths is required: the prefix of PREFIX.bin and PREFIX.idx")
     directory = RunDirectory(args.run_dir)
     step = directory.check(config)
     if step is not None and step >= config.train.steps:
@@ -42,9 +41,10 @@ def run(args: argparse.Namespace) -> int:
                 directory.write_summary()
             print(f"finished already: step {step} of {config.train.steps}; {directory.summary}")
         return 0
+    parts = plan_parts(config, directory.saved_state(step))
     from neox.train.loop import train
 
-    return train(config, directory, stop, files, overrides)
+    return train(config, directory, parts, stop, files, overrides)
 
 
 def world_size() -> int:

@@ -74,6 +74,7 @@ def resolve(config: Config, world_size: int) -> Config:
     model = dataclasses.replace(config.model, vocab_size=vocab_size)
     check_model(model, parallel)
     check_run(config, batch)
+    check_data(config)
     optim = dataclasses.replace(config.optim, decay_steps=config.optim.decay_steps or config.train.steps)
     train = dataclasses.replace(config.train, **dataclasses.asdict(batch))
     return dataclasses.replace(config, model=model, parallel=parallel, optim=optim, train=train)
@@ -110,6 +111,45 @@ def check_run(config: Config, batch: Batch) -> None:
     outside = [step for step in config.checkpoint.steps if not 0 <= step <= config.train.steps]
     if outside:
         raise UserError(f"checkpoint.steps: {outside[0]} is not in 0…train.steps = {config.train.steps}")
+
+
+def resolve_data(config: Config, world_size: int | None) -> Config:
+    """The configuration with the global batch size that the order of samples depends on, and nothing else, filled in.
+
+    Raises:
+        UserError: neither it nor the number of ranks is given, or the data section contradicts itself.
+    """
+    check_data(config)
+    if config.data.path is None and not config.data.train_paths:
+        raise UserError("data.path or data.train_paths is required: the prefix of PREFIX.bin and PREFIX.idx")
+    total = config.train.global_batch_size
+    if world_size is not None:
+        dp = resolve_parallel(config.parallel, world_size).dp
+        total = resolve_batch(config.train, dp or 1).global_batch_size
+    if total is None:
+        raise UserError("train.global_batch_size is not given: say with --world-size how many ranks the run will have")
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, global_batch_size=total))
+
+
+def check_data(config: Config) -> None:
+    """One token file that is split, or whole ones for each part with a weight each."""
+    data = config.data
+    if data.path is not None and data.train_paths:
+        raise UserError("data.path and data.train_paths: give one of them, the other stays null or []")
+    for part in ("train", "valid", "test"):
+        paths, weights = getattr(data, f"{part}_paths"), getattr(data, f"{part}_weights")
+        if paths and not data.train_paths:
+            raise UserError(f"data.{part}_paths goes with data.train_paths; data.path is divided by data.split")
+        if len(paths) > 254:
+            raise UserError(f"data.{part}_paths: {len(paths)} token files; a blend has at most 254")
+        if weights and data.weight_by_documents:
+            raise UserError(f"data.{part}_weights and data.weight_by_documents: give one of them")
+        if weights and (len(weights) != len(paths) or not all(0 < weight < math.inf for weight in weights)):
+            raise UserError(f"data.{part}_weights = {list(weights)}: one weight above 0 for each of {len(paths)} paths")
+    if data.train_paths and config.train.valid_interval and not data.valid_paths:
+        raise UserError("data.valid_paths is required with data.train_paths, unless train.valid_interval is 0")
+    if data.weight_by_documents and not 0 <= data.weight_alpha <= 1:
+        raise UserError(f"data.weight_alpha = {data.weight_alpha}: must be in 0…1")
 
 
 def _positive(section: str, values: object, names: tuple[str, ...]) -> None:

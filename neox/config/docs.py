@@ -11,13 +11,20 @@ from neox.config import schema
 def markdown() -> str:
     """A table per section: key, type, default, meaning (the docstring under the field)."""
     parts = ["# Configuration keys\n"]
-    for section in fields(_class(schema.Config)):
+    items = fields(_class(schema.Config))
+    sections = [item for item in items if hasattr(schema, item["type"])]
+    parts.append("\n" + _table("", [item for item in items if item not in sections]))
+    for section in sections:
         cls = _class(getattr(schema, section["type"]))
-        parts.append(f"\n## {section['name']}\n\n{ast.get_docstring(cls)}\n\n| key | type | default | meaning |\n")
-        parts.append("|---|---|---|---|\n")
-        rows = (f"| `{section['name']}.{f['name']}` | {f['type']} | {f['default']} | {f['doc']} |" for f in fields(cls))
-        parts.append("\n".join(row.replace("Literal[", "[") for row in rows) + "\n")
+        parts.append(f"\n## {section['name']}\n\n{ast.get_docstring(cls)}\n\n")
+        parts.append(_table(f"{section['name']}.", fields(cls)))
     return "".join(parts)
+
+
+def _table(prefix: str, rows: list[dict[str, str]]) -> str:
+    head = "| key | type | default | meaning |\n|---|---|---|---|\n"
+    lines = (f"| `{prefix}{row['name']}` | {row['type']} | {row['default']} | {row['doc']} |\n" for row in rows)
+    return head + "".join(lines).replace("Literal[", "[")
 
 
 def _class(section: type) -> ast.ClassDef:

@@ -133,6 +133,26 @@ def data(flat: Flat) -> Converted:
     return {"data.split": [*numbers, 0.0, 0.0][:3], "data.tokenizer": flat.get("vocab_file")}
 
 
+def blends(flat: Flat) -> Converted:
+    """Token files of their own for each part; all three or none, as there, and weights of nothing are refused."""
+    parts = ("train", "valid", "test")
+    given = [part for part in parts if flat.is_set(f"{part}_data_paths")]
+    values: Converted = {}
+    for part in parts:
+        name, weights = f"{part}_data_paths", flat.get(f"{part}_data_weights")
+        if given and part not in given:
+            raise flat.refusal(name, f"must be given with {given[0]}_data_paths")
+        paths = flat.get(name) or []
+        if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+            raise flat.refusal(name, "expected a list of prefixes")
+        if weights is not None and (not isinstance(weights, list) or len(weights) != len(paths)):
+            raise flat.refusal(f"{part}_data_weights", f"expected a list of {len(paths)}, one for each of {name}")
+        values[f"data.{part}_paths"], values[f"data.{part}_weights"] = paths, weights or []
+    if given and flat.is_set("data_path"):
+        raise flat.refusal("data_path", f"give this or {given[0]}_data_paths")
+    return values
+
+
 def derived(flat: Flat) -> Converted:
     """Keys GPT-NeoX computes itself: accepted where they say what it would compute."""
     for name, source in (("batch_size", "train_micro_batch_size_per_gpu"), ("clip_grad", "gradient_clipping")):
@@ -145,6 +165,6 @@ def derived(flat: Flat) -> Converted:
 
 CONVERTERS: tuple[Callable[[Flat], Converted], ...] = (
     *(attention, shape, norms, mlp, weights, pipeline, zero),
-    *(optimizer, precision, schedule, checkpoints, data, derived),
+    *(optimizer, precision, schedule, checkpoints, data, blends, derived),
 )
 """Every group, in the order its errors are reported."""

@@ -46,7 +46,6 @@ def _copied(**rows: tuple[str, Any]) -> dict[str, Key]:
 LATER = "is not in this trainer yet"
 DENSE = f"{LATER}: only dense attention and MLP layers are; leave it out"
 PAIRS = f"{LATER}: only next-token training is (train_impl normal); leave it out"
-PATHS = f"{LATER}: give one data_path, with split; merge token files with `neox data merge`"
 
 MODEL: dict[str, Key] = {
     **_copied(num_layers=("model.num_layers", None), hidden_size=("model.hidden_size", None)),

@@ -195,7 +195,11 @@ def unknown_key(name: str) -> str:
 @functools.cache
 def key_names() -> list[str]:
     """Every dotted key there is, in the order of the schema."""
-    return [f"{section}.{item.name}" for section, cls in _hints(Config).items() for item in dataclasses.fields(cls)]
+    return [
+        dotted
+        for name, hint in _hints(Config).items()
+        for dotted in ([f"{name}.{key}" for key in section_keys(hint)] if dataclasses.is_dataclass(hint) else [name])
+    ]
 
 
 def _convert(hint: Any, value: Any, name: str) -> Any:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from neox.config.errors import UserError
-from neox.data.durable import replacing, write_json
 
 Array = np.ndarray[Any, Any]
 NAMES = ("doc_idx", "sample_idx", "shuffle_idx")
+BLOCK = 1 << 20
+"""Documents handled at a time: their sizes and ends stay in the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -41,90 +39,97 @@ def requested_samples(part: str, steps: int, global_batch: int, valid_interval: 
     return rounds * valid_batches * global_batch
 
 
-def build_order(sizes: Array, documents: range, num_samples: int, seq_length: int, seed: int) -> SampleOrder:
-    """Order of at least `num_samples` samples of seq_length + 1 tokens over whole epochs of `documents`.
-
-    sizes [S] int32, tokens of every item. UserError when the documents hold no tokens, or too few for one sample.
+@dataclass(frozen=True)
+class PackedPlan:
+    """The packed order of at least `num_requested` samples of seq_length + 1 tokens, over whole epochs of documents
+    that are laid end to end; everything about it that is known before it is made.
     """
-    own = sizes[documents.start : documents.stop]
-    per_epoch = int(np.sum(own, dtype=np.int64))
+
+    documents: range
+    num_requested: int
+    seq_length: int
+    seed: int
+    num_epochs: int
+    num_tokens: int
+    """Of all epochs together."""
+
+    @property
+    def num_samples(self) -> int:
+        """K: samples there are."""
+        return (self.num_tokens - 1) // self.seq_length
+
+    def write(self, sizes: Array, files: Sequence[BinaryIO]) -> None:
+        """Writes doc_idx, sample_idx and shuffle_idx as .npy; holds one of them in memory at a time.
+
+        sizes [S] int32: tokens of every document of the token file.
+        """
+        generator = np.random.RandomState(self.seed)
+        doc_idx = self._shuffled_documents(generator)
+        np.save(files[0], doc_idx)
+        _write_header(files[1], (self.num_samples + 1, 2), self._sample_dtype())
+        for starts in self._sample_starts(sizes, doc_idx):
+            files[1].write(starts.astype(self._sample_dtype()).data)
+        del doc_idx
+        wide = self.num_samples >= np.iinfo(np.uint32).max - 1
+        shuffle_idx = np.arange(self.num_samples, dtype=np.int64 if wide else np.uint32)
+        generator.shuffle(shuffle_idx)
+        np.save(files[2], shuffle_idx)
+
+    def _shuffled_documents(self, generator: np.random.RandomState) -> Array:
+        """Every epoch's documents, shuffled as one."""
+        doc_idx = np.empty((self.num_epochs, len(self.documents)), np.int32)
+        doc_idx[:] = np.arange(self.documents.start, self.documents.stop, dtype=np.int32)
+        shuffled: Array = doc_idx.reshape(-1)
+        generator.shuffle(shuffled)
+        return shuffled
+
+    def _sample_dtype(self) -> np.dtype[Any]:
+        # GPT-NeoX compares the unrounded quotient.
+        narrow = 2 * ((self.num_tokens - 1) / self.seq_length + 1) < np.iinfo(np.int32).max
+        return np.dtype(np.int32 if narrow else np.int64)
+
+    def _sample_starts(self, sizes: Array, doc_idx: Array) -> Iterator[Array]:
+        """Where the tokens 0, s, 2s, … of the shuffled documents lie, [n, 2] int64, a block of documents at a time."""
+        end, last = 0, self.num_samples * self.seq_length
+        for first in range(0, len(doc_idx), BLOCK):
+            lengths = sizes[doc_idx[first : first + BLOCK]].astype(np.int64)
+            ends = end + np.cumsum(lengths)
+            # Samples that start before each document's end; an empty document begins none.
+            before = np.minimum(ends - 1, last) // self.seq_length + 1
+            begin = -(-end // self.seq_length)
+            counts = np.diff(before, prepend=begin)
+            starts = np.empty((int(before[-1]) - begin, 2), np.int64)
+            which = np.repeat(np.arange(len(lengths)), counts)
+            starts[:, 0] = which + first
+            starts[:, 1] = np.arange(begin, int(before[-1])) * self.seq_length - (ends - lengths)[which]
+            if begin == 0:
+                starts[:1] = 0  # even where the first document is empty
+            yield starts
+            end = int(ends[-1])
+
+
+def plan_packed(sizes: Array, documents: range, num_samples: int, seq_length: int, seed: int) -> PackedPlan:
+    """The plan for `documents` of a token file whose sizes [S] int32 are given.
+
+    Raises:
+        UserError: the documents hold no tokens, or too few for one sample.
+    """
+    per_epoch = int(np.sum(sizes[documents.start : documents.stop], dtype=np.int64))
     if per_epoch == 0:
         raise UserError(
             f"documents {documents.start} to {documents.stop} hold no tokens; change data.split or add text"
         )
     # The least number of epochs E with (E·T - 1) // s >= n; one token more than n·s, for the last label.
     num_epochs = max(1, -(-(num_samples * seq_length + 1) // per_epoch))
-    generator = np.random.RandomState(seed)
-    doc_idx = np.tile(np.arange(documents.start, documents.stop, dtype=np.int32), num_epochs)
-    generator.shuffle(doc_idx)
-    sample_idx = _sample_starts(sizes, doc_idx, num_epochs * per_epoch, seq_length)
-    num_available = len(sample_idx) - 1
-    if num_available == 0:
+    plan = PackedPlan(documents, num_samples, seq_length, seed, num_epochs, num_epochs * per_epoch)
+    if plan.num_samples == 0:
         raise UserError(
             f"{per_epoch} tokens are too few for one sample of {seq_length} + 1; change data.split or add text"
         )
-    wide = num_available >= np.iinfo(np.uint32).max - 1
-    shuffle_idx = np.arange(num_available, dtype=np.int64 if wide else np.uint32)
-    generator.shuffle(shuffle_idx)
-    return SampleOrder(doc_idx, sample_idx, shuffle_idx)
+    return plan
 
 
-def _sample_starts(sizes: Array, doc_idx: Array, num_tokens: int, seq_length: int) -> Array:
-    """Where the tokens 0, s, 2s, … of the shuffled documents laid end to end lie: [K+1, 2]."""
-    num_samples = (num_tokens - 1) // seq_length
-    # GPT-NeoX compares the unrounded quotient.
-    narrow = 2 * ((num_tokens - 1) / seq_length + 1) < np.iinfo(np.int32).max
-    starts = np.empty((num_samples + 1, 2), dtype=np.int32 if narrow else np.int64)
-    ends = np.cumsum(sizes[doc_idx], dtype=np.int64)
-    positions = np.arange(num_samples + 1, dtype=np.int64) * seq_length
-    # The first document whose end lies beyond the token: empty ones are passed over.
-    which = np.searchsorted(ends, positions, side="right")
-    starts[:, 0] = which
-    starts[:, 1] = positions - (ends[which] - sizes[doc_idx[which]])
-    starts[0] = 0  # even where the first document is empty
-    return starts
-
-
-def load_order(
-    prefix: str | Path, part: str, sizes: Array, documents: range, num_samples: int, seq_length: int, seed: int
-) -> SampleOrder:
-    """The order, from GPT-NeoX's cache files beside the data, which are built when absent or when the data changed.
-
-    Ranks may call it at once: every file is renamed into place, and its content depends on the arguments alone. In a
-    folder that cannot be written the order is built in memory.
-    """
-    stem = Path(f"{prefix}_{part}_indexmap_{num_samples}ns_{seq_length}sl_{seed}s_packedpi_ac")
-    key = {
-        "documents": [documents.start, documents.stop],
-        "sizes_sha256": hashlib.sha256(np.ascontiguousarray(sizes).data).hexdigest(),
-    }
-    cached = _read_cache(stem, key)
-    if cached:
-        return cached
-    order = build_order(sizes, documents, num_samples, seq_length, seed)
-    if os.access(stem.parent, os.W_OK):
-        _write_cache(stem, key, order)
-    return order
-
-
-def _cache_file(stem: Path, name: str) -> Path:
-    return stem.with_name(f"{stem.name}_{name}")
-
-
-def _read_cache(stem: Path, key: dict[str, Any]) -> SampleOrder | None:
-    try:
-        if json.loads(_cache_file(stem, "key.json").read_text()) != key:
-            return None
-        arrays = [np.load(_cache_file(stem, f"{name}.npy"), mmap_mode="r") for name in NAMES]
-    except (OSError, ValueError, EOFError):  # absent, being replaced by another rank, or damaged
-        return None
-    return SampleOrder(*arrays)
-
-
-def _write_cache(stem: Path, key: dict[str, Any], order: SampleOrder) -> None:
-    # Without its key a cache is void, so an interruption between the files leaves nothing that could be believed.
-    _cache_file(stem, "key.json").unlink(missing_ok=True)
-    for name in NAMES:
-        with replacing(_cache_file(stem, f"{name}.npy")) as (temporary,), temporary.open("wb") as file:
-            np.save(file, getattr(order, name))
-    write_json(_cache_file(stem, "key.json"), key)
+def _write_header(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """The head that numpy.save gives an array of this shape, whose content is written after it in pieces."""
+    description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, description)

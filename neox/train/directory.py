@@ -19,10 +19,11 @@ from neox.config.schema import Config
 from neox.data.durable import replacing, write_json
 
 MAY_CHANGE = (
-    *("data.path", "data.tokenizer", "train.steps", "train.micro_batch_size", "train.grad_accum"),
+    *("data.path", "data.train_paths", "data.valid_", "data.test_", "data.index_dir", "data.tokenizer"),
+    *("train.steps", "train.global_batch_size", "train.micro_batch_size", "train.grad_accum"),
     *("train.valid_interval", "train.valid_batches", "parallel.", "checkpoint.", "log."),
 )
-"""Keys, and beginnings of keys, that change neither the model, nor the optimizer, nor the order of the data."""
+"""Keys, and beginnings of keys, that change neither the model, nor the optimizer, nor the order of the samples."""
 
 
 class RunDirectory:
@@ -56,6 +57,10 @@ class RunDirectory:
                         "--run-dir) or remove its folder"
                     )
         return step
+
+    def saved_state(self, step: int | None) -> dict[str, Any] | None:
+        """What the checkpoint of `step` says beside its tensors: samples seen, data, random state. None for None."""
+        return None if step is None else manifests.read(self.store.path(step)).state
 
     def prepare(self, config: Config, sources: Sequence[Path], overrides: Sequence[str], step: int) -> None:
         """Makes the folder, writes config.yaml and sources/, and removes what a dead or shorter run left.

@@ -13,6 +13,7 @@ from neox.config.derive import checkpoint_steps
 from neox.config.errors import UserError
 from neox.config.load import config_hash, to_dict
 from neox.config.schema import Config
+from neox.data.parts import Parts
 from neox.parallel.engine import Engine, StepResult
 from neox.parallel.topology import Topology
 from neox.train.determinism import make_deterministic, random_state, restore_random_state
@@ -26,18 +27,24 @@ FINISHED, RUN_AGAIN = 0, 85
 
 
 def train(
-    cfg: Config, run: RunDirectory, stop: StopRequest, sources: Sequence[Path] = (), overrides: Sequence[str] = ()
+    cfg: Config,
+    run: RunDirectory,
+    parts: Parts,
+    stop: StopRequest,
+    sources: Sequence[Path] = (),
+    overrides: Sequence[str] = (),
 ) -> int:
     """Trains from the latest checkpoint, or the beginning, to the end or until asked to stop; every rank calls it.
 
     Args:
         cfg: resolved for the number of ranks. sources, overrides: what it was made from, kept with the run.
+        parts: the data, checked against `cfg` and the latest checkpoint.
 
     Returns:
         FINISHED, or RUN_AGAIN when the state was saved before the end.
 
     Raises:
-        UserError: the data do not do, or are not those the run began with.
+        UserError: the index maps cannot be made, or the checkpoint does not fit the model.
         SaveError: a checkpoint could not be written.
     """
     make_deterministic(cfg.train.seed)
@@ -45,7 +52,7 @@ def train(
     engine = Engine(cfg, Topology(cfg.parallel.dp, cfg.parallel.tp, cfg.parallel.pp))
     stop.catch_signals()
     try:
-        loop = Loop(cfg, run, engine, build_inputs(cfg, engine))
+        loop = Loop(cfg, run, engine, build_inputs(cfg, parts, engine))
         loop.resume(engine.broadcast(run.store.latest()))
     except UserError:  # on every rank alike
         engine.close()  # a process that ends with the group open may be aborted by gloo's threads
@@ -76,13 +83,12 @@ class Loop:
         """Takes over the state of the checkpoint of `step`; None: the beginning.
 
         Raises:
-            UserError: the checkpoint does not fit the model, or the data are others.
+            UserError: the checkpoint does not fit the model.
         """
         if step is None:
             return
         reader = TensorReader(self.run.store.path(step))
         state = reader.manifest.state
-        self._check_data(state["data"])
         self.engine.load_pieces(reader)
         self.engine.load_optimizer_scalars(state["optimizer"])
         restore_random_state(state["rng"])
@@ -178,20 +184,6 @@ class Loop:
             "step_time_s": round(step_time_s, 6),
             "tokens_per_s": round(self.inputs.train.global_batch_size * seq_length / step_time_s, 3),
         }
-
-    def _check_data(self, saved: dict[str, Any]) -> None:
-        now = self.inputs.fingerprint
-        for key in ("documents", "tokens"):
-            if saved[key] != now[key]:
-                raise UserError(
-                    f"data.path = {self.cfg.data.path}: has {now[key]} {key}, the run began with {saved[key]}; "
-                    "give it the same token files or take another --run-dir"
-                )
-        if saved["samples"] != now["samples"]:
-            raise UserError(
-                f"train.steps = {self.cfg.train.steps}: needs another number of epochs of the data, which are shuffled "
-                "as one, so the order would change in the middle of the run; take another --run-dir"
-            )
 
     def _close_metrics(self) -> None:
         if self.metrics is not None:

@@ -30,6 +30,7 @@ SMALL: dict[str, Any] = {
     "train_micro_batch_size_per_gpu": 2,
     "optimizer": {"type": "Adam", "params": {"lr": 1e-3}},
 }
+BLEND = {"train_data_paths": ["a", "b"], "valid_data_paths": ["c"], "test_data_paths": ["d"]}
 
 
 def load(folder: Path, **changes: Any) -> Config:
@@ -87,6 +88,12 @@ def test_defaults_of_gpt_neox_apply_where_a_key_is_not_set(tmp_path: Path) -> No
         ({"tokenizer_type": "HFTokenizer", "vocab_file": "t.json"}, "data.tokenizer", "t.json"),
         ({"seed": 7}, "data.seed", 7),
         ({"lr_decay_style": "exponential"}, "optim.schedule", "exponential"),
+        ({**BLEND, "train_data_weights": [1, 2]}, "data.train_paths", ("a", "b")),
+        ({**BLEND, "train_data_weights": [1, 2]}, "data.train_weights", (1.0, 2.0)),
+        (BLEND, "data.valid_paths", ("c",)),
+        (BLEND, "data.test_weights", ()),
+        ({**BLEND, "weight_by_num_documents": True, "weighted_sampler_alpha": 0.3}, "data.weight_alpha", 0.3),
+        ({**BLEND, "weight_by_num_documents": True}, "data.weight_by_documents", True),
         ({"gas": 4}, "train.grad_accum", 4),
         ({"gradient_accumulation_steps": 4, "gas": 4}, "train.grad_accum", 4),
         ({"attention_config": [[["flash", "global"], 2]]}, "model.num_layers", 4),
@@ -105,6 +112,10 @@ def test_values_become_ours(tmp_path: Path, changes: dict[str, Any], key: str, e
         ({"pos_emb": ...}, ["pos_emb = 'learned'", "default"]),
         ({"train_iters": ...}, ["train_iters is required"]),
         ({"hidden_dropout": 0.1}, ["hidden_dropout = 0.1", "only 0"]),
+        ({"train_data_paths": ["a"], "valid_data_paths": ["b"]}, ["test_data_paths", "train_data_paths"]),
+        ({**BLEND, "data_path": "d"}, ["data_path = 'd'", "train_data_paths"]),
+        ({**BLEND, "valid_data_weights": [1, 2]}, ["valid_data_weights", "a list of 1"]),
+        ({**BLEND, "train_data_paths": "a"}, ["train_data_paths = 'a'", "list"]),
         ({"train_epochs": 2}, ["train_epochs = 2", "train_iters"]),
         ({"moe_num_experts": 8}, ["moe_num_experts = 8", "dense"]),
         ({"merge_file": "m.txt"}, ["merge_file", "HFTokenizer"]),

@@ -1,6 +1,6 @@
-"""Split, sample order and batches against a slow reference written from GPT-NeoX's specification."""
+"""Split and sample order against a slow reference written from GPT-NeoX's specification."""
 
-import json
+import io
 
 import numpy as np
 import pytest
@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neox.config.errors import UserError
-from neox.data.indexed import IndexedWriter
-from neox.data.loader import Batches, TokenDataset
-from neox.data.samples import build_order, load_order, requested_samples
+from neox.data import samples
+from neox.data.samples import plan_packed, requested_samples
 from neox.data.split import parse_split, split_bounds
 
 
@@ -30,7 +29,21 @@ def slow_order(sizes, documents, num_samples, seq_length, seed):
     return order, starts, shuffle
 
 
-@settings(max_examples=150, deadline=None)
+def written(sizes, documents, num_samples, seq_length, seed):
+    """The three .npy files, as bytes."""
+    files = [io.BytesIO() for _ in range(3)]
+    plan_packed(sizes, documents, num_samples, seq_length, seed).write(sizes, files)
+    return [file.getvalue() for file in files]
+
+
+def saved(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("block", [1, 3, 1 << 20])  # documents in one go
+@settings(max_examples=100, deadline=None)
 @given(
     sizes=st.lists(st.one_of(st.just(0), st.integers(1, 4), st.integers(1, 90)), min_size=1, max_size=12),
     num_samples=st.integers(0, 40),
@@ -38,28 +51,35 @@ def slow_order(sizes, documents, num_samples, seq_length, seed):
     seed=st.integers(0, 2**32 - 1),
     skipped=st.integers(0, 3),
 )
-def test_order_equals_the_slow_reference(sizes, num_samples, seq_length, seed, skipped):
+def test_files_equal_the_slow_reference(block, sizes, num_samples, seq_length, seed, skipped):
     documents = range(min(skipped, len(sizes) - 1), len(sizes))
     array = np.array(sizes, np.int32)
     own = sum(sizes[document] for document in documents)
     if own == 0 or (num_samples == 0 and own <= seq_length):
         with pytest.raises(UserError, match=r"hold no tokens|too few"):
-            build_order(array, documents, num_samples, seq_length, seed)
+            plan_packed(array, documents, num_samples, seq_length, seed)
         return
-    order = build_order(array, documents, num_samples, seq_length, seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(samples, "BLOCK", block)
+        found = written(array, documents, num_samples, seq_length, seed)
     doc_idx, starts, shuffle = slow_order(sizes, documents, num_samples, seq_length, seed)
-    assert (order.doc_idx.dtype, order.sample_idx.dtype, order.shuffle_idx.dtype) == (np.int32, np.int32, np.uint32)
-    assert order.doc_idx.tolist() == doc_idx.tolist()
-    assert order.sample_idx.tolist() == [list(start) for start in starts]
-    assert order.shuffle_idx.tolist() == shuffle.tolist()
+    assert found == [saved(doc_idx), saved(np.array(starts, np.int32)), saved(shuffle)]
+    assert plan_packed(array, documents, num_samples, seq_length, seed).num_samples == len(shuffle)
 
 
 def test_order_golden():
     """Printed by GPT-NeoX's own code (HEAD ea7aefd8) for these sizes."""
-    order = build_order(np.array([3, 0, 7, 1, 12], np.int32), range(0, 4), 5, 4, 1234)
-    assert order.doc_idx.tolist() == [2, 1, 2, 0, 0, 1, 3, 3]
-    assert order.sample_idx.tolist() == [[0, 0], [0, 4], [2, 1], [2, 5], [3, 2], [6, 0]]
-    assert order.shuffle_idx.tolist() == [2, 0, 4, 3, 1]
+    files = written(np.array([3, 0, 7, 1, 12], np.int32), range(0, 4), 5, 4, 1234)
+    doc_idx, sample_idx, shuffle_idx = (np.load(io.BytesIO(file)).tolist() for file in files)
+    assert doc_idx == [2, 1, 2, 0, 0, 1, 3, 3]
+    assert sample_idx == [[0, 0], [0, 4], [2, 1], [2, 5], [3, 2], [6, 0]]
+    assert shuffle_idx == [2, 0, 4, 3, 1]
+
+
+def test_sample_starts_beyond_int32_are_int64():
+    plan = plan_packed(np.array([2**31 - 1] * 5, np.int32), range(5), 1, 4, 0)
+    narrow = plan_packed(np.array([2**31 - 1] * 3, np.int32), range(1), 1, 4, 0)
+    assert (plan._sample_dtype(), narrow._sample_dtype()) == (np.int64, np.int32)
 
 
 @pytest.mark.parametrize(
@@ -94,92 +114,3 @@ def test_requested_samples():
     assert requested_samples("train", 143000, 1024, 1000, 10) == 143000 * 1024
     assert requested_samples("valid", 143000, 1024, 1000, 10) == 144 * 10 * 1024
     assert requested_samples("test", 143000, 1024, 1000, 10) == 10 * 1024
-
-
-@pytest.fixture
-def corpus(tmp_path):
-    """Token i of the corpus is i, so that every sample says where it was cut."""
-    sizes = np.array([5, 0, 1, 40, 2, 2, 0, 0, 17, 9, 3, 1], np.int32)
-    with IndexedWriter(tmp_path / "x", np.dtype(np.uint16)) as writer:
-        writer.add_items(np.arange(sizes.sum(), dtype=np.uint16), sizes)
-    return tmp_path / "x", sizes
-
-
-def slow_item(sizes, documents, num_samples, seq_length, seed, item):
-    doc_idx, _, shuffle = slow_order(sizes.tolist(), documents, num_samples, seq_length, seed)
-    begins = np.concatenate([[0], np.cumsum(sizes)])
-    stream = [token for document in doc_idx for token in range(begins[document], begins[document + 1])]
-    start = int(shuffle[item]) * seq_length
-    return stream[start : start + seq_length + 1]
-
-
-@pytest.mark.parametrize("seq_length", [1, 4, 30])
-def test_items_hold_the_right_tokens(corpus, seq_length):
-    prefix, sizes = corpus
-    dataset = TokenDataset(prefix, "train", 20, seq_length, 7, (10, 1, 1))
-    assert len(dataset) >= 19
-    for item in range(len(dataset) + 1):
-        row = dataset[item]
-        assert row.dtype == np.int64
-        assert row.tolist() == slow_item(sizes, range(0, 10), 20, seq_length, 7, item)
-    assert dataset[len(dataset) + 1].tolist() == dataset[1].tolist()
-
-
-def test_part_without_documents(corpus):
-    with pytest.raises(UserError, match=r"data\.split 1,1,0 leaves none of 12 documents to the part 'test'"):
-        TokenDataset(corpus[0], "test", 4, 4, 0, (1, 1, 0))
-
-
-@pytest.mark.parametrize("dp", [1, 2, 3])
-def test_batches_are_dealt_in_order(corpus, dp):
-    dataset = TokenDataset(corpus[0], "train", 48, 4, 1, (1,))
-    ranks = [Batches(dataset, micro_batch_size=2, grad_accum=2, dp=dp, dp_index=i) for i in range(dp)]
-    size = ranks[0].global_batch_size
-    assert size == 4 * dp
-    for step in (0, 2, 1):  # any order: nothing is carried from step to step
-        rows = []
-        steps = [rank.step(step * size) for rank in ranks]
-        for k in range(2):
-            for micro_batches in steps:
-                tokens, labels = micro_batches[k]
-                assert tokens.shape == labels.shape == (2, 4)
-                assert tokens[:, 1:].equal(labels[:, :-1])
-                rows += [[*row, int(last)] for row, last in zip(tokens.tolist(), labels[:, -1], strict=True)]
-        assert rows == [dataset[item].tolist() for item in range(step * size, (step + 1) * size)]
-
-
-def order_files(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir() if "indexmap" in path.name}
-
-
-def test_cache_has_gpt_neox_names_and_is_used(corpus):
-    prefix, sizes = corpus
-    first = load_order(prefix, "train", sizes, range(0, 10), 20, 4, 7)
-    stem = "x_train_indexmap_20ns_4sl_7s_packedpi_ac_"
-    files = order_files(prefix.parent)
-    assert set(files) == {stem + name for name in ("doc_idx.npy", "sample_idx.npy", "shuffle_idx.npy", "key.json")}
-    assert np.load(prefix.parent / f"{stem}doc_idx.npy").tolist() == first.doc_idx.tolist()
-    np.save(prefix.parent / f"{stem}doc_idx.npy", first.doc_idx[::-1])
-    again = load_order(prefix, "train", sizes, range(0, 10), 20, 4, 7)
-    assert again.doc_idx.tolist() == first.doc_idx[::-1].tolist()
-
-
-@pytest.mark.parametrize("change", ["sizes", "documents", "file", "key"])
-def test_stale_cache_is_rebuilt(corpus, change):
-    prefix, sizes = corpus
-    load_order(prefix, "train", sizes, range(0, 10), 20, 4, 7)
-    documents = range(0, 10)
-    stem = prefix.parent / "x_train_indexmap_20ns_4sl_7s_packedpi_ac_"
-    if change == "sizes":
-        sizes = sizes[::-1].copy()
-    elif change == "documents":
-        documents = range(0, 11)
-    elif change == "file":
-        stem.with_name(f"{stem.name}shuffle_idx.npy").write_bytes(b"")
-    else:
-        stem.with_name(f"{stem.name}key.json").write_text(json.dumps({"documents": 3}))
-    order = load_order(prefix, "train", sizes, documents, 20, 4, 7)
-    expected = build_order(sizes, documents, 20, 4, 7)
-    for name in ("doc_idx", "sample_idx", "shuffle_idx"):
-        assert np.array_equal(getattr(order, name), getattr(expected, name))
-        assert np.array_equal(np.load(stem.with_name(f"{stem.name}{name}.npy")), getattr(expected, name))

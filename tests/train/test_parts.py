@@ -116,8 +116,10 @@ ALLOWED = [
     "train.valid_interval=0",
     "train.micro_batch_size=1",
     "data.path=elsewhere",
+    "data.index_dir=elsewhere",
+    "train.global_batch_size=16",
 ]
-REFUSED = ["optim.lr=1.0e-3", "train.seed=5", "data.seed=5", "model.num_layers=3", "train.global_batch_size=16"]
+REFUSED = ["optim.lr=1.0e-3", "train.seed=5", "data.seed=5", "model.num_layers=3", "data.weight_alpha=0.3"]
 
 
 @pytest.mark.parametrize("override", ALLOWED)

@@ -11,12 +11,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from neox.checkpoint import manifest as manifests
+from neox.checkpoint.reshard import load_model_weights
 from neox.checkpoint.store import Store
-from tests.train.launch import STEPS, Launch, records, run, steps_of, write_config
+from neox.config.derive import padded_vocab, resolve
+from neox.config.load import load_config
+from neox.data.parts import plan_part
+from neox.model.gpt import GPT
+from neox.model.loss import lm_loss
+from tests.train.launch import STEPS, Launch, records, run, steps_of, write_config, write_tokens
 
 STATE_KEYS = ("step", "samples", "tokens", "loss", "lr", "grad_norm", "valid_loss")
 
@@ -151,7 +158,8 @@ def mistakes():
         (["train.global_batch_size=7"], "train: global_batch_size = micro_batch_size × grad_accum × dp"),
         (["optim.learning_rate=1"], "unknown key 'optim.learning_rate'; nearest: .*optim"),
         (["data.path=/nonexistent/tokens"], "/nonexistent/tokens.idx: no such file"),
-        (["data.path=null"], "data.path is required"),
+        (["data.path=null"], "data.path or data.train_paths is required"),
+        (["data.split=[1,0,0]"], "data.split 1,0,0 leaves none of 60 documents to the part 'valid'"),
         (["parallel.tp=2"], "dp × tp × pp must be the number of ranks"),
         (["missing.yaml"], "cannot read configuration file missing.yaml"),
     ]
@@ -165,9 +173,9 @@ def test_mistake_is_one_line_and_leaves_nothing(config, tmp_path, arguments, mes
 
 
 def test_mistake_found_late_ends_every_rank_alike(config, tmp_path):
-    output = run(tmp_path / "run", config, "data.split=[1,0,0]", world_size=2, expect=2)
+    output = run(tmp_path / "run", config, "data.index_dir=/proc/none", world_size=2, expect=2)
     errors = [line for line in output.splitlines() if "neox: error: " in line]
-    assert len(errors) == 1 and "no document" in errors[0] and "Traceback" not in output
+    assert len(errors) == 1 and "cannot make the folder /proc/none" in errors[0] and "Traceback" not in output
     assert list(tmp_path.iterdir()) == []
 
 
@@ -194,3 +202,50 @@ def test_full_disk_stops_the_run_with_one_line(config, tmp_path):
     errors = [line for line in output.splitlines() if "neox: error: " in line]
     assert len(errors) == 1 and "step_00000000: checkpoint not saved" in errors[0] and "Traceback" not in output
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+
+
+def test_what_is_refused_leaves_no_index_maps_beside_the_data(config, tmp_path):
+    """A run that goes on with other data, or with more steps than its order of samples has, writes nothing."""
+    folder = tmp_path / "data"
+    own = write_config(folder)
+    run(tmp_path / "run", own, "train.steps=5")
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    other = write_tokens(tmp_path / "other", num_documents=50)
+    more = ["train.steps=9000", "optim.decay_steps=5"]
+    for arguments, message in (
+        (["train.steps=6", "optim.decay_steps=5", f"data.path={other}"], r"has \[documents, tokens\] = \[50, "),
+        (more, "train.steps = 9000: the run would need 72000 samples"),
+    ):
+        output = run(tmp_path / "run", own, *arguments, expect=2)
+        assert re.search(message, output) and output.count("\n") == 1
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    assert sorted(path.name for path in tmp_path.glob("other*")) == ["other.bin", "other.idx"]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_another_batch_size_goes_on_at_the_next_sample(uninterrupted, config, tmp_path, ranks):
+    """5 steps of 8 samples, then 16 a step: the first of these is over samples 40 to 55 of the order there was."""
+    run_dir = tmp_path / "moved"
+    shutil.copytree(uninterrupted, run_dir)
+    for step in (10, 20, 30, 40):
+        shutil.rmtree(run_dir / "checkpoints" / f"step_{step:08d}")
+    larger = ["train.global_batch_size=16", "train.steps=22", "optim.decay_steps=40"]
+    expected = loss_of(run_dir / "checkpoints" / "step_00000005", config, range(40, 56))
+    run(run_dir, config, *larger, world_size=ranks)
+    steps = steps_of(run_dir)
+    assert [r["samples"] for r in steps][4:7] == [40, 56, 72] and steps[-1]["samples"] == 312
+    assert steps[5]["loss"] == pytest.approx(expected, rel=1e-5)
+    assert not list(config.parent.glob("*_352ns_*")), "another order"
+    state = manifests.read(run_dir / "checkpoints" / "step_00000020").state
+    assert (state["samples"], state["data"]["requested"]) == (280, 320)
+
+
+def loss_of(checkpoint: Path, config: Path, items: range) -> float:
+    """Loss of a checkpoint's weights on samples of the training part, by the single-device model."""
+    cfg = resolve(load_config([config]), 1)
+    model = GPT(cfg.model, padded_vocab(cfg.model))
+    load_model_weights(model, checkpoint)
+    dataset = plan_part(cfg, "train").open()
+    text = torch.from_numpy(np.stack([dataset[item] for item in items]))
+    with torch.no_grad():
+        return float(lm_loss(model(text[:, :-1]), text[:, 1:]))

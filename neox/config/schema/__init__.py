@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from neox.config.schema.checkpoint import CheckpointConfig
 from neox.config.schema.data import DataConfig
@@ -35,3 +36,6 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    compat: Literal["none", "neox_v1", "neox_v2"] = "none"
+    """Whose exact behaviour to have where GPT-NeoX's versions differ from each other or from ours: neox_v1 is its tag
+    v1.0, which trained Pythia and GPT-NeoX-20B, neox_v2 its commit ea7aefd8. Its own files imply neox_v2."""

@@ -1,4 +1,4 @@
-"""The `data` section: token files, split, tokenizer."""
+"""The `data` section: token files, how they are split or blended, and the order of samples."""
 
 from __future__ import annotations
 
@@ -7,13 +7,33 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Token files, their split, and the tokenizer that made them."""
+    """Token files, their split or blend, and the tokenizer that made them."""
 
     path: str | None = None
-    """Prefix of PREFIX.bin and PREFIX.idx (GPT-NeoX: data_path)."""
+    """Prefix of PREFIX.bin and PREFIX.idx, which `split` divides (GPT-NeoX: data_path). This, or train_paths."""
     tokenizer: str | None = None
     """tokenizer.json of the Hugging Face `tokenizers` library (GPT-NeoX: vocab_file with HFTokenizer)."""
     split: tuple[float, ...] = (969.0, 30.0, 1.0)
     """Shares of the documents for training, validation and test, normalised to one; documents keep their order."""
+    train_paths: tuple[str, ...] = ()
+    """Prefixes of whole token files to train on, instead of `path` and `split` (GPT-NeoX: train_data_paths)."""
+    train_weights: tuple[float, ...] = ()
+    """Shares of the samples that each of train_paths gives, normalised to one. Empty: equal shares."""
+    valid_paths: tuple[str, ...] = ()
+    """Prefixes of whole token files to validate on; needed with train_paths where train.valid_interval is not 0."""
+    valid_weights: tuple[float, ...] = ()
+    """As train_weights, for valid_paths."""
+    test_paths: tuple[str, ...] = ()
+    """Prefixes of the token files held back for a test; training does not open them, `neox data index` does."""
+    test_weights: tuple[float, ...] = ()
+    """As train_weights, for test_paths."""
+    weight_by_documents: bool = False
+    """Weigh token files by their number of documents n: n^alpha, normalised (GPT-NeoX: weight_by_num_documents, which
+    also multiplies by 1 - n/N; `compat` does too)."""
+    weight_alpha: float = 1.0
+    """Exponent alpha of weight_by_documents; below 1 small files are seen more often (GPT-NeoX: weighted_sampler_alpha;
+    arXiv 1911.02116 has 0.3)."""
+    index_dir: str | None = None
+    """Folder of the index maps, which hold the order of the samples. None: beside each token file, as GPT-NeoX."""
     seed: int = 1234
     """Seed of the document and sample order."""

@@ -1,0 +1,191 @@
+"""Which samples a part has, in which order: planned without writing, made once, opened by each rank."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from neox.config.errors import UserError
+from neox.config.schema import Config
+from neox.data import blend
+from neox.data.dataset import BlendedDataset, Dataset, TokenDataset
+from neox.data.index_maps import IndexMaps, digest, index_stem
+from neox.data.indexed import IndexedReader
+from neox.data.samples import NAMES, PackedPlan, SampleOrder, plan_packed, requested_samples
+from neox.data.split import part_bounds
+
+
+@dataclass(frozen=True)
+class Source:
+    """One token file's documents of a part, and the order of their samples."""
+
+    reader: IndexedReader
+    plan: PackedPlan
+    maps: IndexMaps
+
+    def __len__(self) -> int:
+        """GPT-NeoX's length: one less than the samples there are."""
+        return self.plan.num_samples - 1
+
+    def make(self) -> bool:
+        """Makes the index maps unless they are there; whether it had to."""
+        documents = self.plan.documents
+        key = {"documents": [documents.start, documents.stop], "sizes_sha256": digest(self.reader.sizes)}
+        return self.maps.make_unless_made(key, lambda files: self.plan.write(self.reader.sizes, files))
+
+    def open(self) -> TokenDataset:
+        """The samples, once the index maps are made."""
+        return TokenDataset(self.reader, SampleOrder(*self.maps.open()))
+
+
+@dataclass(frozen=True)
+class Part:
+    """Training, validation or test: token files, their weights, and how they are dealt."""
+
+    sources: tuple[Source, ...]
+    weights: tuple[float, ...]
+    """One for each source, together one."""
+    num_requested: int
+    """Samples that were asked of the part; the order depends on it."""
+    dealt: IndexMaps
+    """Which source gives each sample; not made where there is one source."""
+
+    def __len__(self) -> int:
+        return sum(map(len, self.sources))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What must not change within a run: the token files' sizes and the samples asked of them."""
+        files = [[len(source.reader), len(source.reader.tokens)] for source in self.sources]
+        return {"files": files, "requested": self.num_requested}
+
+    def stems(self) -> list[str]:
+        """Beginnings of the names of all index maps."""
+        blended = [self.dealt] if len(self.sources) > 1 else []
+        return [str(maps.stem) for maps in (*(source.maps for source in self.sources), *blended)]
+
+    def make(self) -> bool:
+        """Makes the index maps that are not there; whether it had to.
+
+        Raises:
+            UserError: a folder cannot be written to, or the disk is full.
+        """
+        made = [source.make() for source in self.sources]
+        key = {"weights": list(self.weights), "samples": len(self)}
+        return (len(made) > 1 and self.dealt.make_unless_made(key, self._write_dealt)) or any(made)
+
+    def open(self) -> Dataset:
+        """The samples, once the index maps are made."""
+        datasets = [source.open() for source in self.sources]
+        return datasets[0] if len(datasets) == 1 else BlendedDataset(datasets, *self.dealt.open())
+
+    def _write_dealt(self, files: Sequence[BinaryIO]) -> None:
+        index = blend.deal(self.weights, len(self))
+        np.save(files[0], index)
+        np.save(files[1], blend.counts_before(index, len(self.weights)))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run reads."""
+
+    train: Part
+    valid: Part | None
+    """None: the run does not validate."""
+
+    def make(self) -> None:
+        """Makes the index maps that are not there."""
+        for part in (self.train, self.valid):
+            if part is not None:
+                part.make()
+
+
+def plan_parts(config: Config, saved: Mapping[str, Any] | None = None) -> Parts:
+    """The plan of what a run with a resolved configuration reads; writes nothing.
+
+    Args:
+        saved: state of the checkpoint that the run goes on from. The order is that which the run began with, and going
+            on from its next sample must not need more samples than it has, however steps and batch sizes changed.
+
+    Raises:
+        UserError: a token file is missing or damaged, holds too little, or is not what the run began with.
+    """
+    train = plan_part(config, "train", None if saved is None else saved["data"]["requested"])
+    if saved is not None:
+        check_same_data(config, train, saved)
+    return Parts(train, plan_part(config, "valid") if config.train.valid_interval else None)
+
+
+def check_same_data(config: Config, part: Part, saved: Mapping[str, Any]) -> None:
+    """UserError unless a run can go on from the `saved` state with the samples of `part`."""
+    for number, (now, before) in enumerate(zip_longest(part.fingerprint()["files"], saved["data"]["files"])):
+        if now != before:
+            names = [f"data.path = {config.data.path}"] if config.data.path else config.data.train_paths
+            raise UserError(
+                f"{names[number] if number < len(names) else 'data.train_paths'}: has [documents, tokens] = {now}, the "
+                f"run began with {before}; give it the same token files or take another --run-dir"
+            )
+    assert config.train.global_batch_size is not None
+    needed = saved["samples"] + (config.train.steps - saved["step"]) * config.train.global_batch_size
+    if needed > max(part.num_requested, len(part)):
+        raise UserError(
+            f"train.steps = {config.train.steps}: the run would need {needed} samples, and the order it began with has "
+            f"{len(part)}; all epochs are shuffled as one, so there cannot be more: lower it or take another --run-dir"
+        )
+
+
+def plan_part(config: Config, part: str, num_requested: int | None = None) -> Part:
+    """The plan of "train", "valid" or "test" in a resolved configuration; writes nothing.
+
+    Args:
+        num_requested: samples to ask of the part, where a run goes on that asked for so many; None: what the run needs.
+
+    Raises:
+        UserError: a token file is missing or damaged, or holds too little for the part.
+    """
+    data, train = config.data, config.train
+    assert train.global_batch_size is not None
+    if num_requested is None:
+        sizes = (train.steps, train.global_batch_size, train.valid_interval, train.valid_batches)
+        num_requested = requested_samples(part, *sizes)
+    if not data.train_paths:
+        assert data.path is not None
+        readers, weights, counts, names = [IndexedReader(data.path)], [1.0], [num_requested], [part]
+    else:
+        readers = [IndexedReader(prefix) for prefix in getattr(data, f"{part}_paths")]
+        if not readers:
+            raise UserError(f"data.{part}_paths is empty: name the token files of that part")
+        weights = _weights(config, part, readers)
+        counts = blend.requested_of_each(weights, num_requested)
+        names = [f"{part}_{number}" for number in range(len(readers))]
+    sources = tuple(_source(config, part, *row) for row in zip(readers, counts, names, strict=True))
+    if len(sources) > 1 and not any(map(len, sources)):
+        raise UserError(f"data.{part}_paths: one sample each, which GPT-NeoX never gives of a blend; add text")
+    name = hashlib.sha256(repr([weights, [len(source) for source in sources]]).encode()).hexdigest()[:16]
+    stem = index_stem(readers[0].prefix, data.index_dir, f"{part}_blendmap_{name}")
+    return Part(sources, tuple(weights), num_requested, IndexMaps(stem, ("dataset_index", "dataset_counts")))
+
+
+def _weights(config: Config, part: str, readers: Sequence[IndexedReader]) -> list[float]:
+    if config.data.weight_by_documents:
+        num_documents = [len(reader) for reader in readers]
+        return blend.normalised(blend.weights_by_documents(num_documents, config.data.weight_alpha, config.compat))
+    weights: tuple[float, ...] = getattr(config.data, f"{part}_weights")
+    return blend.normalised(weights or [1.0] * len(readers))
+
+
+def _source(config: Config, part: str, reader: IndexedReader, num_samples: int, name: str) -> Source:
+    data, seq_length = config.data, config.model.seq_length
+    documents = range(len(reader)) if data.train_paths else part_bounds(data.split, len(reader), part)[part]
+    try:
+        plan = plan_packed(reader.sizes, documents, num_samples, seq_length, data.seed)
+    except UserError as error:
+        raise UserError(f"{reader.prefix}: {error}") from None
+    # GPT-NeoX 1.0 knew one way of packing, which its names do not tell.
+    packing = "" if config.compat == "neox_v1" else "_packedpi_ac"
+    name = f"{name}_indexmap_{num_samples}ns_{seq_length}sl_{data.seed}s{packing}"
+    return Source(reader, plan, IndexMaps(index_stem(reader.prefix, data.index_dir, name), NAMES))
