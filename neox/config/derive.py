@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from neox.config.check_train import check_schedule
+from neox.config.compat import check_compat
 from neox.config.errors import UserError
 from neox.config.schema import Config, ModelConfig, ParallelConfig, TrainConfig
 
@@ -77,7 +78,9 @@ def resolve(config: Config, world_size: int) -> Config:
     check_data(config)
     optim = dataclasses.replace(config.optim, decay_steps=config.optim.decay_steps or config.train.steps)
     train = dataclasses.replace(config.train, **dataclasses.asdict(batch))
-    return dataclasses.replace(config, model=model, parallel=parallel, optim=optim, train=train)
+    resolved = dataclasses.replace(config, model=model, parallel=parallel, optim=optim, train=train)
+    check_compat(resolved)
+    return resolved
 
 
 def check_model(model: ModelConfig, parallel: ParallelConfig) -> None:
@@ -169,14 +172,18 @@ def _divides(name: str, divisor: int, what: str, value: int) -> None:
 
 
 def count_vocabulary(tokenizer: str | None) -> int:
-    """Ids a `tokenizer.json` defines (highest id + 1, added tokens included), read without the tokenizers library."""
+    """Ids a `tokenizer.json` defines (highest id + 1, added tokens included), read without the tokenizers library.
+
+    GPT-2's vocab.json, a mapping of tokens to ids, is counted too.
+    """
     if tokenizer is None:
         raise UserError("model.vocab_size is not set and data.tokenizer names no file to count it in")
     try:
         data = json.loads(Path(tokenizer).read_text(encoding="utf-8"))
-        vocabulary = data["model"]["vocab"]
+        is_bare = all(type(value) is int for value in data.values())
+        vocabulary = data if is_bare else data["model"]["vocab"]
         ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else list(range(len(vocabulary)))
-        ids += [token["id"] for token in data.get("added_tokens", [])]
+        ids += [] if is_bare else [token["id"] for token in data.get("added_tokens", [])]
         return max(ids) + 1
     except OSError as error:
         raise UserError(f"cannot read data.tokenizer {tokenizer}: {error.strerror}") from None

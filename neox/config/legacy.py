@@ -29,6 +29,11 @@ RENAMED = {
 }
 """Keys of earlier GPT-NeoX versions, which GPT-NeoX itself refuses by now."""
 
+COMPAT = (
+    "compat is neox_v2, GPT-NeoX's commit ea7aefd8; Pythia and GPT-NeoX-20B were trained with version 1.0: give "
+    "compat=neox_v1; compat=none is free of both versions' faults"
+)
+
 Sources = Mapping[str, tuple[str, Any]]
 
 
@@ -88,6 +93,8 @@ def translate(sources: Sources) -> tuple[dict[str, Any], list[str]]:
 def read_flat(files: Sequence[tuple[Path, Mapping[Any, Any]]]) -> dict[str, Any]:
     """Our sections from GPT-NeoX's files; notices go to stderr, once, from the first rank alone."""
     data, notices = translate(collect(files))
+    data["compat"] = "neox_v2"
+    notices.append(COMPAT)
     if os.environ.get("RANK", "0") == "0":
         for line in notices:
             _say(f"neox: notice: {', '.join(path.name for path, _ in files)}: {line}")

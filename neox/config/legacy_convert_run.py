@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 
@@ -70,23 +71,18 @@ def check_loss_scaler(flat: Flat) -> None:
 
 
 def schedule(flat: Flat) -> Converted:
-    """The decay's shape, and where its curve is not GPT-NeoX's."""
+    """The decay's shape and length; `compat` computes GPT-NeoX's very curve."""
     style = flat.get("lr_decay_style")
     if style not in ("cosine", "linear", "exponential", "constant"):
         raise flat.refusal("lr_decay_style", "allowed are cosine, linear, exponential, constant")
-    steps, decay = flat.count("train_iters"), flat.get("lr_decay_iters") or flat.count("train_iters")
-    if style == "cosine":
-        flat.notices.append(
-            "lr_decay_style cosine: the curve is that of GPT-NeoX since 2.0; version 1.0, which trained Pythia, "
-            "starts at rate 0 and reaches min_lr earlier"
-        )
-    if style == "cosine" and decay < steps:
-        flat.notices.append(f"lr_decay_iters = {decay}: the rate stays at min_lr afterwards; GPT-NeoX's rises again")
-    if style == "linear" and flat.get("min_lr"):
-        flat.notices.append("lr_decay_style linear: the line ends at min_lr; GPT-NeoX's runs to 0 and is cut at min_lr")
-    if style == "constant" and flat.get("warmup") and decay != steps:
-        flat.notices.append(f"warmup is a share of lr_decay_iters = {decay}, as in GPT-NeoX")
-    return {"optim.schedule": style}
+    steps, fraction = flat.get("lr_decay_iters"), flat.get("lr_decay_fraction")
+    if steps is None and fraction is not None:
+        if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or fraction <= 0:
+            raise flat.refusal("lr_decay_fraction", "a share of train_iters above 0")
+        steps = max(1, math.floor(flat.count("train_iters") * fraction))
+    elif fraction is not None:
+        flat.notices.append("lr_decay_fraction: lr_decay_iters overrules it, as in GPT-NeoX")
+    return {"optim.schedule": style, "optim.decay_steps": steps}
 
 
 def checkpoints(flat: Flat) -> Converted:
@@ -119,7 +115,7 @@ def checkpoints(flat: Flat) -> Converted:
 
 
 def data(flat: Flat) -> Converted:
-    """Split, and the tokenizer where the files name one."""
+    """Split, and the tokenizer where the files name one; training only counts its entries."""
     split = flat.get("split")
     shares = split if isinstance(split, list) else [part for part in re.split(r"[,/]", str(split)) if part.strip()]
     try:
@@ -128,9 +124,14 @@ def data(flat: Flat) -> Converted:
         raise flat.refusal("split", "up to three shares, such as 969, 30, 1") from None
     if not 1 <= len(numbers) <= 3 or min(numbers) < 0 or sum(numbers) <= 0:
         raise flat.refusal("split", "up to three shares, such as 969, 30, 1")
-    if flat.get("tokenizer_type") != "HFTokenizer" and (flat.is_set("tokenizer_type") or flat.is_set("vocab_file")):
-        raise flat.refusal("tokenizer_type", "only HFTokenizer is read: vocab_file must name a tokenizer.json")
-    return {"data.split": [*numbers, 0.0, 0.0][:3], "data.tokenizer": flat.get("vocab_file")}
+    values: Converted = {"data.split": [*numbers, 0.0, 0.0][:3], "data.tokenizer": flat.get("vocab_file")}
+    if flat.get("tokenizer_type") == "CharLevelTokenizer":
+        return values | {"model.vocab_size": 512}
+    if flat.get("tokenizer_type") not in ("HFTokenizer", "GPT2BPETokenizer"):
+        raise flat.refusal(
+            "tokenizer_type", "its vocab_file is not read: HFTokenizer, GPT2BPETokenizer, CharLevelTokenizer"
+        )
+    return values
 
 
 def blends(flat: Flat) -> Converted:

@@ -18,7 +18,7 @@ TRAINING: dict[str, Key] = {
     **_copied(
         data_path=("data.path", None), train_iters=("train.steps", None), weight_decay=("optim.weight_decay", 0.1)
     ),
-    **_copied(min_lr=("optim.min_lr", 0.0), warmup=("optim.warmup", 0.01), lr_decay_iters=("optim.decay_steps", None)),
+    **_copied(min_lr=("optim.min_lr", 0.0), warmup=("optim.warmup", 0.01)),
     **_copied(eval_interval=("train.valid_interval", 1000), eval_iters=("train.valid_batches", 100)),
     **_copied(extra_save_iters=("checkpoint.steps", None), keep_last_n_checkpoints=("checkpoint.keep_last", None)),
     **_copied(log_interval=("log.interval", 100)),
@@ -26,13 +26,15 @@ TRAINING: dict[str, Key] = {
     **_block("converted", "checkpoint.interval or checkpoint.steps", checkpoint_factor=None, checkpoint_scale="linear"),
     **_block("converted", "data.split", split="969, 30, 1"),
     **_block("converted", "train.seed and data.seed", seed=1234),
-    **_block("converted", "data.tokenizer, with HFTokenizer", vocab_file=None, tokenizer_type="GPT2BPETokenizer"),
+    **_block("converted", "data.tokenizer", vocab_file=None, tokenizer_type="GPT2BPETokenizer"),
     **_null("refused", f"{LATER}: give train_iters", "train_epochs"),
-    **_null("refused", "give lr_decay_iters, in steps", "lr_decay_fraction"),
+    **_null("converted", "optim.decay_steps", "lr_decay_iters lr_decay_fraction"),
     **_null("refused", "give `neox train --stop-after MINUTES`, or train_iters", "exit_interval"),
     **_null("refused", "computed here from the tokenizer and make_vocab_size_divisible_by", "padded_vocab_size"),
     **_null(
-        "refused", "only tokenizer.json is read: give it as vocab_file with tokenizer_type HFTokenizer", "merge_file"
+        "elsewhere",
+        "training counts the entries of vocab_file; `neox data tokenize` reads tokenizer.json",
+        "merge_file",
     ),
     **_null("refused", "object stores are not written yet: copy the run directory", "s3_path"),
     **_null("converted", "data.train_paths, data.valid_paths", "train_data_paths valid_data_paths"),

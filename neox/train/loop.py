@@ -20,6 +20,7 @@ from neox.train.determinism import make_deterministic, random_state, restore_ran
 from neox.train.directory import RunDirectory, code_version
 from neox.train.inputs import Inputs, build_inputs
 from neox.train.metrics import Metrics
+from neox.train.neox_schedule import neox_learning_rate
 from neox.train.schedule import learning_rate
 from neox.train.stop import StopRequest
 
@@ -120,7 +121,7 @@ class Loop:
     def train_step(self) -> None:
         """One optimizer step and its record."""
         begin = time.perf_counter()
-        lr = learning_rate(self.step, self.cfg.optim)
+        lr = self._learning_rate()
         batches = self.inputs.train.step(self.samples) if self.engine.reads_data else []
         result = self.engine.train_step(iter(batches), lr)
         self.step += 1
@@ -150,6 +151,14 @@ class Loop:
         self.saved_step = self.step
         if self.engine.rank == 0:
             self.run.store.prune(self.cfg.checkpoint.keep_last, self.cfg.checkpoint.steps)
+
+    def _learning_rate(self) -> float:
+        if self.cfg.compat == "none":
+            return learning_rate(self.step, self.cfg.optim)
+        # GPT-NeoX's schedule does not advance at a step that fp16 skips; the optimizer counts the others.
+        is_fp16 = self.cfg.train.precision == "fp16"
+        num_updates = self.engine.optimizer_scalars()["step"] if is_fp16 else self.step
+        return neox_learning_rate(num_updates, self.cfg.optim, self.cfg.compat)
 
     def _end_early(self, reason: str) -> int:
         # Before the first step there is nothing to lose.

@@ -137,3 +137,9 @@ def test_plan_shards_what_is_sharded() -> None:
 def test_checkpoint_steps() -> None:
     steps = derive.checkpoint_steps(config("train.steps=250", "checkpoint.interval=100", "checkpoint.steps=[0, 1, 2]"))
     assert steps == [0, 1, 2, 100, 200, 250]
+
+
+def test_gpt2_vocabulary_is_counted(tmp_path: Path) -> None:
+    path = tmp_path / "vocab.json"
+    path.write_text(json.dumps({"model": 0, "!": 1, "added_tokens": 50256}))
+    assert derive.count_vocabulary(str(path)) == 50257

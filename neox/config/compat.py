@@ -1,0 +1,50 @@
+"""What GPT-NeoX does wrongly where its behaviour is asked for to the bit, refused by name; no torch."""
+
+from __future__ import annotations
+
+from neox.config.errors import UserError
+from neox.config.schema import Config
+
+
+def check_compat(config: Config) -> None:
+    """UserError where `compat` asks for a curve that GPT-NeoX does not have, or has only as a defect.
+
+    decay_steps is resolved. Found by running its code: tag v1.0 and commit ea7aefd8, megatron/learning_rates.py.
+    """
+    if config.compat == "none":
+        return
+    for is_wrong, what, reason in (*_curves(config), *_warmups(config)):
+        if is_wrong:
+            raise UserError(f"compat = {config.compat}: {what}: {reason}; change it, or set compat=none")
+
+
+def _curves(config: Config) -> list[tuple[bool, str, str]]:
+    optim, steps = config.optim, config.train.steps
+    assert optim.decay_steps is not None
+    known = ("linear", "cosine", "exponential", "constant")
+    return [
+        (optim.schedule not in known, f"optim.schedule = {optim.schedule}", f"GPT-NeoX has {', '.join(known)}"),
+        (
+            config.compat == "neox_v2" and optim.schedule == "cosine" and steps > optim.decay_steps,
+            f"optim.decay_steps = {optim.decay_steps}",
+            f"GPT-NeoX's cosine rises again after it, until train.steps = {steps}",
+        ),
+    ]
+
+
+def _warmups(config: Config) -> list[tuple[bool, str, str]]:
+    optim = config.optim
+    assert optim.decay_steps is not None
+    num_steps = optim.warmup * optim.decay_steps
+    return [
+        (
+            config.compat == "neox_v1" and optim.warmup > 0.5,
+            f"optim.warmup = {optim.warmup}",
+            "above 0.5 GPT-NeoX 1.0 stops rising early and then jumps, up to 1.4 times lr",
+        ),
+        (
+            config.compat == "neox_v2" and 0 < num_steps < 1,
+            f"optim.warmup = {optim.warmup}",
+            f"{num_steps:g} of a step, at which GPT-NeoX divides its first rate: {1 / (num_steps or 1):g} times lr",
+        ),
+    ]
