@@ -42,6 +42,11 @@ class Run:
     steps: tuple[int, ...]
     """Checkpoints to export and evaluate."""
 
+    @property
+    def world_size(self) -> int:
+        """Ranks."""
+        return self.nodes * self.ranks_per_node
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -230,6 +235,14 @@ def check_together(runs: Sequence[Run]) -> None:
 def training_memory_mb(run: Run) -> int:
     """Host memory that one node of the run's training needs."""
     return math.ceil(run.ranks_per_node * (memory_per_rank(run.config).total / 2**20 + RUNTIME_MEMORY_MB))
+
+
+def index_memory_mb(run: Run, tokens: str, index: str) -> int:
+    """Host memory to make the index maps: four bytes for each document of each epoch, and the sizes of all."""
+    documents, train = Path(index).stat().st_size / 20, run.config.train
+    num_tokens = (train.global_batch_size or 0) * train.steps * run.config.model.seq_length
+    epochs = max(1, math.ceil(num_tokens * 2 / max(1, Path(tokens).stat().st_size)))  # 2 bytes a token, or 4
+    return math.ceil(4 * documents * (epochs + 1) / 2**20 + 500)
 
 
 def model_memory_mb(run: Run) -> int:

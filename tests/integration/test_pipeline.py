@@ -80,6 +80,7 @@ ALL = {
     "tokenize": 2,
     "merge": 1,
     "heldout": 1,
+    "index": 2,
     "train": 2,
     "convert": 2,
     "evaluate": 2,
@@ -96,6 +97,10 @@ def test_pipeline_makes_everything(finished: tuple[Path, str]) -> None:
         assert json.loads((root / "runs" / run / "eval" / "step_00000004.json").read_text())["metrics"]
         assert json.loads((root / "runs" / run / "train_summary.json").read_text())["steps"] == 4
         assert (root / "runs" / run / "checkpoints" / "step_00000002").is_dir()
+        maps = (root / "tokens" / "index" / f"{run}.txt").read_text()
+        assert re.search(r"train: \d+ samples, (made|found) results/mini/tokens/corpus_train_indexmap_8ns_32sl", maps)
+    (key,) = (root / "tokens").glob("corpus_train_indexmap_*_key.json")
+    assert key.stat().st_mtime < (root / "runs" / "a" / "config.yaml").stat().st_mtime, "before training"
     assert "<svg" in (root / "report.html").read_text()
 
 
@@ -117,8 +122,8 @@ def test_rerun_does_nothing(finished: tuple[Path, str]) -> None:
 @pytest.mark.parametrize(
     ("touched", "repeated"),
     [
-        ("b.yaml", {"train": 1, **AFTER_TRAINING}),
-        ("base.yaml", {name: ALL[name] for name in ("train", *AFTER_TRAINING)}),
+        ("b.yaml", {"index": 1, "train": 1, **AFTER_TRAINING}),
+        ("base.yaml", {name: ALL[name] for name in ("index", "train", *AFTER_TRAINING)}),
         ("experiment.yaml", {"report_page": 1}),
         ("results/mini/runs/a/train_summary.json", AFTER_TRAINING),
         ("corpus.jsonl", ALL),
@@ -139,7 +144,10 @@ def test_changed_value_repeats_only_its_run(finished: tuple[Path, str], tmp_path
     experiment = yaml.safe_load((finished[0] / "experiment.yaml").read_text())
     experiment["runs"]["rows"] = [{"name": "c", "recipe": ["a.yaml"]}]
     (tmp_path / "more.yaml").write_text(yaml.safe_dump(experiment))
-    assert planned(finished[0], "--configfile", str(tmp_path / "more.yaml")) == {"train": 1, **AFTER_TRAINING}
+    assert planned(finished[0], "--configfile", str(tmp_path / "more.yaml")) == {
+        **{"index": 1, "train": 1},
+        **AFTER_TRAINING,
+    }
 
 
 @pytest.mark.parametrize(

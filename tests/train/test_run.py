@@ -16,7 +16,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from neox.checkpoint import manifest as manifests
-from neox.checkpoint.reshard import load_model_weights
+from neox.checkpoint.reshard import TensorReader, load_model_weights
 from neox.checkpoint.store import Store
 from neox.config.derive import padded_vocab, resolve
 from neox.config.load import load_config
@@ -249,3 +249,11 @@ def loss_of(checkpoint: Path, config: Path, items: range) -> float:
     text = torch.from_numpy(np.stack([dataset[item] for item in items]))
     with torch.no_grad():
         return float(lm_loss(model(text[:, :-1]), text[:, 1:]))
+
+
+def test_compat_follows_gpt_neox_curve(config, tmp_path):
+    """Version 1.0 begins with rate 0, so that its first step changes nothing: the second loss is on the same weights."""
+    run(tmp_path / "run", config, "compat=neox_v1", "train.steps=3", "optim.decay_steps=40", "checkpoint.steps=[0,1]")
+    assert [r["lr"] for r in steps_of(tmp_path / "run")] == [0.0, 3e-3 * 1 / 4.0, 3e-3 * 2 / 4.0]
+    before, after = (TensorReader(tmp_path / "run" / "checkpoints" / f"step_0000000{step}") for step in (0, 1))
+    assert all(torch.equal(before.read("weight", name), after.read("weight", name)) for name in before.names())

@@ -1,11 +1,35 @@
-"""Training: one job per run, on as many ranks as its layout has."""
+"""Training: the order of each run's samples, then one job per run, on as many ranks as its layout has."""
 
-from workflow.experiment import model_memory_mb, training_memory_mb
+from workflow.experiment import index_memory_mb, model_memory_mb, training_memory_mb
 
 
 wildcard_constraints:
     run="|".join(map(re.escape, RUNS)),
     step=r"\d{8}",
+
+
+# Minutes and gigabytes for a large corpus, which no accelerator should wait for. The maps lie beside the tokens, where
+# runs that have the same ones share them.
+rule index:
+    input:
+        tokens=TOKEN_FILES,
+        recipe=lambda wildcards: RUNS[wildcards.run].files,
+    output:
+        f"{ROOT}/tokens/index/{{run}}.txt",
+    log:
+        f"{ROOT}/runs/{{run}}/logs/index.log",
+    resources:
+        mem_mb=lambda wildcards, input: index_memory_mb(
+            RUNS[wildcards.run], *input.tokens[:2]
+        ),
+        runtime=120,
+    params:
+        overrides=lambda wildcards: RUNS[wildcards.run].overrides,
+        world_size=lambda wildcards: RUNS[wildcards.run].world_size,
+        data=f"data.path={TOKENS}",
+    shell:
+        "neox data index {input.recipe:q} {params.overrides:q} {params.data:q} --world-size {params.world_size}"
+        " 2>&1 | tee {log:q} {output:q}"
 
 
 # Only the summary is declared: Snakemake removes a job's outputs before it starts and when it fails, and checkpoints
@@ -15,6 +39,7 @@ wildcard_constraints:
 rule train:
     input:
         TOKEN_FILES,
+        index=rules.index.output,
         tokenizer=EXPERIMENT.tokenizer,
         recipe=lambda wildcards: RUNS[wildcards.run].files,
     output:
