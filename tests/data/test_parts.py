@@ -32,7 +32,7 @@ def corpus(tmp_path):
 
 def config_of(*overrides, seq_length=4, num_samples=20, seed=7, valid_interval=0):
     sizes = (f"model.seq_length={seq_length}", f"train.global_batch_size={num_samples}", "train.steps=1")
-    rest = (f"data.seed={seed}", f"train.valid_interval={valid_interval}", "train.valid_batches=1")
+    rest = ("optim.warmup=0.0", f"data.seed={seed}", f"train.valid_interval={valid_interval}", "train.valid_batches=1")
     return resolve(load_config([], [*MODEL, *sizes, *rest, *map(str, overrides)]), 1)
 
 

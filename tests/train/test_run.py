@@ -252,7 +252,7 @@ def loss_of(checkpoint: Path, config: Path, items: range) -> float:
 
 
 def test_compat_follows_gpt_neox_curve(config, tmp_path):
-    """Version 1.0 begins with rate 0, so that its first step changes nothing: the second loss is on the same weights."""
+    """Version 1.0 begins with rate 0, so that its first step changes no weight."""
     run(tmp_path / "run", config, "compat=neox_v1", "train.steps=3", "optim.decay_steps=40", "checkpoint.steps=[0,1]")
     assert [r["lr"] for r in steps_of(tmp_path / "run")] == [0.0, 3e-3 * 1 / 4.0, 3e-3 * 2 / 4.0]
     before, after = (TensorReader(tmp_path / "run" / "checkpoints" / f"step_0000000{step}") for step in (0, 1))
