@@ -13,9 +13,28 @@ def check_compat(config: Config) -> None:
     """
     if config.compat == "none":
         return
-    for is_wrong, what, reason in (*_curves(config), *_warmups(config)):
+    for is_wrong, what, reason in (*_curves(config), *_warmups(config), *_samples(config)):
         if is_wrong:
             raise UserError(f"compat = {config.compat}: {what}: {reason}; change it, or set compat=none")
+
+
+def _samples(config: Config) -> list[tuple[bool, str, str]]:
+    data = config.data
+    what, is_whole = f"data.packing = {data.packing}", data.packing != "packed"
+    return [
+        (config.compat == "neox_v1" and is_whole, what, "GPT-NeoX 1.0 has packed samples alone"),
+        (
+            config.compat == "neox_v1" and bool(data.train_label_paths),
+            "data.train_label_paths",
+            "1.0 has no label files",
+        ),
+        (data.packing == "unpacked" and not data.train_label_paths, what, "GPT-NeoX cannot do it without label files"),
+        (
+            is_whole and data.path is not None and config.train.valid_interval > 0,
+            what,
+            "of a data.path that is split, GPT-NeoX validates on the first documents, which are those it trains on",
+        ),
+    ]
 
 
 def _curves(config: Config) -> list[tuple[bool, str, str]]:

@@ -141,8 +141,13 @@ def check_data(config: Config) -> None:
         raise UserError("data.path and data.train_paths: give one of them, the other stays null or []")
     for part in ("train", "valid", "test"):
         paths, weights = getattr(data, f"{part}_paths"), getattr(data, f"{part}_weights")
+        labels = getattr(data, f"{part}_label_paths")
+        if labels and len(labels) != len(paths):
+            raise UserError(f"data.{part}_label_paths: {len(labels)}, but there are {len(paths)} data.{part}_paths")
         if paths and not data.train_paths:
             raise UserError(f"data.{part}_paths goes with data.train_paths; data.path is divided by data.split")
+        if bool(labels) != bool(data.train_label_paths) and paths:
+            raise UserError(f"data.{part}_label_paths: label files are for every part, or for none")
         if len(paths) > 254:
             raise UserError(f"data.{part}_paths: {len(paths)} token files; a blend has at most 254")
         if weights and data.weight_by_documents:

@@ -148,7 +148,11 @@ def blends(flat: Flat) -> Converted:
             raise flat.refusal(name, "expected a list of prefixes")
         if weights is not None and (not isinstance(weights, list) or len(weights) != len(paths)):
             raise flat.refusal(f"{part}_data_weights", f"expected a list of {len(paths)}, one for each of {name}")
+        labels = flat.get(f"{part}_label_data_paths") or []
+        if not isinstance(labels, list) or len(labels) not in (0, len(paths)):
+            raise flat.refusal(f"{part}_label_data_paths", f"expected a list of {len(paths)}, one for each of {name}")
         values[f"data.{part}_paths"], values[f"data.{part}_weights"] = paths, weights or []
+        values[f"data.{part}_label_paths"] = labels
     if given and flat.is_set("data_path"):
         raise flat.refusal("data_path", f"give this or {given[0]}_data_paths")
     return values

@@ -43,7 +43,11 @@ TRAINING: dict[str, Key] = {
     **_null("converted", "data.test_weights", "test_data_weights"),
     **_copied(weight_by_num_documents=("data.weight_by_documents", False)),
     **_copied(weighted_sampler_alpha=("data.weight_alpha", 1.0)),
-    **_null("refused", PAIRS, "train_label_data_paths test_label_data_paths valid_label_data_paths"),
+    **_null(
+        "converted", "data.train_label_paths, data.valid_label_paths", "train_label_data_paths valid_label_data_paths"
+    ),
+    **_null("converted", "data.test_label_paths", "test_label_data_paths"),
+    **_copied(pack_impl=("data.packing", "packed"), allow_chopped=("data.allow_chopped", True)),
     **_null("refused", PAIRS, "train_reward_data_paths test_reward_data_paths valid_reward_data_paths"),
     **_null("refused", PAIRS, "pos_train_data_paths neg_train_data_paths pos_train_label_data_paths"),
     **_null("refused", PAIRS, "neg_train_label_data_paths pos_valid_data_paths neg_valid_data_paths"),
@@ -51,7 +55,6 @@ TRAINING: dict[str, Key] = {
     **_null("refused", PAIRS, "neg_test_data_paths pos_test_label_data_paths neg_test_label_data_paths"),
     **_block("off", f"dropout {LATER}: only 0 is accepted", attention_dropout=0.0, hidden_dropout=0.0),
     **_off("data_impl", "infer", "only mmap token files (.bin and .idx) are read", "mmap"),
-    **_off("pack_impl", "packed", f"{LATER}: only packed is"),
     **_off("dataset_impl", "gpt2", PAIRS),
     **_off("train_impl", "normal", PAIRS),
     **_off("eod_mask_loss", False, f"{LATER}: every token counts in the loss"),
@@ -62,7 +65,6 @@ TRAINING: dict[str, Key] = {
     **_off("char_level_ppl", False, f"{LATER}: `neox evaluate` reports bits per byte"),
     **_block("elsewhere", "a resumed run always continues its own schedule", override_lr_scheduler=False),
     **_block("elsewhere", "a resumed run always continues its own schedule", use_checkpoint_lr_scheduler=False),
-    **_block("elsewhere", "pack_impl packed ignores it", allow_chopped=True),
     **_block("elsewhere", "GPT-NeoX never reads it", short_seq_prob=0.1),
     **_block("elsewhere", "loading: token files are memory-mapped, rank 0 builds the order", use_shared_fs=True),
     **_block("elsewhere", "loading: token files are memory-mapped, rank 0 builds the order", mmap_warmup=False),

@@ -29,12 +29,15 @@ class Batches:
         return self._micro_batch_size * self._grad_accum * self._dp
 
     def step(self, samples_consumed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """The step after `samples_consumed` samples: grad_accum pairs of tokens and labels, each [mbs, s] int64."""
+        """The step after `samples_consumed` samples: grad_accum pairs of tokens and labels, each [mbs, s] int64.
+
+        Labels below 0 do not count in the loss.
+        """
         size = self._micro_batch_size
         first = samples_consumed + self._dp_index * size
         return [self._micro_batch(first + k * size * self._dp) for k in range(self._grad_accum)]
 
     def _micro_batch(self, first: int) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = np.stack([self._dataset[item] for item in range(first, first + self._micro_batch_size)])
-        text = torch.from_numpy(rows)
-        return text[:, :-1].contiguous(), text[:, 1:].contiguous()
+        rows = [self._dataset[item] for item in range(first, first + self._micro_batch_size)]
+        text, labels = (torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
+        return text[:, :-1].contiguous(), labels[:, 1:].contiguous()

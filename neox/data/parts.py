@@ -18,6 +18,7 @@ from neox.data.index_maps import IndexMaps, digest, index_stem
 from neox.data.indexed import IndexedReader
 from neox.data.samples import NAMES, PackedPlan, SampleOrder, plan_packed, requested_samples
 from neox.data.split import part_bounds
+from neox.data.whole import IGNORED, WholePlan
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,11 @@ class Source:
     """One token file's documents of a part, and the order of their samples."""
 
     reader: IndexedReader
-    plan: PackedPlan
+    labels: IndexedReader | None
+    plan: PackedPlan | WholePlan
     maps: IndexMaps
+    pad_label: int
+    """Label of the padding of samples that are not full, where there are no label files."""
 
     def __len__(self) -> int:
         """GPT-NeoX's length: one less than the samples there are."""
@@ -36,11 +40,13 @@ class Source:
         """Makes the index maps unless they are there; whether it had to."""
         documents = self.plan.documents
         key = {"documents": [documents.start, documents.stop], "sizes_sha256": digest(self.reader.sizes)}
+        key |= self.plan.key()
         return self.maps.make_unless_made(key, lambda files: self.plan.write(self.reader.sizes, files))
 
     def open(self) -> TokenDataset:
         """The samples, once the index maps are made."""
-        return TokenDataset(self.reader, SampleOrder(*self.maps.open()))
+        order = SampleOrder(*self.maps.open())
+        return TokenDataset(self.reader, self.labels, order, self.plan.seq_length, self.pad_label)
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ class Part:
     def fingerprint(self) -> dict[str, Any]:
         """What must not change within a run: the token files' sizes and the samples asked of them."""
         files = [[len(source.reader), len(source.reader.tokens)] for source in self.sources]
-        return {"files": files, "requested": self.num_requested}
+        return {"files": files, "labels": self.sources[0].labels is not None, "requested": self.num_requested}
 
     def stems(self) -> list[str]:
         """Beginnings of the names of all index maps."""
@@ -129,6 +135,8 @@ def check_same_data(config: Config, part: Part, saved: Mapping[str, Any]) -> Non
                 f"{names[number] if number < len(names) else 'data.train_paths'}: has [documents, tokens] = {now}, the "
                 f"run began with {before}; give it the same token files or take another --run-dir"
             )
+    if saved["data"]["labels"] != part.fingerprint()["labels"]:
+        raise UserError("data.train_label_paths: the run began with label files or without, and must go on so")
     assert config.train.global_batch_size is not None
     needed = saved["samples"] + (config.train.steps - saved["step"]) * config.train.global_batch_size
     if needed > max(part.num_requested, len(part)):
@@ -155,14 +163,16 @@ def plan_part(config: Config, part: str, num_requested: int | None = None) -> Pa
     if not data.train_paths:
         assert data.path is not None
         readers, weights, counts, names = [IndexedReader(data.path)], [1.0], [num_requested], [part]
+        labels: list[IndexedReader | None] = [None]
     else:
         readers = [IndexedReader(prefix) for prefix in getattr(data, f"{part}_paths")]
         if not readers:
             raise UserError(f"data.{part}_paths is empty: name the token files of that part")
+        labels = [IndexedReader(prefix) for prefix in getattr(data, f"{part}_label_paths")] or [None] * len(readers)
         weights = _weights(config, part, readers)
         counts = blend.requested_of_each(weights, num_requested)
         names = [f"{part}_{number}" for number in range(len(readers))]
-    sources = tuple(_source(config, part, *row) for row in zip(readers, counts, names, strict=True))
+    sources = tuple(_source(config, part, *row) for row in zip(readers, labels, counts, names, strict=True))
     if len(sources) > 1 and not any(map(len, sources)):
         raise UserError(f"data.{part}_paths: one sample each, which GPT-NeoX never gives of a blend; add text")
     name = hashlib.sha256(repr([weights, [len(source) for source in sources]]).encode()).hexdigest()[:16]
@@ -178,14 +188,22 @@ def _weights(config: Config, part: str, readers: Sequence[IndexedReader]) -> lis
     return blend.normalised(weights or [1.0] * len(readers))
 
 
-def _source(config: Config, part: str, reader: IndexedReader, num_samples: int, name: str) -> Source:
+def _source(
+    config: Config, part: str, reader: IndexedReader, labels: IndexedReader | None, num_samples: int, name: str
+) -> Source:
     data, seq_length = config.data, config.model.seq_length
     documents = range(len(reader)) if data.train_paths else part_bounds(data.split, len(reader), part)[part]
+    if labels is not None and not np.array_equal(reader.sizes, labels.sizes):
+        raise UserError(f"{labels.prefix}: its documents are not as long as those of {reader.prefix}")
+    plan: PackedPlan | WholePlan
     try:
         plan = plan_packed(reader.sizes, documents, num_samples, seq_length, data.seed)
     except UserError as error:
         raise UserError(f"{reader.prefix}: {error}") from None
+    if data.packing != "packed":
+        plan = WholePlan(documents, num_samples, seq_length, data.seed, data.packing, data.allow_chopped, labels)
     # GPT-NeoX 1.0 knew one way of packing, which its names do not tell.
-    packing = "" if config.compat == "neox_v1" else "_packedpi_ac"
+    packing = "" if config.compat == "neox_v1" else f"_{data.packing}pi{'_ac' if data.allow_chopped else ''}"
     name = f"{name}_indexmap_{num_samples}ns_{seq_length}sl_{data.seed}s{packing}"
-    return Source(reader, plan, IndexMaps(index_stem(reader.prefix, data.index_dir, name), NAMES))
+    maps = IndexMaps(index_stem(reader.prefix, data.index_dir, name), NAMES)
+    return Source(reader, labels, plan, maps, IGNORED if config.compat == "none" else 0)

@@ -58,6 +58,10 @@ class PackedPlan:
         """K: samples there are."""
         return (self.num_tokens - 1) // self.seq_length
 
+    def key(self) -> dict[str, Any]:
+        """What the order depends on besides sizes and documents, and what the names of the files say: nothing."""
+        return {}
+
     def write(self, sizes: Array, files: Sequence[BinaryIO]) -> None:
         """Writes doc_idx, sample_idx and shuffle_idx as .npy; holds one of them in memory at a time.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.distributed as dist
 from torch import Tensor
 
-from neox.model.loss import lm_loss
+from neox.model.loss import lm_loss, mean_of_counted
 from neox.parallel.collectives import reduce_from_group
 from neox.parallel.groups import TensorGroup
 
@@ -30,4 +30,4 @@ def vocab_parallel_lm_loss(logits: Tensor, labels: Tensor, tensor: TensorGroup) 
     target = logits.gather(-1, local.masked_fill(is_elsewhere, 0).unsqueeze(-1)).squeeze(-1)
     target = reduce_from_group(target.masked_fill(is_elsewhere, 0), tensor)
     total = reduce_from_group(logits.exp().sum(-1), tensor)
-    return (total.log() - target).mean()
+    return mean_of_counted(total.log() - target, labels)

@@ -19,7 +19,15 @@ from neox.config.schema import Config
 from neox.data.durable import replacing, write_json
 
 MAY_CHANGE = (
-    *("data.path", "data.train_paths", "data.valid_", "data.test_", "data.index_dir", "data.tokenizer"),
+    *(
+        "data.path",
+        "data.train_paths",
+        "data.train_label_paths",
+        "data.valid_",
+        "data.test_",
+        "data.index_dir",
+        "data.tokenizer",
+    ),
     *("train.steps", "train.global_batch_size", "train.micro_batch_size", "train.grad_accum"),
     *("train.valid_interval", "train.valid_batches", "parallel.", "checkpoint.", "log."),
 )

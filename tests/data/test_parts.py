@@ -55,10 +55,10 @@ def test_items_hold_the_right_tokens(corpus, seq_length):
     dataset = made(config_of(f"data.path={corpus}", "data.split=[10,1,1]", seq_length=seq_length))
     assert len(dataset) >= 19
     for item in range(len(dataset) + 1):
-        row = dataset[item]
-        assert row.dtype == np.int64
+        row, labels = dataset[item]
+        assert row.dtype == np.int64 and labels is row
         assert row.tolist() == slow_item(SIZES, range(0, 10), 20, seq_length, 7, item)
-    assert dataset[len(dataset) + 1].tolist() == dataset[1].tolist()
+    assert dataset[len(dataset) + 1][0].tolist() == dataset[1][0].tolist()
 
 
 def test_a_blend_takes_each_files_samples_in_order(tmp_path):
@@ -72,14 +72,14 @@ def test_a_blend_takes_each_files_samples_in_order(tmp_path):
     assert len(dataset) == sum(lengths)
     seen = [0, 0, 0]
     for item in range(len(dataset)):
-        row = dataset[item]
+        row, _ = dataset[item]
         number = int(row[0]) // 1000
         place = seen[number] if seen[number] <= lengths[number] else seen[number] % lengths[number]
         expected = slow_item(sizes[number], range(len(sizes[number])), counts[number], 4, 7, place)
         assert (row - 1000 * number).tolist() == expected
         seen[number] += 1
     assert seen[2] > seen[1] > seen[0] > 0
-    assert dataset[len(dataset)].tolist() == dataset[0].tolist()
+    assert dataset[len(dataset)][0].tolist() == dataset[0][0].tolist()
     names = {path.name.split("_indexmap_")[0] for path in tmp_path.glob("*_doc_idx.npy")}
     assert names == {"t0_train_0", "t1_train_1", "t2_train_2"}
 
@@ -99,7 +99,7 @@ def test_batches_are_dealt_in_order(corpus, dp):
                 assert tokens.shape == labels.shape == (2, 4)
                 assert tokens[:, 1:].equal(labels[:, :-1])
                 rows += [[*row, int(last)] for row, last in zip(tokens.tolist(), labels[:, -1], strict=True)]
-        assert rows == [dataset[item].tolist() for item in range(step * size, (step + 1) * size)]
+        assert rows == [dataset[item][0].tolist() for item in range(step * size, (step + 1) * size)]
 
 
 def files_of(folder):

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -20,9 +21,9 @@ from neox.checkpoint.reshard import TensorReader, load_model_weights
 from neox.checkpoint.store import Store
 from neox.config.derive import padded_vocab, resolve
 from neox.config.load import load_config
+from neox.data.indexed import IndexedReader, IndexedWriter
 from neox.data.parts import plan_part
 from neox.model.gpt import GPT
-from neox.model.loss import lm_loss
 from tests.train.launch import STEPS, Launch, records, run, steps_of, write_config, write_tokens
 
 STATE_KEYS = ("step", "samples", "tokens", "loss", "lr", "grad_norm", "valid_loss")
@@ -240,15 +241,33 @@ def test_another_batch_size_goes_on_at_the_next_sample(uninterrupted, config, tm
     assert (state["samples"], state["data"]["requested"]) == (280, 320)
 
 
-def loss_of(checkpoint: Path, config: Path, items: range) -> float:
+def loss_of(checkpoint: Path, config: Path, items: range, *overrides: str) -> float:
     """Loss of a checkpoint's weights on samples of the training part, by the single-device model."""
-    cfg = resolve(load_config([config]), 1)
+    cfg = resolve(load_config([config], overrides), 1)
     model = GPT(cfg.model, padded_vocab(cfg.model))
     load_model_weights(model, checkpoint)
     dataset = plan_part(cfg, "train").open()
-    text = torch.from_numpy(np.stack([dataset[item] for item in items]))
+    text, labels = (
+        torch.from_numpy(np.stack(column)) for column in zip(*(dataset[item] for item in items), strict=True)
+    )
     with torch.no_grad():
-        return float(lm_loss(model(text[:, :-1]), text[:, 1:]))
+        return float(F.cross_entropy(model(text[:, :-1]).flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100))
+
+
+@pytest.mark.parametrize("layout", ["parallel.tp=2", "parallel.pp=2"])
+def test_label_files_say_what_counts(config, tmp_path, layout):
+    """The mean over a micro-batch is over what counts in it, here over its own share of the documents."""
+    text = IndexedReader(config.parent / "tokens")
+    labels = np.where(np.random.default_rng(5).random(len(text.tokens)) < 0.4, -100, text.tokens.astype(np.int32))
+    with IndexedWriter(tmp_path / "labels", labels.dtype) as writer:
+        writer.add_items(labels, text.sizes)
+    paths = [f"data.train_paths=[{text.prefix}]", f"data.train_label_paths=[{tmp_path}/labels]", "data.path=null"]
+    rest = ["data.packing=pack_until_overflow", f"data.index_dir={tmp_path}/maps", "train.valid_interval=0"]
+    size = ["train.steps=1", "train.global_batch_size=4", "train.micro_batch_size=4", "checkpoint.steps=[0]"]
+    overrides = [*paths, *rest, *size]
+    run(tmp_path / "run", config, *overrides, layout, world_size=2)
+    expected = loss_of(tmp_path / "run" / "checkpoints" / "step_00000000", config, range(4), *overrides)
+    assert steps_of(tmp_path / "run")[0]["loss"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_compat_follows_gpt_neox_curve(config, tmp_path):

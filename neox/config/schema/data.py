@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,18 @@ class DataConfig:
     """Prefixes of the token files held back for a test; training does not open them, `neox data index` does."""
     test_weights: tuple[float, ...] = ()
     """As train_weights, for test_paths."""
+    train_label_paths: tuple[str, ...] = ()
+    """Prefixes of token files of labels, one for each of train_paths and as long: -100 where a token does not count in
+    the loss (GPT-NeoX: train_label_data_paths). Empty: the tokens themselves."""
+    valid_label_paths: tuple[str, ...] = ()
+    """As train_label_paths, for valid_paths."""
+    test_label_paths: tuple[str, ...] = ()
+    """As train_label_paths, for test_paths."""
+    packing: Literal["packed", "pack_until_overflow", "unpacked"] = "packed"
+    """How documents become samples (GPT-NeoX: pack_impl): laid end to end and cut; whole ones while they fit, then
+    padded; one in each sample, padded. Padding counts in the loss with `compat` and without label files, as there."""
+    allow_chopped: bool = True
+    """Whether unpacked and pack_until_overflow take documents longer than a sample, and cut them."""
     weight_by_documents: bool = False
     """Weigh token files by their number of documents n: n^alpha, normalised (GPT-NeoX: weight_by_num_documents, which
     also multiplies by 1 - n/N; `compat` does too)."""
