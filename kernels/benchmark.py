@@ -22,7 +22,7 @@ def inputs(device: str) -> dict[str, tuple[Any, ...]]:
     angles = torch.rand(SEQ, HIDDEN // HEADS // 2, device=device)
     logits = torch.randn(BATCH, SEQ, VOCAB, device=device, requires_grad=True)
     return {
-        "attention": tuple(heads),
+        "attention": (*heads, None, None, None),
         "bias_gelu": (hidden[0], vectors[0]),
         "cross_entropy": (logits, torch.randint(VOCAB, (BATCH, SEQ), device=device)),
         "layer_norm": (hidden[0], *vectors, 1e-5),

@@ -42,6 +42,22 @@ def _randn(*shapes: tuple[int, ...], scale: float = 1.0) -> Callable[[torch.Gene
     return lambda generator: tuple(scale * torch.randn(shape, generator=generator) for shape in shapes)
 
 
+def _attention(
+    q: tuple[int, ...],
+    kv: tuple[int, ...],
+    window: int | None = None,
+    softcap: float | None = None,
+    bias: bool = False,
+    scale: float = 1.0,
+) -> Callable[[torch.Generator], tuple[Any, ...]]:
+    def make(generator: torch.Generator) -> tuple[Any, ...]:
+        tensors = [scale * torch.randn(shape, generator=generator) for shape in (q, kv, kv)]
+        added = torch.randn(q[1], q[2], kv[2], generator=generator) if bias else None
+        return (*tensors, added, window, softcap)
+
+    return make
+
+
 def _norm(*shape: int, has_bias: bool, offset: float = 0.0) -> Callable[[torch.Generator], tuple[Any, ...]]:
     def make(generator: torch.Generator) -> tuple[Any, ...]:
         weights = [torch.randn(shape[-1:], generator=generator) for _ in range(1 + has_bias)]
@@ -68,12 +84,22 @@ def _loss(shape: tuple[int, ...], vocab: int, scale: float) -> Callable[[torch.G
 
 
 CASES: tuple[Case, ...] = (
-    Case("attention", "square", _randn(*[(2, 3, 16, 8)] * 3)),
-    Case("attention", "odd length and head size", _randn(*[(1, 2, 37, 5)] * 3)),
-    Case("attention", "one token", _randn(*[(2, 1, 1, 8)] * 3)),
-    Case("attention", "one new token on a cache", _randn((2, 2, 1, 8), (2, 2, 19, 8), (2, 2, 19, 8))),
-    Case("attention", "several new tokens on a cache", _randn((2, 2, 5, 8), (2, 2, 19, 8), (2, 2, 19, 8))),
-    Case("attention", "large scores", _randn(*[(1, 2, 16, 16)] * 3, scale=6.0)),
+    Case("attention", "square", _attention((2, 3, 16, 8), (2, 3, 16, 8))),
+    Case("attention", "odd length and head size", _attention((1, 2, 37, 5), (1, 2, 37, 5))),
+    Case("attention", "one token", _attention((2, 1, 1, 8), (2, 1, 1, 8))),
+    Case("attention", "one new token on a cache", _attention((2, 2, 1, 8), (2, 2, 19, 8))),
+    Case("attention", "several new tokens on a cache", _attention((2, 2, 5, 8), (2, 2, 19, 8))),
+    Case("attention", "large scores", _attention((1, 2, 16, 16), (1, 2, 16, 16), scale=6.0)),
+    Case("attention", "groups of three queries", _attention((2, 6, 9, 8), (2, 2, 9, 8))),
+    Case("attention", "one kv head on a cache", _attention((1, 5, 3, 8), (1, 1, 11, 8))),
+    Case("attention", "a window", _attention((2, 2, 17, 8), (2, 2, 17, 8), window=4)),
+    Case("attention", "a window of two, on a cache", _attention((1, 2, 3, 8), (1, 2, 9, 8), window=2)),
+    Case("attention", "one new token and a window", _attention((1, 2, 1, 8), (1, 2, 9, 8), window=5)),
+    Case("attention", "a window longer than the keys", _attention((1, 2, 7, 8), (1, 2, 7, 8), window=8)),
+    Case("attention", "a bias", _attention((2, 4, 7, 8), (2, 2, 7, 8), bias=True)),
+    Case("attention", "one new token with a bias", _attention((1, 4, 1, 8), (1, 2, 7, 8), bias=True)),
+    Case("attention", "a cap", _attention((2, 4, 7, 8), (2, 4, 7, 8), softcap=1.5)),
+    Case("attention", "everything", _attention((2, 6, 5, 8), (2, 3, 13, 8), window=6, softcap=2.0, bias=True)),
     Case("bias_gelu", "odd width", _randn((2, 5, 33), (33,))),
     Case("bias_gelu", "far from zero", _randn((64, 8), (8,), scale=6.0)),
     Case("bias_gelu", "no bias", lambda generator: (torch.randn(3, 17, generator=generator), None)),
@@ -82,6 +108,9 @@ CASES: tuple[Case, ...] = (
     Case("cross_entropy", "one position", _loss((1,), 33, 1.0)),
     Case("layer_norm", "odd width", _norm(2, 5, 33, has_bias=True)),
     Case("layer_norm", "mean far from zero", _norm(4, 96, has_bias=True, offset=50.0)),
+    Case(
+        "layer_norm", "no bias", lambda g: (torch.randn(3, 17, generator=g), torch.randn(17, generator=g), None, 1e-5)
+    ),
     Case("layer_norm", "one row", _norm(1, 8, has_bias=True)),
     Case("rms_norm", "odd width", _norm(2, 5, 33, has_bias=False)),
     Case("rms_norm", "mean far from zero", _norm(4, 96, has_bias=False, offset=50.0)),

@@ -8,14 +8,24 @@ from torch import Tensor
 from kernels.precision import widen
 
 
-def causal_mask(num_queries: int, num_keys: int, device: torch.device) -> Tensor:
-    """[queries, keys] bool, true where a query may look; the last query sees every key."""
+def visible(num_queries: int, num_keys: int, window: int | None, device: torch.device) -> Tensor:
+    """[queries, keys] bool, true where a query may look; the last query sees the last key."""
     ones = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device)
-    return ones.tril(num_keys - num_queries)
+    last = num_keys - num_queries
+    mask = ones.tril(last)
+    return mask if window is None else mask & ones.triu(last - window + 1)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, window: int | None, softcap: float | None
+) -> Tensor:
     """See `kernels.attention.attention`."""
-    scores = widen(q) @ widen(k).transpose(-2, -1) / math.sqrt(q.shape[-1])
-    scores = scores.masked_fill(~causal_mask(q.shape[-2], k.shape[-2], q.device), -math.inf)
-    return (scores.softmax(-1) @ widen(v)).to(q.dtype)
+    group = q.shape[1] // k.shape[1]
+    k, v = widen(k).repeat_interleave(group, 1), widen(v).repeat_interleave(group, 1)
+    scores = widen(q) @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if bias is not None:
+        scores = scores + widen(bias)
+    scores = scores.masked_fill(~visible(q.shape[-2], k.shape[-2], window, q.device), -math.inf)
+    return (scores.softmax(-1) @ v).to(q.dtype)

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -95,11 +96,27 @@ def export(model: ModelConfig, read: ReadWeight, tokenizer: Path, output: Path, 
 
 def check_expressible(model: ModelConfig) -> None:
     """UserError that names the key when GPTNeoXForCausalLM cannot compute this model."""
-    if model.norm != "layernorm":
-        raise UserError(f"model.norm = {model.norm}: GPTNeoXForCausalLM has only layernorm")
-    if model.activation not in ACTIVATIONS:
-        allowed = ", ".join(ACTIVATIONS)
-        raise UserError(f"model.activation = {model.activation}: GPTNeoXForCausalLM has only {allowed}")
+    allowed: dict[str, tuple[Any, ...]] = {
+        "norm": ("layernorm",),
+        "norm_bias": (True,),
+        "activation": tuple(ACTIVATIONS),
+        "positions": ("rotary",),
+        "rotary_scaling": ("none",),
+        "num_kv_heads": (None, model.num_heads),
+        "head_dim": (None, model.hidden_size / model.num_heads),
+        "layer_pattern": (("global",) * len(model.layer_pattern),),
+        "attn_softcap": (None,),
+        "logit_softcap": (None,),
+        "qk_norm": (False,),
+        "sandwich_norm": (False,),
+        "shared_norm": (False,),
+        "attn_bias": (None, model.bias),
+    }
+    for key, values in allowed.items():
+        if getattr(model, key) not in values:
+            raise UserError(
+                f"model.{key} = {getattr(model, key)}: GPTNeoXForCausalLM has only {', '.join(map(str, values))}"
+            )
 
 
 def gpt_neox_config(model: ModelConfig, eod: int) -> GPTNeoXConfig:

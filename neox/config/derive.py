@@ -8,10 +8,21 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from neox.config.check_model import check_choices
 from neox.config.check_train import check_schedule
 from neox.config.compat import check_compat
 from neox.config.errors import UserError
 from neox.config.schema import Config, ModelConfig, ParallelConfig, TrainConfig
+from neox.config.shape import (
+    attention_parameters,
+    attention_weights,
+    block_norm_parameters,
+    head_dim,
+    is_gated,
+    norm_parameters,
+    num_position_rows,
+    visible_pairs,
+)
 
 
 @dataclass(frozen=True)
@@ -86,14 +97,16 @@ def resolve(config: Config, world_size: int) -> Config:
 def check_model(model: ModelConfig, parallel: ParallelConfig) -> None:
     """Every divisibility that shape and layout ask for."""
     sizes = ("num_layers", "hidden_size", "num_heads", "seq_length", "vocab_size", "vocab_multiple")
-    _positive("model", model, (*sizes, "intermediate_size"))
-    _divides("model.num_heads", model.num_heads, "model.hidden_size", model.hidden_size)
+    _positive("model", model, (*sizes, "intermediate_size", "num_kv_heads", "head_dim", "sliding_window"))
+    if model.head_dim is None:
+        _divides("model.num_heads", model.num_heads, "model.hidden_size", model.hidden_size)
     if not 0 <= model.rotary_pct <= 1 or rotary_dims(model) % 2:
         raise UserError(
             f"model.rotary_pct = {model.rotary_pct}: must be in 0…1 and rotate an even number of each head's "
-            f"{model.hidden_size // model.num_heads} dimensions, not {rotary_dims(model)}"
+            f"{head_dim(model)} dimensions, not {rotary_dims(model)}"
         )
     _divides("parallel.tp", parallel.tp, "model.num_heads", model.num_heads)
+    check_choices(model, parallel.tp)
     _divides("parallel.tp", parallel.tp, "the MLP width", ffn_size(model))
     _divides("parallel.tp", parallel.tp, "the padded vocabulary", padded_vocab(model))
     if parallel.pp > model.num_layers:
@@ -208,30 +221,31 @@ def ffn_size(model: ModelConfig) -> int:
 
 
 def rotary_dims(model: ModelConfig) -> int:
-    """Dimensions of each head that rotary embedding turns."""
-    return int(model.hidden_size // model.num_heads * model.rotary_pct)
+    """Dimensions of each head that rotary embedding turns; 0 with other positions."""
+    return int(head_dim(model) * model.rotary_pct) if model.positions == "rotary" else 0
 
 
 def num_parameters(model: ModelConfig) -> int:
     """Parameters of the whole model, padded vocabulary included."""
     h, f, vocab = model.hidden_size, ffn_size(model), padded_vocab(model)
-    norm = h * (2 if model.norm == "layernorm" else 1)
-    num_up = 2 if model.activation == "swiglu" else 1
-    weights = 4 * h * h + (num_up + 1) * h * f
-    biases = (3 * h + h + num_up * f + h) if model.bias else 0
-    head = 0 if model.tie_embeddings else vocab * h
-    return vocab * h + model.num_layers * (weights + biases + 2 * norm) + norm + head
+    num_up = 2 if is_gated(model) else 1
+    mlp = (num_up + 1) * h * f + (num_up * f + h if model.bias else 0)
+    block = attention_parameters(model) + mlp + block_norm_parameters(model)
+    embeddings = (1 if model.tie_embeddings else 2) * vocab * h + num_position_rows(model) * h
+    return embeddings + model.num_layers * block + norm_parameters(model, h)
 
 
 def flops_per_token(model: ModelConfig) -> int:
-    """FLOPs of one training token, forward and backward (3 × forward), causal attention counted as half the square.
+    """FLOPs of one training token, forward and backward (3 × forward), each query counted with the keys it sees.
 
     A multiply-add is 2 FLOPs; norms, activations and the embedding look-up are not counted (PaLM, appendix B).
     """
-    h, f = model.hidden_size, ffn_size(model)
-    num_mlp = 3 if model.activation == "swiglu" else 2
-    per_layer = 2 * (4 * h * h + num_mlp * h * f) + 2 * h * (model.seq_length + 1)
-    return 3 * (model.num_layers * per_layer + 2 * h * padded_vocab(model))
+    num_mlp = 3 if is_gated(model) else 2
+    matrices = attention_weights(model) + num_mlp * model.hidden_size * ffn_size(model)
+    pairs = sum(visible_pairs(model, layer) for layer in range(model.num_layers))
+    scores_and_values = 4 * model.num_heads * head_dim(model) * pairs // model.seq_length
+    head = 2 * model.hidden_size * padded_vocab(model)
+    return 3 * (2 * model.num_layers * matrices + scores_and_values + head)
 
 
 def checkpoint_steps(config: Config) -> list[int]:

@@ -58,23 +58,47 @@ Converted = dict[str, Any]
 
 
 def shape(flat: Flat) -> Converted:
-    """Residual stream, heads, positions, biases, vocabulary."""
-    if flat.get("pos_emb") != "rotary":
-        raise flat.refusal("pos_emb", "only rotary positions are in this trainer yet")
-    if flat.get("num_kv_heads") not in (None, flat.get("num_attention_heads")):
-        raise flat.refusal("num_kv_heads", "grouped key-value heads are not in this trainer yet: leave it out")
-    if flat.is_set("max_position_embeddings") and flat.count("max_position_embeddings") < flat.count("seq_length"):
-        raise flat.refusal("max_position_embeddings", f"below seq_length = {flat.get('seq_length')}")
-    bias = flat.get("use_bias_in_attn_linear")
-    if bias != flat.get("use_bias_in_mlp"):
-        raise flat.refusal(
-            "use_bias_in_attn_linear",
-            f"must equal use_bias_in_mlp = {flat.get('use_bias_in_mlp')!r}: biases are all on or all off yet",
-        )
+    """Residual stream, biases, vocabulary."""
+    is_parallel = flat.get("gpt_j_residual")
+    if flat.get("gpt_j_tied") and not is_parallel:
+        flat.notices.append("gpt_j_tied: GPT-NeoX reads it only with gpt_j_residual")
+    bias, attn_bias = flat.get("use_bias_in_mlp"), flat.get("use_bias_in_attn_linear")
+    if not bias:
+        flat.notices.append("use_bias_in_mlp false: GPT-NeoX itself fails here, or drops attention (gpt_j_residual)")
     return {
         "model.bias": bias,
+        "model.attn_bias": None if attn_bias == bias else attn_bias,
+        "model.shared_norm": is_parallel and flat.get("gpt_j_tied"),
         "model.tie_embeddings": not flat.get("no_weight_tying"),
         "model.vocab_multiple": flat.count("make_vocab_size_divisible_by") * flat.count("model_parallel_size"),
+    }
+
+
+POSITIONS = {
+    **{name: name for name in ("learned", "rotary", "sinusoidal", "alibi", "none")},
+    "rpe": "t5",
+}
+"""pos_emb → model.positions."""
+
+
+def positions(flat: Flat) -> Converted:
+    """pos_emb and the keys that only one kind of it reads."""
+    kind = flat.get("pos_emb")
+    if kind not in POSITIONS:
+        raise flat.refusal("pos_emb", f"{', '.join(POSITIONS)} are in this trainer")
+    length = flat.get("max_position_embeddings")
+    if length is not None and flat.count("max_position_embeddings") < flat.count("seq_length"):
+        raise flat.refusal("max_position_embeddings", f"below seq_length = {flat.get('seq_length')}")
+    if kind == "learned" and length not in (None, flat.get("seq_length")):
+        flat.notices.append("max_position_embeddings: the table has seq_length rows; those beyond are never trained")
+    if kind == "rpe":
+        flat.notices.append("pos_emb rpe: every layer has its own table of buckets; GPT-NeoX's layers share one")
+    offset = flat.get("opt_pos_emb_offset") if kind == "learned" else 0
+    return {
+        "model.positions": POSITIONS[kind],
+        "model.position_offset": offset or None,
+        "model.t5_buckets": flat.count("rpe_num_buckets", 2),
+        "model.t5_max_distance": flat.count("rpe_max_distance", 2),
     }
 
 
@@ -97,29 +121,43 @@ def attention(flat: Flat) -> Converted:
         flat.notices.append(
             "attention_config: flash is computed by PyTorch's scaled dot-product attention, as is global"
         )
-    return {}
+    if not flat.is_set("sliding_window_width"):
+        return {}
+    # GPT-NeoX counts the tokens before the query, in every layer
+    return {"model.sliding_window": flat.count("sliding_window_width", 0) + 1, "model.layer_pattern": ["window"]}
+
+
+EPSILONS = {
+    "layernorm": "layernorm_epsilon",
+    "non_parametric_layernorm": "layernorm_epsilon",
+    "rmsnorm": "rms_norm_epsilon",
+    "scalenorm": "scalenorm_epsilon",
+}
+"""norm → the key of its epsilon."""
 
 
 def norms(flat: Flat) -> Converted:
     """The norm and its epsilon."""
     norm = flat.get("norm")
-    if norm not in ("layernorm", "rmsnorm"):
-        raise flat.refusal("norm", "layernorm and rmsnorm are in this trainer")
-    return {
-        "model.norm": norm,
-        "model.norm_eps": flat.get("layernorm_epsilon" if norm == "layernorm" else "rms_norm_epsilon"),
-    }
+    if norm not in EPSILONS:
+        raise flat.refusal("norm", f"{', '.join(EPSILONS)} are in this trainer")
+    return {"model.norm": norm, "model.norm_eps": flat.get(EPSILONS[norm])}
+
+
+PLAIN = {"relu": "relu", "softsign": "softsign", "swish": "silu", "silu": "silu", "mish": "mish"}
+GATED = ("geglu", "reglu", "swiglu", "bilinear", "glu")
 
 
 def mlp(flat: Flat) -> Converted:
     """The activation GPT-NeoX would compute, and the true width of its MLP."""
     name = flat.get("activation")
-    if name not in ("gelu", "swiglu"):
-        raise flat.refusal("activation", "gelu and swiglu are in this trainer yet")
     tanh = flat.get("bias_gelu_fusion") or flat.get("onnx_safe")
+    known = {**PLAIN, **{gated: gated for gated in GATED}, "gelu": "gelu_tanh" if tanh else "gelu"}
+    if name not in known:
+        raise flat.refusal("activation", f"{', '.join(sorted(known))} are in this trainer")
     return {
-        "model.activation": name if name == "swiglu" else "gelu_tanh" if tanh else "gelu",
-        "model.intermediate_size": mlp_width(flat, name == "swiglu"),
+        "model.activation": known[name],
+        "model.intermediate_size": mlp_width(flat, name in GATED),
     }
 
 

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable
 
-from neox.config.legacy_convert import Converted, Flat, attention, mlp, norms, pipeline, shape, weights, zero
+from neox.config.legacy_convert import Converted, Flat, attention, mlp, norms, pipeline, positions, shape, weights, zero
 
 FP16 = {"loss_scale": (0,), "loss_scale_window": (1000,), "hysteresis": (2,), "min_loss_scale": (1,)}
 FP16_ANY = {**FP16, "auto_cast": (False,), "initial_scale_power": (12, 16), "enabled": (True, False)}
@@ -169,7 +169,7 @@ def derived(flat: Flat) -> Converted:
 
 
 CONVERTERS: tuple[Callable[[Flat], Converted], ...] = (
-    *(attention, shape, norms, mlp, weights, pipeline, zero),
+    *(attention, shape, positions, norms, mlp, weights, pipeline, zero),
     *(optimizer, precision, schedule, checkpoints, data, blends, derived),
 )
 """Every group, in the order its errors are reported."""

@@ -1,47 +1,68 @@
-"""Multi-head causal self-attention with rotary positions."""
+"""Causal self-attention: grouped key-value heads, windows, soft caps, and the positions that act inside it."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from kernels.attention import attention
 from kernels.rotary import rotary
 from neox.config.derive import rotary_dims
 from neox.config.schema import ModelConfig
+from neox.config.shape import has_attention_bias, head_dim, num_kv_heads
 from neox.model.cache import LayerCache
 from neox.model.linear import Linear
-from neox.model.positions import rotary_tables
+from neox.model.norm import build_norm
+from neox.model.positions import Rotary
+from neox.model.relative import BIASES
 
 
 class SelfAttention(nn.Module):
-    """GPT-NeoX attention.
+    """Attention of all heads, or under tensor parallelism of the query heads in `heads`.
 
-    The rows of `qkv` are ordered [head][q, k, v][head_dim], so a slice of whole heads is a slice of rows, and the
-    number of heads is read off the weight: a tensor-parallel rank has fewer of both.
+    The rows of `qkv` are ordered [kv head][its queries, k, v][head_dim] (GPT-NeoX's order where every query has its
+    own kv head), so a slice of whole kv heads is a slice of rows, and their number is read off the weight.
     """
 
-    def __init__(self, cfg: ModelConfig) -> None:
+    def __init__(self, cfg: ModelConfig, window: int | None = None) -> None:
+        """`window`: tokens that a query sees, itself included; None: all earlier ones."""
         super().__init__()
-        self.head_dim = cfg.hidden_size // cfg.num_heads
-        self.rotary_dims = rotary_dims(cfg)
-        self.rotary_base = cfg.rotary_base
-        self.qkv = Linear(cfg.hidden_size, 3 * cfg.hidden_size, cfg.bias)
-        self.out = Linear(cfg.hidden_size, cfg.hidden_size, cfg.bias)
+        self.head_dim, self.group = head_dim(cfg), cfg.num_heads // num_kv_heads(cfg)
+        self.heads = range(cfg.num_heads)
+        self.window, self.softcap = window, cfg.attn_softcap
+        self.rotary = Rotary(cfg) if rotary_dims(cfg) else None
+        rows = (cfg.num_heads + 2 * num_kv_heads(cfg)) * self.head_dim
+        self.qkv = Linear(cfg.hidden_size, rows, has_attention_bias(cfg))
+        self.out = Linear(cfg.num_heads * self.head_dim, cfg.hidden_size, has_attention_bias(cfg))
+        self.q_norm = build_norm(cfg, self.head_dim) if cfg.qk_norm else None
+        self.k_norm = build_norm(cfg, self.head_dim) if cfg.qk_norm else None
+        self.position_bias = BIASES[cfg.positions](cfg) if cfg.positions in BIASES else None
 
     def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
         """[b, s, h] → [b, s, h]; with a cache, `x` continues the tokens in it."""
-        batch, length, _ = x.shape
-        num_heads = self.qkv.weight.shape[0] // (3 * self.head_dim)
-        qkv = self.qkv(x).view(batch, length, num_heads, 3, self.head_dim)
-        q, k, v = qkv.permute(3, 0, 2, 1, 4)  # each [b, heads, s, head_dim]
-        q, k = self._rotate(q, k, start=cache.length if cache is not None else 0)
+        q, k, v = self._project(x)
+        if self.rotary is not None:
+            cos, sin = self.rotary.tables(cache.length if cache is not None else 0, x.shape[1], x.device)
+            q, k = rotary(q, cos, sin), rotary(k, cos, sin)
         if cache is not None:
             k, v = cache.extend(k, v)
-        y = attention(q, k, v)
-        return self.out(y.transpose(1, 2).reshape(batch, length, num_heads * self.head_dim))
+        y = attention(q, k, v, self._bias(q, k), self.window, self.softcap)
+        return self.out(y.transpose(1, 2).flatten(2))
 
-    def _rotate(self, q: Tensor, k: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        if self.rotary_dims == 0:
-            return q, k
-        cos, sin = rotary_tables(start, q.shape[2], self.rotary_dims, self.rotary_base, q.device)
-        return rotary(q, cos, sin), rotary(k, cos, sin)
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q [b, heads, s, head_dim], k and v [b, kv heads, s, head_dim], normalised where asked."""
+        qkv = self.qkv(x).unflatten(-1, (-1, self.group + 2, self.head_dim))
+        q, k, v = qkv.split((self.group, 1, 1), dim=3)
+        q, k, v = (part.flatten(2, 3) for part in (q, k, v))  # [b, s, heads, head_dim]
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+    def _bias(self, q: Tensor, k: Tensor) -> Tensor | None:
+        """What positions add to the scores, [heads, queries, keys]; the queries are the last of the keys."""
+        if self.position_bias is None:
+            return None
+        keys = torch.arange(k.shape[2], device=k.device)
+        distance = keys[k.shape[2] - q.shape[2] :, None] - keys
+        bias: Tensor = self.position_bias(distance, self.heads)
+        return bias

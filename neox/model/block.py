@@ -1,6 +1,8 @@
-"""The transformer block."""
+"""The blocks of the residual stream, chosen by kind."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
@@ -14,18 +16,28 @@ from neox.model.norm import build_norm
 class Block(nn.Module):
     """Attention and MLP around a residual stream, side by side (GPT-J, GPT-NeoX) or one after the other."""
 
-    def __init__(self, cfg: ModelConfig) -> None:
+    def __init__(self, cfg: ModelConfig, attn: SelfAttention) -> None:
         super().__init__()
         self.is_parallel = cfg.parallel_residual
         self.attn_norm = build_norm(cfg)
-        self.attn = SelfAttention(cfg)
-        self.mlp_norm = build_norm(cfg)
+        self.attn = attn
+        self.attn_post_norm = build_norm(cfg) if cfg.sandwich_norm else nn.Identity()
+        self.mlp_norm = None if cfg.shared_norm else build_norm(cfg)
         self.mlp = build_mlp(cfg)
+        self.mlp_post_norm = build_norm(cfg) if cfg.sandwich_norm else nn.Identity()
 
     def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
         """[b, s, h] → [b, s, h]."""
-        attended = self.attn(self.attn_norm(x), cache)
-        if self.is_parallel:
-            return x + attended + self.mlp(self.mlp_norm(x))
-        x = x + attended
-        return x + self.mlp(self.mlp_norm(x))
+        normed = self.attn_norm(x)
+        attended = self.attn_post_norm(self.attn(normed, cache))
+        y = x if self.is_parallel else x + attended
+        mlp_in = normed if self.mlp_norm is None else self.mlp_norm(y)
+        out: Tensor = y + self.mlp_post_norm(self.mlp(mlp_in))
+        return out + attended if self.is_parallel else out
+
+
+BLOCKS: dict[str, Callable[[ModelConfig], nn.Module]] = {
+    "global": lambda cfg: Block(cfg, SelfAttention(cfg)),
+    "window": lambda cfg: Block(cfg, SelfAttention(cfg, cfg.sliding_window)),
+}
+"""Kind in model.layer_pattern → block [b, s, h] → [b, s, h], called with the layer's cache when generating."""

@@ -5,33 +5,46 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from neox.config.schema import ModelConfig
-from neox.model.block import Block
+from neox.config.shape import layer_kind
+from neox.model.block import BLOCKS
 from neox.model.cache import KVCache
 from neox.model.linear import Embedding, Linear
 from neox.model.norm import build_norm
+from neox.model.positions import POSITIONS
 
 
 def piece_names(cfg: ModelConfig) -> list[str]:
     """Logical names of the model's pieces, in the order that data flows through them."""
-    return ["embed", *(f"layers.{index}" for index in range(cfg.num_layers)), "final_norm", "head"]
+    positions = ["positions"] if cfg.positions in POSITIONS else []
+    return ["embed", *positions, *(f"layers.{index}" for index in range(cfg.num_layers)), "final_norm", "head"]
 
 
 def build_piece(name: str, cfg: ModelConfig, vocab_size: int) -> nn.Module:
     """One piece of the model, uninitialised."""
     if name == "embed":
         return Embedding(vocab_size, cfg.hidden_size)
+    if name == "positions":
+        return POSITIONS[cfg.positions](cfg)
     if name == "head":
         return Linear(cfg.hidden_size, vocab_size, bias=False)
-    return build_norm(cfg) if name == "final_norm" else Block(cfg)
+    return build_norm(cfg) if name == "final_norm" else BLOCKS[layer_kind(cfg, int(name.rpartition(".")[2]))](cfg)
+
+
+def cap_logits(logits: Tensor, cfg: ModelConfig) -> Tensor:
+    """The head's output, softly capped where the configuration asks."""
+    cap = cfg.logit_softcap
+    return logits if cap is None else cap * (logits / cap).tanh()
 
 
 class GPT(nn.Module):
-    """GPT-NeoX: embedding, blocks, final norm, head. Weights are uninitialised: see `neox.model.init.init_weights`."""
+    """Embedding, blocks, final norm, head. Weights are uninitialised: see `neox.model.init.init_weights`."""
 
     def __init__(self, cfg: ModelConfig, vocab_size: int) -> None:
         """`vocab_size` is the padded vocabulary: rows of the embedding and of the head."""
         super().__init__()
+        self.cfg = cfg
         self.embed = build_piece("embed", cfg, vocab_size)
+        self.positions = build_piece("positions", cfg, vocab_size) if cfg.positions in POSITIONS else None
         self.layers = nn.ModuleList(build_piece(f"layers.{i}", cfg, vocab_size) for i in range(cfg.num_layers))
         self.final_norm = build_piece("final_norm", cfg, vocab_size)
         self.head = build_piece("head", cfg, vocab_size)
@@ -41,7 +54,8 @@ class GPT(nn.Module):
     def forward(self, tokens: Tensor, *, cache: KVCache | None = None) -> Tensor:
         """tokens [b, s] int64 → logits [b, s, vocab]; with a cache, `tokens` continue those in it."""
         x = self.embed(tokens)
+        if self.positions is not None:
+            x = self.positions(x, cache.length if cache is not None else 0)
         for index, layer in enumerate(self.layers):
             x = layer(x, cache.layers[index] if cache is not None else None)
-        logits: Tensor = self.head(self.final_norm(x))
-        return logits
+        return cap_logits(self.head(self.final_norm(x)), self.cfg)

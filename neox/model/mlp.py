@@ -1,49 +1,46 @@
-"""Feed-forward layers, chosen by activation."""
+"""Feed-forward layers: with and without a gate."""
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.bias_gelu import bias_gelu
-from kernels.swiglu import swiglu
 from neox.config.derive import ffn_size
 from neox.config.schema import ModelConfig
+from neox.config.shape import is_gated
+from neox.model.activation import ACTIVATIONS, GATES
 from neox.model.linear import Linear
 
 
-class GeluMLP(nn.Module):
-    """down(gelu(up x)), GELU exact or tanh-approximated."""
+class PlainMLP(nn.Module):
+    """down(activation(up x))."""
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
-        self.is_exact = cfg.activation == "gelu"
+        self.activation = cfg.activation
         self.up = Linear(cfg.hidden_size, ffn_size(cfg), cfg.bias)
         self.down = Linear(ffn_size(cfg), cfg.hidden_size, cfg.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.is_exact:
-            return self.down(F.gelu(self.up(x)))
-        return self.down(bias_gelu(self.up(x, add_bias=False), self.up.bias))
+        if self.activation == "gelu_tanh":
+            return self.down(bias_gelu(self.up(x, add_bias=False), self.up.bias))
+        return self.down(ACTIVATIONS[self.activation](self.up(x)))
 
 
 class GatedMLP(nn.Module):
-    """down(silu(gate x) * up x)."""
+    """down(activation(gate x) * up x)."""
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
+        self.activation = GATES[cfg.activation]
         self.gate = Linear(cfg.hidden_size, ffn_size(cfg), cfg.bias)
         self.up = Linear(cfg.hidden_size, ffn_size(cfg), cfg.bias)
         self.down = Linear(ffn_size(cfg), cfg.hidden_size, cfg.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(swiglu(self.gate(x), self.up(x)))
+        return self.down(self.activation(self.gate(x), self.up(x)))
 
 
-MLPS: dict[str, type[GeluMLP | GatedMLP]] = {"gelu": GeluMLP, "gelu_tanh": GeluMLP, "swiglu": GatedMLP}
-"""model.activation → layer."""
-
-
-def build_mlp(cfg: ModelConfig) -> GeluMLP | GatedMLP:
+def build_mlp(cfg: ModelConfig) -> nn.Module:
     """The configured feed-forward layer."""
-    return MLPS[cfg.activation](cfg)
+    return GatedMLP(cfg) if is_gated(cfg) else PlainMLP(cfg)

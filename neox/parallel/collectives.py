@@ -53,6 +53,13 @@ def reduce_from_group(x: Tensor, tensor: TensorGroup) -> Tensor:
     return out
 
 
+def sum_over_group(grad: Tensor, tensor: TensorGroup) -> Tensor:
+    """The sum of every rank's `grad`, outside autograd."""
+    total = grad.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total, group=tensor.group)
+    return total
+
+
 def broadcast_json(value: Any, device: torch.device, source: int = 0) -> Any:
     """The JSON-able `value` of rank `source` on every rank. Text, not pickle: nothing received is ever executed."""
     is_source = dist.get_rank() == source

@@ -23,6 +23,11 @@ class TensorGroup:
     index: int = 0
     group: dist.ProcessGroup | None = None
 
+    def part(self, whole: range) -> range:
+        """This rank's share of consecutive things that are dealt evenly."""
+        share = len(whole) // self.size
+        return whole[self.index * share : (self.index + 1) * share]
+
 
 def initialize() -> None:
     """Joins the process group that the environment describes; without a launcher, a group of one.

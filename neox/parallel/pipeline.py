@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from neox.config.derive import padded_vocab
 from neox.config.schema import Config, ModelConfig
-from neox.model.gpt import build_piece, piece_names
+from neox.model.gpt import build_piece, cap_logits, piece_names
 from neox.model.init import init_tensor
 from neox.parallel.collectives import copy_to_group
 from neox.parallel.groups import TensorGroup
@@ -30,7 +30,7 @@ class StageLayer(nn.Module):
 
     def __init__(self, name: str, cfg: ModelConfig, seed: int, tensor: TensorGroup) -> None:
         super().__init__()
-        self.name, self.tensor = name, tensor
+        self.name, self.cfg, self.tensor = name, cfg, tensor
         with torch.device("meta"):
             piece = build_piece(name, cfg, padded_vocab(cfg))
         outer, _, index = name.partition(".")
@@ -40,12 +40,12 @@ class StageLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Tokens [b, s] for the embedding, else activations [b, s, h]."""
         out: Tensor = self.get_submodule(self.name)(x)
-        return out
+        return cap_logits(out, self.cfg) if self.name == "head" else out
 
 
 def tied_head(layer: StageLayer, x: Tensor) -> Tensor:
     """Logits [b, s, vocab / tp] from the embedding's own weights."""
-    return F.linear(copy_to_group(x, layer.tensor), layer.get_parameter("embed.weight"))
+    return cap_logits(F.linear(copy_to_group(x, layer.tensor), layer.get_parameter("embed.weight")), layer.cfg)
 
 
 class PipelineModel(PipelineModule):
@@ -53,6 +53,7 @@ class PipelineModel(PipelineModule):
 
     def __init__(self, cfg: Config, topology: Topology, tensor: TensorGroup) -> None:
         self._boundaries = deal_blocks(cfg, topology.pp)
+        self._first_block = piece_names(cfg.model).index("layers.0")
         grid = PipeModelDataParallelTopology(num_pp=topology.pp, num_mp=topology.tp, num_dp=topology.dp)
         loss = functools.partial(vocab_parallel_lm_loss, tensor=tensor)
         super().__init__(layer_specs(cfg, tensor), topology=grid, loss_fn=loss)
@@ -61,8 +62,8 @@ class PipelineModel(PipelineModule):
         """Replaces DeepSpeed's: it may leave the embedding alone in a stage, whose optimizer then lacks the group of
         undecayed parameters, and the norm's collectives, one per group, no longer pair up across stages.
         """
-        first, *inner, last = self._boundaries
-        self.parts = [first, *(1 + block for block in inner), last + 3]  # embed before the blocks; norm and head after
+        first, *inner, last = (self._first_block + block for block in self._boundaries)
+        self.parts = [first - self._first_block, *inner, last + 2]  # embed before the blocks; norm and head after
         stage = self._topo.get_coord(self.global_rank).pipe
         self._set_bounds(start=self.parts[stage], stop=self.parts[stage + 1])
 
@@ -90,7 +91,8 @@ def deal_blocks(cfg: Config, num_stages: int) -> list[int]:
         return deal_uniform(cfg.model.num_layers, num_stages)
     with torch.device("meta"):
         pieces = [build_piece(name, cfg.model, padded_vocab(cfg.model)) for name in piece_names(cfg.model)]
-    embed, *blocks, norm, head = (sum(p.numel() for p in piece.parameters()) for piece in pieces)
-    blocks[0] += embed
+    *front, norm, head = (sum(p.numel() for p in piece.parameters()) for piece in pieces)
+    blocks = front[-cfg.model.num_layers :]
+    blocks[0] += sum(front) - sum(blocks)  # embedding and positions
     blocks[-1] += norm + head
     return deal_by_weight(blocks, num_stages)

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from neox.model.attention import SelfAttention
 from neox.model.linear import Embedding, Linear
+from neox.parallel.collectives import sum_over_group
 from neox.parallel.groups import TensorGroup
 from neox.parallel.layers import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
 
 PLAN: tuple[tuple[str, int | None], ...] = (
     (r"embed\.weight|head\.weight", 0),
-    (r"layers\.\d+\.attn\.qkv\.(weight|bias)", 0),  # rows are head-major: a slice of rows is a slice of heads
+    (r"layers\.\d+\.attn\.qkv\.(weight|bias)", 0),  # rows are kv-head-major: a slice of rows is a slice of heads
+    (r"layers\.\d+\.attn\.position_bias\.weight", 1),  # a column per head
     (r"layers\.\d+\.attn\.out\.weight", 1),
     (r"layers\.\d+\.mlp\.(up|gate)\.(weight|bias)", 0),
     (r"layers\.\d+\.mlp\.down\.weight", 1),
     (r"layers\.\d+\.(attn\.out|mlp\.down)\.bias", None),
-    (r"(layers\.\d+\.(attn|mlp)|final)_norm\.(weight|bias)", None),
+    (r"(layers\.\d+\.(attn|mlp)(_post)?|final)_norm\.(weight|bias)", None),
+    (r"layers\.\d+\.attn\.[qk]_norm\.(weight|bias)", None),
+    (r"positions\.weight", None),
 )
 """Logical name (whole match) → dimension dealt to the tensor-parallel ranks; None: every rank holds it whole."""
+
+PARTIAL = r"layers\.\d+\.attn\.[qk]_norm\.(weight|bias)"
+"""What every rank holds whole but uses on its own heads alone: its gradient is the sum of the ranks' gradients."""
 
 
 def sharded_dim(name: str) -> int | None:
@@ -54,10 +63,14 @@ def apply_plan(model: nn.Module, tensor: TensorGroup, load: Callable[[str, tuple
         local = nn.Parameter(shard(load(name, tuple(parameter.shape)), name, tensor))
         # The mark by which DeepSpeed counts a shard on every rank of the group in the norm, and the rest only once.
         local.tensor_model_parallel = tensor.size > 1 and sharded_dim(name) is not None  # type: ignore[attr-defined]
+        if tensor.size > 1 and re.fullmatch(PARTIAL, name):
+            local.register_hook(functools.partial(sum_over_group, tensor=tensor))
         path, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(path), attribute, local)
     if tensor.size > 1:
         for path, module in list(model.named_modules()):
+            if isinstance(module, SelfAttention):
+                module.heads = tensor.part(module.heads)
             form = parallel_form(path, module, tensor)
             if form is not None:
                 parent, _, attribute = path.rpartition(".")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from neox.config.derive import ffn_size, num_parameters, padded_vocab
 from neox.config.schema import Config
+from neox.config.shape import head_dim, is_gated, num_kv_heads
 
 NUM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
@@ -42,8 +43,9 @@ def memory_per_rank(config: Config) -> Memory:
     width = NUM_BYTES[config.train.precision]
     masters = 0 if config.train.precision == "fp32" else 4
     tokens = config.train.micro_batch_size * model.seq_length
-    h, f = model.hidden_size, ffn_size(model)
-    per_token = width * (4 * h + (4 * h + 2 * f) / parallel.tp)
+    projected = 2 * head_dim(model) * (model.num_heads + num_kv_heads(model))  # queries, keys, values and output
+    inner = (3 if is_gated(model) else 2) * ffn_size(model)
+    per_token = width * (4 * model.hidden_size + (projected + inner) / parallel.tp)
     in_flight = min(parallel.pp, config.train.grad_accum or 1)
     layers = model.num_layers / parallel.pp
     logits = 2 * 4 * tokens * padded_vocab(model) / parallel.tp

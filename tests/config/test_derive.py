@@ -74,6 +74,21 @@ def test_dp_is_what_remains_of_the_world() -> None:
     [
         ("model.num_heads=5", "model.num_heads = 5 must divide model.hidden_size = 64; nearest that do: 1, 2, 4, 8"),
         ("parallel.tp=8", "parallel.tp = 8 must divide model.num_heads = 4"),
+        ("model.num_kv_heads=3", "model.num_kv_heads = 3 must divide model.num_heads = 4"),
+        ("parallel.tp=2 model.num_kv_heads=1", "parallel.tp = 2 must divide the 1 key-value heads"),
+        ("model.head_dim=0", "model.head_dim = 0: must be at least 1"),
+        ("model.sliding_window=4", "model.sliding_window = 4: is the reach of the window blocks"),
+        ("model.layer_pattern=[window]", "model.sliding_window = None: is the reach"),
+        ("model.layer_pattern=[mamba]", "model.layer_pattern names mamba: allowed are global, window"),
+        ("model.layer_pattern=[]", "model.layer_pattern names nothing"),
+        ("model.layer_pattern=[global,global,global,global,global]", "names 5 blocks, model.num_layers = 4"),
+        ("model.attn_softcap=0", "model.attn_softcap = 0.0: must be above 0"),
+        ("model.position_offset=2", "model.position_offset = 2: is read with learned positions"),
+        ("model.rotary_factor=0.5 model.rotary_scaling=yarn", "model.rotary_factor of at least 1, not rotary and 0.5"),
+        ("model.rotary_scaling=ntk model.rotary_pct=0.125", "needs more than 2 rotated dimensions"),
+        ("model.rotary_scaling=yarn model.rotary_ramp=[4,1]", "model.rotary_ramp = [4.0, 1.0]"),
+        ("model.positions=t5 model.t5_max_distance=8", "model.t5_buckets = 32"),
+        ("model.shared_norm=true model.parallel_residual=false", "model.shared_norm = true needs"),
         ("parallel.pp=8", "parallel.pp = 8 stages need as many layers; model.num_layers = 4"),
         ("model.rotary_pct=0.2", "model.rotary_pct = 0.2"),
         ("model.num_layers=0", "model.num_layers = 0: must be at least 1"),
@@ -89,7 +104,7 @@ def test_resolve_refuses_in_one_line(override: str, expected: str | None) -> Non
         assert derive.resolve(config(override), 8).model.vocab_size == 1000  # given, so the file is not read
         return
     with pytest.raises(UserError) as caught:
-        derive.resolve(config(override), 8)
+        derive.resolve(config(*override.split()), 8)
     assert expected in str(caught.value)
 
 
@@ -117,6 +132,25 @@ def test_flops_are_twice_the_multiply_adds() -> None:
     matmuls = 2 * (4 * 8 * 8 + 2 * 8 * 32) + 128 * 8
     attention = 2 * 2 * 8 * (16 + 1) / 2  # layers × (scores, values) × hidden × mean causal length
     assert derive.flops_per_token(model) == 3 * 2 * (matmuls + attention)
+
+
+def test_flops_of_grouped_gated_and_windowed_layers() -> None:
+    model = ModelConfig(
+        num_layers=3,
+        hidden_size=8,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=6,
+        seq_length=16,
+        vocab_size=128,
+        activation="swiglu",
+        intermediate_size=20,
+        layer_pattern=("window", "global"),
+        sliding_window=5,
+    )
+    matmuls = 3 * (8 * 6 * (4 + 2 + 2) + 4 * 6 * 8 + 3 * 8 * 20) + 128 * 8
+    seen = [sum(min(i, reach) for i in range(1, 17)) for reach in (5, 16, 5)]
+    assert derive.flops_per_token(model) == 3 * 2 * (matmuls + 2 * 4 * 6 * sum(seen) / 16)
 
 
 def test_plan_shards_what_is_sharded() -> None:

@@ -24,11 +24,37 @@ VARIANTS = {
     "tied": dataclasses.replace(BASE, tie_embeddings=True),
     "exact gelu, no bias": dataclasses.replace(BASE, activation="gelu", bias=False),
     "whole rotary": dataclasses.replace(BASE, rotary_pct=1.0, rotary_base=500.0),
-    "no rotary": dataclasses.replace(BASE, rotary_pct=0.0),
     "llama": dataclasses.replace(
         BASE, norm="rmsnorm", activation="swiglu", bias=False, parallel_residual=False, intermediate_size=100
     ),
     "gated with biases": dataclasses.replace(BASE, activation="swiglu"),
+    "grouped, window, caps": dataclasses.replace(
+        BASE,
+        num_kv_heads=2,
+        layer_pattern=("window", "global"),
+        sliding_window=5,
+        attn_softcap=1.5,
+        logit_softcap=2.0,
+        sandwich_norm=True,
+        parallel_residual=False,
+    ),
+    "one kv head, shared norm without bias": dataclasses.replace(
+        BASE, num_kv_heads=1, head_dim=16, shared_norm=True, norm_bias=False, attn_bias=False, activation="relu"
+    ),
+    "qk norm": dataclasses.replace(BASE, qk_norm=True, num_kv_heads=2, bias=False, attn_bias=True),
+    "sandwich in parallel": dataclasses.replace(BASE, sandwich_norm=True, norm="rmsnorm"),
+    "alibi, scaled": dataclasses.replace(BASE, num_heads=6, positions="alibi", alibi_scale=0.7, num_kv_heads=3),
+    "learned with offset": dataclasses.replace(BASE, positions="learned", position_offset=2, tie_embeddings=True),
+    "sinusoidal": dataclasses.replace(BASE, positions="sinusoidal", activation="silu"),
+    "t5": dataclasses.replace(BASE, positions="t5", t5_buckets=8, t5_max_distance=13, activation="mish"),
+    "no positions, window everywhere": dataclasses.replace(
+        BASE, positions="none", layer_pattern=("window",), sliding_window=3, activation="softsign"
+    ),
+    "linear rotary": dataclasses.replace(BASE, rotary_scaling="linear", rotary_factor=4.0, activation="reglu"),
+    "ntk rotary": dataclasses.replace(BASE, rotary_scaling="ntk", rotary_factor=4.0, activation="geglu"),
+    "scalenorm": dataclasses.replace(BASE, norm="scalenorm", activation="geglu_tanh"),
+    "no weights in norms": dataclasses.replace(BASE, norm="non_parametric_layernorm", activation="bilinear"),
+    "glu": dataclasses.replace(BASE, activation="glu"),
 }
 EVERY = pytest.mark.parametrize("cfg", VARIANTS.values(), ids=VARIANTS.keys())
 

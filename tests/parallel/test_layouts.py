@@ -13,8 +13,13 @@ import torch
 from neox.config.schema import ModelConfig
 from tests.distributed import run_ranks
 from tests.parallel.training import (
+    ALIBI,
+    BARE,
+    GEMMA,
+    LEARNED,
     LLAMA,
     NEOX,
+    RELATIVE,
     SAVE_STEP,
     TIED,
     Case,
@@ -42,6 +47,12 @@ TWO_RANKS = [
     Case("dp2 bf16 from tp2", dp=2, precision="bf16", load="tp2 bf16"),
     Case("pp2 tied bf16", pp=2, model=TIED, precision="bf16"),
     Case("pp2 fp16", pp=2, precision="fp16", save="pp2 fp16"),
+    Case("tp2 gemma", tp=2, model=GEMMA),
+    Case("tp2 alibi", tp=2, model=ALIBI),
+    Case("tp2 t5", tp=2, model=RELATIVE),
+    Case("pp2 t5", pp=2, model=RELATIVE),
+    Case("pp2 learned", pp=2, model=LEARNED),
+    Case("pp2 bare", pp=2, model=BARE),
     Case("pp2 fp16 again", pp=2, precision="fp16", load="pp2 fp16"),
     Case("tp2 fp16 from pp2", tp=2, precision="fp16", load="pp2 fp16"),
 ]
@@ -53,6 +64,8 @@ FOUR_RANKS = [
     Case("tp2 pp2 again", tp=2, pp=2, load="tp2 pp2"),
     Case("tp2 pp2 tied", tp=2, pp=2, model=TIED),
     Case("pp4 llama", pp=4, model=LLAMA),
+    Case("tp2 pp2 gemma", tp=2, pp=2, model=GEMMA),
+    Case("tp2 pp2 learned", tp=2, pp=2, model=LEARNED),
     Case("dp2 pp2 bf16", dp=2, pp=2, precision="bf16"),
 ]
 ONE_RANK = [Case("1 rank"), Case("1 rank from tp2 pp2", load="tp2 pp2"), Case("1 rank bf16", precision="bf16")]

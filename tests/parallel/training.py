@@ -24,6 +24,26 @@ LLAMA = dataclasses.replace(
     NEOX, norm="rmsnorm", activation="swiglu", parallel_residual=False, bias=False, intermediate_size=88
 )
 TIED = dataclasses.replace(NEOX, tie_embeddings=True)
+GEMMA = dataclasses.replace(
+    LLAMA,
+    num_kv_heads=2,
+    layer_pattern=("window", "global"),
+    sliding_window=5,
+    attn_softcap=2.0,
+    logit_softcap=3.0,
+    qk_norm=True,
+    sandwich_norm=True,
+    tie_embeddings=True,
+    activation="geglu_tanh",
+)
+ALIBI = dataclasses.replace(
+    NEOX, positions="alibi", num_kv_heads=2, shared_norm=True, norm_bias=False, attn_bias=False, qk_norm=True
+)
+LEARNED = dataclasses.replace(
+    NEOX, positions="learned", position_offset=2, tie_embeddings=True, activation="relu", parallel_residual=False
+)
+RELATIVE = dataclasses.replace(NEOX, positions="t5", norm="rmsnorm", t5_buckets=8, t5_max_distance=12, bias=False)
+BARE = dataclasses.replace(NEOX, positions="sinusoidal", norm="non_parametric_layernorm", bias=False)
 LEARNING_RATES = [2e-3 * (step + 1) / STEPS for step in range(STEPS)]
 CLIP = 0.8  # below the gradients' norm of about 1.1, so that it acts at every step
 
