@@ -50,8 +50,8 @@ class IndexedReader:
     """Memory-mapped view of one .bin/.idx pair.
 
     sizes [S] int32, tokens of each item; pointers [S] int64, byte offset of each item; doc_idx [D] int64: document d is
-    items doc_idx[d] to doc_idx[d+1]; tokens, all items end to end. UserError when a file is missing, truncated or at
-    odds with the other.
+    items doc_idx[d] to doc_idx[d+1]; tokens, all items end to end. Opening reads the head and the last item alone;
+    UserError when a file is missing, truncated or at odds with the other.
     """
 
     def __init__(self, prefix: str | Path) -> None:
@@ -66,7 +66,12 @@ class IndexedReader:
         self.sizes = np.frombuffer(buffer, np.dtype("<i4"), num_items, offset)
         self.pointers = np.frombuffer(buffer, np.dtype("<i8"), num_items, offset + 4 * num_items)
         self.doc_idx = np.frombuffer(buffer, np.dtype("<i8"), num_documents, offset + 12 * num_items)
-        self._check(idx, data)
+        end = int(self.pointers[-1]) + int(self.sizes[-1]) * self.dtype.itemsize if num_items else 0
+        if data.stat().st_size != end:
+            raise UserError(
+                f"{data}: {data.stat().st_size} bytes, but {idx} describes {end}; the pair is truncated or does not "
+                "belong together"
+            )
         # An empty file cannot be mapped.
         empty = data.stat().st_size == 0
         self.tokens: np.ndarray[Any, Any] = np.empty(0, self.dtype) if empty else np.memmap(data, self.dtype, "r")
@@ -79,8 +84,9 @@ class IndexedReader:
         start = int(self.pointers[item]) // self.dtype.itemsize
         return self.tokens[start : start + int(self.sizes[item])]
 
-    def _check(self, idx: Path, data: Path) -> None:
-        end = 0
+    def check(self) -> IndexedReader:
+        """Itself, once the whole index was read: a UserError where its items or documents do not follow one another."""
+        idx, end = idx_path(self.prefix), 0
         for first in range(0, len(self), BLOCK):
             sizes = self.sizes[first : first + BLOCK].astype(np.int64)
             ends = end + np.cumsum(sizes * self.dtype.itemsize)
@@ -88,14 +94,15 @@ class IndexedReader:
             if np.any(sizes < 0) or not np.array_equal(pointers, self.pointers[first : first + BLOCK]):
                 raise UserError(f"{idx}: item sizes and offsets do not agree; the index is damaged, make it again")
             end = int(ends[-1])
-        held = data.stat().st_size
-        if held != end:
-            raise UserError(
-                f"{data}: {held} bytes, but {idx} describes {end}; the pair is truncated or does not belong together"
-            )
-        bounds = self.doc_idx
-        if len(bounds) and (bounds[0] != 0 or bounds[-1] > len(self) or np.any(np.diff(bounds) < 0)):
-            raise UserError(f"{idx}: document bounds are not increasing from 0 to {len(self)}; the index is damaged")
+        last = 0
+        for first in range(0, len(self.doc_idx), BLOCK):
+            bounds = self.doc_idx[first : first + BLOCK]
+            if bounds[0] < last or np.any(np.diff(bounds) < 0) or (first == 0 and bounds[0] != 0):
+                raise UserError(f"{idx}: document bounds are not increasing from 0; the index is damaged")
+            last = int(bounds[-1])
+        if last > len(self):
+            raise UserError(f"{idx}: document bounds go beyond its {len(self)} items; the index is damaged")
+        return self
 
 
 def _read_header(path: Path) -> tuple[np.dtype[Any], int, int]:
@@ -190,7 +197,7 @@ class IndexedWriter:
 
 def open_alike(prefixes: Sequence[str | Path]) -> list[IndexedReader]:
     """One or more token files that can be laid end to end. UserError when one is damaged, or their dtypes differ."""
-    readers = [IndexedReader(prefix) for prefix in prefixes]
+    readers = [IndexedReader(prefix).check() for prefix in prefixes]
     for reader in readers[1:]:
         if reader.dtype != readers[0].dtype:
             raise UserError(f"{reader.prefix}: {reader.dtype} tokens, but {readers[0].prefix} has {readers[0].dtype}")

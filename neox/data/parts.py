@@ -37,7 +37,11 @@ class Source:
         return self.plan.num_samples - 1
 
     def make(self) -> bool:
-        """Makes the index maps unless they are there; whether it had to."""
+        """Makes the index maps unless they are there; whether it had to. UserError when the token file is damaged."""
+        # Whoever makes the maps reads the whole index, and not each of thousands of ranks.
+        self.reader.check()
+        if self.labels is not None:
+            self.labels.check()
         documents = self.plan.documents
         key = {"documents": [documents.start, documents.stop], "sizes_sha256": digest(self.reader.sizes)}
         key |= self.plan.key()

@@ -91,7 +91,7 @@ def test_damage_is_named(tmp_path, damage, message):
     write(tmp_path / "x", ITEMS)
     damage(tmp_path)
     with pytest.raises(UserError, match=message):
-        IndexedReader(tmp_path / "x")
+        IndexedReader(tmp_path / "x").check()
 
 
 def test_merge_keeps_items_and_document_bounds(tmp_path):

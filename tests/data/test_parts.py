@@ -140,6 +140,16 @@ def test_stale_files_are_made_again(corpus, change):
     assert not plan_part(config, "train").make()
 
 
+def test_damaged_index_is_found_before_maps_are_made(corpus):
+    config = config_of(f"data.path={corpus}", "data.split=[10,1,1]")
+    index = bytearray(corpus.with_suffix(".idx").read_bytes())
+    index[34 + 4 * 12 + 8 * 3] ^= 64  # where the fourth document begins
+    corpus.with_suffix(".idx").write_bytes(index)
+    with pytest.raises(UserError, match="sizes and offsets do not agree"):
+        plan_part(config, "train").make()
+    assert files_of(corpus.parent) == {}
+
+
 def test_index_dir_holds_the_maps_of_data_that_cannot_be_written_to(corpus, tmp_path):
     config = config_of(f"data.path={corpus}", "data.split=[10,1,1]", f"data.index_dir={tmp_path}/maps/here")
     made(config)
