@@ -15,6 +15,7 @@ from types import FrameType
 from jobs import warning
 from jobs.errors import PayloadError
 from jobs.scheduler import SCHEDULERS
+from jobs.scheduler.contract import RESTART_VARIABLE
 from jobs.shell import Process, exit_code, run, start
 
 POLL_S = 0.2
@@ -59,8 +60,15 @@ class Allocation:
         raise PayloadError(f"saved, but already restarted {self.max_restarts} times (requeue.max_restarts of the site)")
 
     def _restarts(self) -> int:
-        name = SCHEDULERS[self.scheduler].environment.get("restart_count", "")
-        return int(os.environ.get(name) or 0)
+        """How often this job was started before: the scheduler says, or where it does not, our own count."""
+        told = os.environ.get(SCHEDULERS[self.scheduler].environment.get("restart_count", ""))
+        if told is None and self._count_file.exists():
+            told = self._count_file.read_text()
+        return int(told or 0)
+
+    @property
+    def _count_file(self) -> Path:
+        return self.folder.with_name(f"{self.folder.name}.restarts")
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
@@ -76,7 +84,7 @@ class Allocation:
         self.folder.mkdir(parents=True, mode=0o700)
         self.warned.clear()
         self.was_warned = False
-        environ = {**os.environ, warning.VARIABLE: str(self.folder)}
+        environ = {**os.environ, warning.VARIABLE: str(self.folder), RESTART_VARIABLE: str(self._restarts())}
         process = start(self.command, environ, cwd=self.cwd, new_session=True)
         while (code := process.poll()) is None:
             self._warn_launches()
@@ -95,8 +103,12 @@ class Allocation:
                     os.kill(pid, signal.SIGUSR2)
 
     def _end(self, process: Process) -> None:
-        """The scheduler (TERM) or the user (INT) ends the job: let launches save, then kill all, then leave."""
-        pids = warning.launches(self.folder) if self.ending == "SIGTERM" else []
+        """The job is ended: let launches save, then kill all, then leave.
+
+        INT is a user's Ctrl-C on this machine, who does not wait, or the first of LSF's INT, TERM, KILL.
+        """
+        may_save = self.ending == "SIGTERM" or SCHEDULERS[self.scheduler].batch is not None
+        pids = warning.launches(self.folder) if may_save else []
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
@@ -125,6 +137,7 @@ class Allocation:
         if scheduler.batch is None or scheduler.batch.requeue is None:
             raise PayloadError(f"saved, but {scheduler.name} cannot requeue")
         argv = scheduler.batch.requeue(os.environ[scheduler.environment["job_id"]])
+        self._count_file.write_text(str(self._restarts() + 1))
         for _ in range(REQUEUE_ATTEMPTS):
             done = run(argv)
             self._leave_if_ending(120 if done.code == 0 else REQUEUE_WAIT_S)

@@ -18,7 +18,8 @@ from submitit.local.local import LocalExecutor, LocalJob
 
 from jobs.errors import UserError
 from jobs.scheduler import SCHEDULERS
-from jobs.shell import run
+from jobs.scheduler.contract import Query
+from jobs.shell import TIMED_OUT, run
 from jobs.site import Site
 from jobs.spec import JobSpec
 from jobs.state import State
@@ -41,14 +42,24 @@ class SchedulerWatcher(core.InfoWatcher):
             missing = [job_id for job_id in job_ids if known.get(job_id, State.UNKNOWN) is State.UNKNOWN]
             if not missing:
                 break
-            self._num_calls += 1
-            answer = run(query.argv(missing))
-            if answer.code == 0:
-                known.update(query.parse(answer.stdout))
+            answer = self._answer(query, missing)
+            if answer is not None:
+                known.update(query.parse(answer))
             elif i == 0:
                 return False
         self.states.update({job_id: known.get(job_id, State.UNKNOWN) for job_id in job_ids})
         return True
+
+    def _answer(self, query: Query, job_ids: Sequence[str]) -> str | None:
+        """Standard output of the query's first way that is answered; a scheduler that is stuck is not asked again."""
+        for argv in query.argvs:
+            self._num_calls += 1
+            done = run(argv(job_ids))
+            if query.is_answer(done.code, done.stdout + done.stderr):
+                return done.stdout
+            if done.code == TIMED_OUT:
+                break
+        return None
 
     def update(self) -> None:
         self.ask(sorted(self._registered - self._finished))

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -19,6 +20,7 @@ from jobs.launch import LAUNCHERS
 from jobs.launch.contract import Launcher
 from jobs.ranks import code_file, signal_file, started_file
 from jobs.scheduler import SCHEDULERS
+from jobs.scheduler.contract import Scheduler
 from jobs.shell import Process, exit_code, start
 from jobs.site import Site
 from jobs.spec import Launch
@@ -35,13 +37,21 @@ def plan_launch(
     if LAUNCHERS[site.launcher].is_single_node and nodes > 1:
         raise UserError(f"--nodes {nodes}: launcher {site.launcher} of site {site.name} runs on one node")
     words = SCHEDULERS[site.scheduler].environment
-    held = environ.get(words["num_nodes"])
+    held = _num_nodes(SCHEDULERS[site.scheduler], environ)
     if SCHEDULERS[site.scheduler].batch and held is None:
         raise UserError(f"jobs launch: no {site.scheduler} allocation here ({words['job_id']} is not set)")
-    if held is not None and nodes > int(held):
+    if held is not None and nodes > held:
         raise UserError(f"--nodes {nodes}: the allocation has {held}")
-    granted = environ.get(words.get("cpus_per_rank", ""))
-    return Launch(tuple(command), nodes, ranks, int(granted or max(1, site.cores // ranks)), folder)
+    cpus = int(environ.get(words.get("cpus_per_rank", "")) or max(1, site.cores // ranks))
+    return Launch(tuple(command), nodes, ranks, cpus, folder, site.gpus, site.device_choice, site.launch_args)
+
+
+def _num_nodes(scheduler: Scheduler, environ: Mapping[str, str]) -> int | None:
+    """Nodes of the allocation around us, None where there is none. LSF names them but does not count them."""
+    words = scheduler.environment
+    if "num_nodes" in words:
+        return int(environ[words["num_nodes"]]) if words["num_nodes"] in environ else None
+    return len(scheduler.hosts(environ[words["nodes"]])) if words["nodes"] in environ else None
 
 
 def launch_environment(site: Site, launch: Launch, environ: Mapping[str, str]) -> dict[str, str]:
@@ -62,7 +72,7 @@ def run(site: Site, command: list[str], nodes: int, ranks_per_node: int | None, 
     if warning.has_saved(os.environ):
         return warning.SAVED  # a rule with `retries` tries again inside the allocation that is about to end
     folder = Path(tempfile.mkdtemp(prefix=".launch-", dir=_shared_folder(run_dir, os.environ)))
-    launch = Launch(launch.command, launch.nodes, launch.ranks_per_node, launch.cpus_per_rank, folder)
+    launch = replace(launch, folder=folder)
     began = segments.now()
     try:
         running = Running(

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 
-from jobs.hostlist import expand
 from jobs.scheduler import SCHEDULERS
 from jobs.shell import Process, exit_code, signal_on_parent_death, start
 from jobs.spec import Launch
@@ -22,13 +21,15 @@ REFUSED = 2
 """A rank's exit code for: the user's input is wrong, and one line has said how."""
 POLL_S = 0.1
 TEARDOWN_S = 5
-"""How long a rank may outlive its torchrun peers."""
+"""How long a rank may outlive one that failed, where the launcher does not end it."""
 FIRST_PORT, NUM_PORTS = 20000, 20000
 
 
-def wrapper_argv(launch: Launch, ranks_from: str) -> list[str]:
+def wrapper_argv(launch: Launch, ranks_from: str, signals_by_file: bool = False) -> list[str]:
     """The command line of this wrapper around a launch's command."""
     options = ["--from", ranks_from, "--folder", str(launch.folder)]
+    options += ["--device-choice", launch.device_choice] if launch.device_choice else []
+    options += ["--signals-by-file"] if signals_by_file else []
     return [sys.executable, "-m", "jobs.ranks", *options, "--", *launch.command]
 
 
@@ -49,6 +50,11 @@ def refused_file(folder: Path) -> Path:
     return folder / "refused"
 
 
+def failed_file(folder: Path) -> Path:
+    """There from the moment a rank has failed, for the wrappers of the others."""
+    return folder / "failed"
+
+
 def rank_environment(ranks_from: str, environ: Mapping[str, str]) -> dict[str, str]:
     """RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT from the scheduler's variables.
 
@@ -57,22 +63,29 @@ def rank_environment(ranks_from: str, environ: Mapping[str, str]) -> dict[str, s
     """
     if ranks_from == "torchrun":
         return {}
-    words = {ours: environ.get(theirs, "") for ours, theirs in SCHEDULERS[ranks_from].environment.items()}
+    scheduler = SCHEDULERS[ranks_from]
+    words = {ours: environ.get(theirs, "") for ours, theirs in scheduler.environment.items()}
     return {
         "RANK": words["rank"],
         "WORLD_SIZE": words["world_size"],
         "LOCAL_RANK": words["local_rank"],
         "LOCAL_WORLD_SIZE": words["tasks_per_node"].split("(")[0].split(",")[0],  # `2(x4)`: 2 on each of 4 nodes
-        "MASTER_ADDR": expand(words["step_nodes"] or words["nodes"])[0],
+        "MASTER_ADDR": scheduler.hosts(words.get("step_nodes") or words["nodes"])[0],
         "MASTER_PORT": str(FIRST_PORT + int(words["job_id"]) % NUM_PORTS),
     }
+
+
+def one_device(choice: str, local_rank: str) -> dict[str, str]:
+    """Variables of a rank that sees one GPU, whose number is then 0 and which frameworks take LOCAL_RANK for."""
+    return {"LOCAL_RANK": "0"} | ({} if choice == "scheduler" else {choice: local_rank})
 
 
 class Rank:
     """One rank's process, and the signals on their way to it."""
 
-    def __init__(self, process: Process, folder: Path, is_torchrun: bool) -> None:
+    def __init__(self, process: Process, folder: Path, is_torchrun: bool, signals_by_file: bool) -> None:
         self.process, self.folder, self.is_torchrun = process, folder, is_torchrun
+        self.signals_by_file = signals_by_file or is_torchrun
         self.num_delivered = 0
         self.deadline_s = float("inf")
         for received in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
@@ -93,16 +106,16 @@ class Rank:
                 self.process.send_signal(signal.Signals[name])
             self.num_delivered = len(names)
 
-    def watch_refusal(self) -> None:
-        """A rank that refused the input has told torchrun nothing, so the others end themselves."""
-        if self.deadline_s == float("inf") and refused_file(self.folder).exists():
+    def watch_others(self) -> None:
+        """Once a rank has failed the others would wait in a collective for ever, and not every launcher ends them."""
+        if self.deadline_s == float("inf") and failed_file(self.folder).exists():
             self.deadline_s = time.monotonic() + TEARDOWN_S
 
     def wait(self) -> int:
         while (code := self.process.poll()) is None:
-            if self.is_torchrun:
+            if self.signals_by_file:
                 self.deliver()
-                self.watch_refusal()
+                self.watch_others()
             if time.monotonic() > self.deadline_s:
                 self.process.kill()
             time.sleep(POLL_S)
@@ -113,10 +126,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m jobs.ranks", description=__doc__)
     parser.add_argument("--from", dest="ranks_from", required=True, choices=["torchrun", *SCHEDULERS])
     parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--device-choice", help="scheduler, or the variable that shows one GPU")
+    parser.add_argument("--signals-by-file", action="store_true", help="the launcher passes no signals on")
     parser.add_argument("command", nargs="+")
     arguments = parser.parse_args()
     environ = {**os.environ, **rank_environment(arguments.ranks_from, os.environ)}
     rank = int(environ["RANK"])
+    if arguments.device_choice:
+        environ |= one_device(arguments.device_choice, environ["LOCAL_RANK"])
     # Of its own session, so that a signal to the step's process group arrives once: through this wrapper.
     try:
         process = start(arguments.command, environ, new_session=True)
@@ -125,13 +142,15 @@ def main() -> int:
         code_file(arguments.folder, rank).write_text("127")
         return 127
     is_torchrun = arguments.ranks_from == "torchrun"
-    running = Rank(process, arguments.folder, is_torchrun)
+    running = Rank(process, arguments.folder, is_torchrun, arguments.signals_by_file)
     if is_torchrun:
         signal_on_parent_death(signal.SIGTERM)  # a killed torchrun leaves its ranks behind; slurmstepd does not
     if rank == 0:
         started_file(arguments.folder).touch()
     code = running.wait()
     code_file(arguments.folder, rank).write_text(str(code))
+    if code not in (0, SAVED):
+        failed_file(arguments.folder).touch()
     if code == REFUSED:
         refused_file(arguments.folder).touch()
     if is_torchrun and refused_file(arguments.folder).exists():

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from jobs.errors import UserError
 from jobs.launch import LAUNCHERS
 from jobs.site import Site
-from jobs.spec import JobSpec
+from jobs.spec import JobSpec, Launch
 
 SLURM_KEYS = ("slurm_account", "slurm_partition", "slurm_qos", "slurm_extra")
 NAMES = {"ranks_per_node": ("ranks_per_node", "tasks_per_node"), "gpus_per_node": ("gpus_per_node", "gpu")}
@@ -37,11 +40,46 @@ def job_spec(name: str, resources: Mapping[str, Any], threads: int, site: Site) 
         account=words["account"],
         partition=words["partition"],
         qos=words["qos"],
-        extra=tuple(shlex.split(words["extra"] or "")),
+        extra=(*site.submit_args, *shlex.split(words["extra"] or "")),
+        setup=site.setup,
         signal_delay_s=site.signal_delay_s,
     )
     _check_fits(spec, site)
-    return spec
+    spec = _fit_queue(replace(spec, mem_gb=0) if site.whole_nodes else spec, site)
+    return replace(spec, extra=tuple(option.replace("{nodes}", str(spec.nodes)) for option in spec.extra))
+
+
+def placed(command: list[str], resources: Mapping[str, Any], site: Site) -> list[str]:
+    """The command of a job as its batch script runs it: through the launcher where the script has no compute node.
+
+    A job with resource `launches` calls `jobs launch` itself, which must run where the script runs.
+    """
+    if not site.has_launch_node or resources.get("launches"):
+        return command
+    one_task = LAUNCHERS[site.launcher].one_task
+    assert one_task is not None  # site_configs/schema.yaml
+    return one_task(Launch(tuple(command), 1, 1, site.cores, Path(), site.gpus, extra=site.launch_args))
+
+
+def _fit_queue(spec: JobSpec, site: Site) -> JobSpec:
+    """Fills in the partition and cuts the runtime to what it allows; a partition that site.yaml lacks is let through.
+
+    Raises UserError where no queue, or not the one asked for, takes this many nodes.
+    """
+    known = [queue for queue in site.queues if spec.partition in (None, queue.partition)]
+    if not known:
+        return spec
+    fitting = [queue for queue in known if queue.min_nodes <= spec.nodes <= queue.max_nodes]
+    if not fitting:
+        ranges = ", ".join(f"{queue.partition} {queue.min_nodes} to {queue.max_nodes}" for queue in known)
+        raise UserError(
+            f"rule {spec.name}: nodes={spec.nodes}: site {site.name} takes {ranges} (queues in its site.yaml)"
+        )
+    queue = fitting[0]
+    if spec.runtime_min > queue.walltime_max_min:
+        what = f"runtime={spec.runtime_min} becomes {queue.walltime_max_min} minutes"
+        print(f"jobs: rule {spec.name}: {what}: the most of {queue.partition} at {spec.nodes} nodes", file=sys.stderr)
+    return replace(spec, partition=queue.partition, runtime_min=min(spec.runtime_min, queue.walltime_max_min))
 
 
 def _number(resources: Mapping[str, Any], name: str, default: int) -> int:

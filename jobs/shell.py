@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 Process = subprocess.Popen[bytes]
+TIMED_OUT = 124
+"""Exit code of `run` for a command that did not answer, as of timeout(1)."""
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
 
@@ -30,7 +32,7 @@ def run(argv: Sequence[str], timeout_s: float = 60) -> Result:
     except FileNotFoundError:
         return Result(127, "", f"{argv[0]}: command not found")
     except subprocess.TimeoutExpired:
-        return Result(124, "", f"{argv[0]}: no answer within {timeout_s:.0f} s")
+        return Result(TIMED_OUT, "", f"{argv[0]}: no answer within {timeout_s:.0f} s")
     return Result(done.returncode, done.stdout, done.stderr)
 
 

@@ -15,6 +15,16 @@ FOLDER = Path("site_configs")
 
 
 @dataclass(frozen=True)
+class Queue:
+    """A partition for jobs of a range of nodes, and how long they may run there."""
+
+    partition: str
+    walltime_max_min: int
+    min_nodes: int = 1
+    max_nodes: int = 1_000_000
+
+
+@dataclass(frozen=True)
 class Site:
     """One site; the keys and their units are described in `site_configs/schema.yaml`."""
 
@@ -29,6 +39,13 @@ class Site:
     signal_delay_s: int
     grace_s: int
     max_restarts: int
+    whole_nodes: bool = False
+    has_launch_node: bool = False
+    device_choice: str = ""
+    launch_args: tuple[str, ...] = ()
+    submit_args: tuple[str, ...] = ()
+    setup: tuple[str, ...] = ()
+    queues: tuple[Queue, ...] = ()
 
 
 def load_site(name_or_path: str) -> Site:
@@ -53,7 +70,21 @@ def load_site(name_or_path: str) -> Site:
         signal_delay_s=data["signal_delay_s"],
         grace_s=data["grace_s"],
         max_restarts=data["requeue"]["max_restarts"],
+        whole_nodes=data.get("whole_nodes", False),
+        has_launch_node=data.get("has_launch_node", False),
+        device_choice=data.get("device_choice", ""),
+        launch_args=_values(data, "launch_args"),
+        submit_args=_values(data, "submit_args"),
+        setup=_values(data, "setup"),
+        queues=tuple(
+            Queue(**{key: value for key, value in row.items() if key != "source"}) for row in data.get("queues", [])
+        ),
     )
+
+
+def _values(data: dict[str, Any], key: str) -> tuple[str, ...]:
+    """Values of a list whose items also hold reason and source, in order."""
+    return tuple(item["value"] for item in data.get(key, []))
 
 
 def find_site(name_or_path: str) -> Path:

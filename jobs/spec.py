@@ -24,6 +24,8 @@ class JobSpec:
     qos: str | None = None
     extra: tuple[str, ...] = ()
     """Further options of the submit command, one argument each."""
+    setup: tuple[str, ...] = ()
+    """Shell lines of the batch script before its command: modules, environments."""
     requeue: bool = True
     signal_delay_s: int = 120
     """Seconds between the warning signal USR2 and the end of the walltime."""
@@ -43,6 +45,11 @@ class Launch:
     cpus_per_rank: int
     folder: Path
     """Shared folder for exit codes and signals of the ranks."""
+    gpus_per_node: int = 0
+    device_choice: str = ""
+    """Who shows each rank one GPU: `scheduler`, or a variable set to the local rank; empty: all ranks see all."""
+    extra: tuple[str, ...] = ()
+    """Further options of the launcher, one argument each."""
 
     @property
     def world_size(self) -> int:

@@ -1,6 +1,6 @@
 """The registry of launchers: adding one is a module and a line here."""
 
-from jobs.launch import srun, torchrun
+from jobs.launch import jsrun, srun, torchrun
 from jobs.launch.contract import Launcher
 
-LAUNCHERS: dict[str, Launcher] = {launcher.name: launcher for launcher in (srun.LAUNCHER, torchrun.LAUNCHER)}
+LAUNCHERS: dict[str, Launcher] = {it.name: it for it in (srun.LAUNCHER, torchrun.LAUNCHER, jsrun.LAUNCHER)}

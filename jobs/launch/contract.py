@@ -19,3 +19,5 @@ class Launcher:
     forwards_signals: bool
     """Whether signals it receives reach the ranks; otherwise they go through a file in the launch folder."""
     is_single_node: bool
+    one_task: Callable[[Launch], list[str]] | None = None
+    """The command as one plain process on a compute node, for sites whose batch scripts run elsewhere."""

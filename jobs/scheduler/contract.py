@@ -6,16 +6,29 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from jobs.hostlist import expand
 from jobs.spec import JobSpec
 from jobs.state import State
 
 
+def exited_well(code: int, text: str) -> bool:
+    return code == 0
+
+
+RESTART_VARIABLE = "JOBS_RESTART_COUNT"
+"""What a job tells its command, for schedulers that do not count restarts themselves."""
+
+
 @dataclass(frozen=True)
 class Query:
-    """One command that tells the states of many jobs."""
+    """One question about the states of many jobs."""
 
-    argv: Callable[[Sequence[str]], list[str]]
+    argvs: tuple[Callable[[Sequence[str]], list[str]], ...]
+    """Ways to ask it, for different versions: the first that is answered is believed."""
     parse: Callable[[str], dict[str, State]]
+    """States by job id, from the standard output of any of them."""
+    is_answer: Callable[[int, str], bool] = exited_well
+    """Whether an exit code and the output with it is an answer at all; "no such job" is one."""
 
 
 @dataclass(frozen=True)
@@ -41,3 +54,5 @@ class Scheduler:
     """Ours → its variable: job_id, restart_count, num_nodes, nodes, cpus_per_rank; in a rank also rank, world_size,
     local_rank, tasks_per_node, step_nodes."""
     batch: Batch | None
+    hosts: Callable[[str], list[str]] = expand
+    """Hosts that run ranks, from the value of `nodes` or `step_nodes`."""

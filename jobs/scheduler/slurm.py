@@ -52,7 +52,7 @@ def render_script(spec: JobSpec) -> str:
     Options are not in it but on the command line of sbatch, where nothing reads them a second time.
     """
     exports = [f"export {name}={shlex.quote(value)}" for name, value in sorted(spec.env.items())]
-    return "\n".join(["#!/bin/bash", *exports, f"exec {shlex.join(spec.command)}", ""])
+    return "\n".join(["#!/bin/bash", *exports, *spec.setup, f"exec {shlex.join(spec.command)}", ""])
 
 
 def submit_argv(spec: JobSpec, script: Path) -> list[str]:
@@ -127,7 +127,7 @@ SCHEDULER = Scheduler(
         script=render_script,
         submit=submit_argv,
         parse_id=parse_id,
-        queries=(Query(squeue_argv, parse_states), Query(sacct_argv, parse_states)),
+        queries=(Query((squeue_argv,), parse_states), Query((sacct_argv,), parse_states)),
         cancel=cancel_argv,
         requeue=requeue_argv,
     ),

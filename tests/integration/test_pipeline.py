@@ -150,8 +150,11 @@ def test_changed_value_repeats_only_its_run(finished: tuple[Path, str], tmp_path
     }
 
 
+SITES = [("cluster_demo", name) for name in ("frontier", "lumi", "aws", "summit")]
+
+
 @pytest.mark.parametrize(
-    ("file", "profile"), [("demo", "local"), ("demo", "slurm"), ("cluster_demo", "slurm"), ("pythia", "slurm")]
+    ("file", "profile"), [("demo", "local"), ("demo", "slurm"), ("cluster_demo", "slurm"), ("pythia", "slurm"), *SITES]
 )
 def test_configurations_plan(file: str, profile: str, tmp_path: Path) -> None:
     for name in ("neox", "workflow", "site_configs"):

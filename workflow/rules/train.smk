@@ -53,6 +53,7 @@ rule train:
         cpus_per_task=lambda wildcards: RUNS[wildcards.run].cores_per_rank,
         mem_mb=lambda wildcards: training_memory_mb(RUNS[wildcards.run]),
         runtime=240,
+        launches=1,  # calls `jobs launch` itself (site key has_launch_node)
     params:
         run_dir=subpath(output[0], parent=True),
         overrides=lambda wildcards: RUNS[wildcards.run].overrides,

@@ -14,7 +14,7 @@ from snakemake_interface_executor_plugins.settings import CommonSettings, Execut
 
 from jobs.errors import UserError
 from jobs.queue import Queue, QueuedJob
-from jobs.resources import job_spec
+from jobs.resources import job_spec, placed
 from jobs.site import load_site
 
 RESULT_POLL_S = 2
@@ -67,8 +67,10 @@ class Executor(RemoteExecutor):
             if queued:
                 self.logger.info(f"Job {job.jobid}: adopted {self.site.scheduler} job {queued.job_id}")
             else:
-                spec = job_spec(job.name, dict(job.resources.items()), job.threads, self.site)
-                command = ["bash", "-c", self.format_job_exec(job)]  # Snakemake makes a shell line of it
+                resources = dict(job.resources.items())
+                spec = job_spec(job.name, resources, job.threads, self.site)
+                line = ["bash", "-c", self.format_job_exec(job)]  # Snakemake makes a shell line of it
+                command = placed(line, resources, self.site)
                 queued = self.queue.submit(spec, outputs, command, self.workdir)
                 log = queued.handle.paths.stderr
                 self.logger.info(

@@ -1,0 +1,160 @@
+"""LSF: options, states and environment as tables. Source: IBM Spectrum LSF 10.1's reference. Never run on one."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from jobs.errors import UserError
+from jobs.scheduler.contract import RESTART_VARIABLE, Batch, Query, Scheduler
+from jobs.spec import JobSpec
+from jobs.state import State
+
+STATES = {
+    **dict.fromkeys(("PEND", "PSUSP", "WAIT", "PROV"), State.PENDING),
+    **dict.fromkeys(("RUN", "USUSP", "SSUSP"), State.RUNNING),
+    "DONE": State.COMPLETED,
+    "EXIT": State.FAILED,
+    **dict.fromkeys(("UNKWN", "ZOMBI"), State.UNKNOWN),  # its host does not answer; it may come back, or be run again
+}
+
+# What EXIT means by its reason ("Termination reasons displayed by bacct, bhist, and bjobs"); FAILED for any other.
+EXIT_REASONS = {
+    **dict.fromkeys(("TERM_OWNER", "TERM_FORCE_OWNER", "TERM_ADMIN", "TERM_FORCE_ADMIN"), State.CANCELLED),
+    "TERM_BUCKET_KILL": State.CANCELLED,
+    **dict.fromkeys(("TERM_RUNLIMIT", "TERM_CPULIMIT", "TERM_DEADLINE", "TERM_WINDOW"), State.TIMEOUT),
+    **dict.fromkeys(("TERM_MEMLIMIT", "TERM_SWAP"), State.OUT_OF_MEMORY),
+    "TERM_PREEMPT": State.PREEMPTED,
+    "TERM_ZOMBIE": State.NODE_FAIL,
+    **dict.fromkeys(("TERM_REQUEUE_OWNER", "TERM_REQUEUE_ADMIN"), State.PENDING),
+}
+
+ENVIRONMENT = {
+    "job_id": "LSB_JOBID",
+    "restart_count": RESTART_VARIABLE,
+    "nodes": "LSB_MCPU_HOSTS",
+    # Spectrum MPI's, which jsrun sets too.
+    "rank": "OMPI_COMM_WORLD_RANK",
+    "world_size": "OMPI_COMM_WORLD_SIZE",
+    "local_rank": "OMPI_COMM_WORLD_LOCAL_RANK",
+    "tasks_per_node": "OMPI_COMM_WORLD_LOCAL_SIZE",
+}
+
+_ID = re.compile(r"^Job <(\d+)> is submitted to ", re.MULTILINE)
+_NO_JOB = re.compile(r"^Job <\S+> is not found|^No (?:unfinished )?job found", re.MULTILINE)
+_REASON = re.compile(r"TERM_\w+")
+FIELDS = "jobid stat exit_reason"
+
+
+def render_script(spec: JobSpec) -> str:
+    """The batch script: `exec`, so that the process LSF signals is the command itself.
+
+    Options are not in it as #BSUB lines but on the command line of bsub, where nothing reads them a second time.
+    """
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in sorted(spec.env.items())]
+    return "\n".join(["#!/bin/bash", *exports, *spec.setup, f"exec {shlex.join(spec.command)}", ""])
+
+
+def submit_argv(spec: JobSpec, script: Path) -> list[str]:
+    """bsub with every option of the job. bsub gives the words after them to a shell, hence the quotes.
+
+    The warning comes by -wa and -wt before the end of the walltime. Nodes are whole hosts by `-nnodes` where the site's
+    submit_args say so (Summit), else slots, one per core, and GPUs per host. Memory is not asked for: the unit of -M
+    differs between clusters.
+    """
+    options = {
+        "-J": spec.name.translate(str.maketrans("[]", "()")),  # brackets would make it a job array
+        "-W": spec.runtime_min,
+        "-P": spec.account,
+        "-q": spec.partition,
+        "-o": _path(spec.stdout),
+        "-e": _path(spec.stderr),
+        "-wa": "USR2",
+        "-wt": math.ceil(spec.signal_delay_s / 60),
+    }
+    if "-nnodes" not in spec.extra:
+        slots = spec.ranks_per_node * spec.cpus_per_rank
+        gpus = f"num={spec.gpus_per_node}" if spec.gpus_per_node else None
+        options |= {"-n": spec.nodes * slots, "-R": f"span[ptile={slots}]", "-gpu": gpus}
+    given = [word for key, value in options.items() if value is not None for word in (key, str(value))]
+    rerun = "-r" if spec.requeue else "-rn"
+    return ["bsub", *given, rerun, *spec.extra, "/bin/bash", shlex.quote(str(script))]
+
+
+def _path(path: Path | None) -> str | None:
+    """submitit writes %j for the job id, LSF %J."""
+    return None if path is None else str(path).replace("%j", "%J")
+
+
+def parse_id(output: str) -> str:
+    """`Job <26238> is submitted to default queue <batch>.` Raises UserError for anything else."""
+    match = _ID.search(output)
+    if match is None:
+        raise UserError(f"bsub: no job id in its answer: {output.strip()!r}")
+    return match[1]
+
+
+def bjobs_json_argv(job_ids: Sequence[str]) -> list[str]:
+    """All of the user's jobs, and for CLEAN_PERIOD those that ended: one short line for any number of them."""
+    return ["bjobs", "-a", "-json", "-o", FIELDS]
+
+
+def bjobs_text_argv(job_ids: Sequence[str]) -> list[str]:
+    """The same of an LSF before 10.1.0.2, which knows no -json."""
+    return ["bjobs", "-a", "-noheader", "-o", f"{FIELDS} delimiter='|'"]
+
+
+def is_answer(code: int, text: str) -> bool:
+    """Whether bjobs answered: it may exit with 255 where a job is not found (LSB_BJOBS_CONSISTENT_EXIT_CODE)."""
+    return code == 0 or (code == 255 and (_NO_JOB.search(text) is not None or '"RECORDS"' in text))
+
+
+def parse_states(output: str) -> dict[str, State]:
+    """States from either form of bjobs. Jobs that LSF has forgotten are absent, or have an ERROR instead of a state."""
+    if '"RECORDS"' in output:
+        records = json.loads(output[output.index("{") : output.rindex("}") + 1])["RECORDS"]
+        rows = [[str(record.get(key, "")) for key in ("JOBID", "STAT", "EXIT_REASON")] for record in records]
+    else:
+        rows = [row for line in output.splitlines() if len(row := line.split("|")) == 3]
+    return {job_id: state_of(stat, reason) for job_id, stat, reason in rows if job_id.isdigit() and stat}
+
+
+def state_of(stat: str, reason: str) -> State:
+    """State of a job from its STAT and, where that is EXIT, what follows from `TERM_OWNER: job killed by owner`."""
+    state = STATES.get(stat, State.UNKNOWN)
+    match = _REASON.search(reason)
+    return EXIT_REASONS.get(match[0], state) if match and stat == "EXIT" else state
+
+
+def cancel_argv(job_ids: Sequence[str]) -> list[str]:
+    return ["bkill", *job_ids]
+
+
+def requeue_argv(job_id: str) -> list[str]:
+    """Kills the job and puts it back under its id; its owner may (IBM's reference of brequeue)."""
+    return ["brequeue", job_id]
+
+
+def compute_hosts(value: str) -> list[str]:
+    """Hosts of LSB_MCPU_HOSTS, `batch5 1 h49n16 42 h49n18 42`, without Summit's launch node, where no rank may run."""
+    hosts = value.split()[::2]
+    return [host for host in hosts if not re.match(r"(batch|login)\d", host)]
+
+
+SCHEDULER = Scheduler(
+    name="lsf",
+    environment=ENVIRONMENT,
+    batch=Batch(
+        script=render_script,
+        submit=submit_argv,
+        parse_id=parse_id,
+        queries=(Query((bjobs_json_argv, bjobs_text_argv), parse_states, is_answer),),
+        cancel=cancel_argv,
+        requeue=requeue_argv,
+    ),
+    hosts=compute_hosts,
+)

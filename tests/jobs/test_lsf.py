@@ -1,0 +1,284 @@
+"""LSF without an LSF: documented outputs, and a fake of its commands on PATH (fake_lsf.py) below the real rest."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jobs import executor
+from jobs.allocation import Allocation
+from jobs.errors import PayloadError, UserError
+from jobs.queue import Queue
+from jobs.ranks import rank_environment
+from jobs.resources import job_spec, placed
+from jobs.scheduler import lsf
+from jobs.site import Site, load_site
+from jobs.spec import JobSpec
+from jobs.state import State
+from tests.jobs.test_launch import wait_for
+from tests.jobs.test_scheduler import assert_golden, full_spec
+
+FAKE = Path(__file__).with_name("fake_lsf.py")
+SUMMIT = Path(__file__).parents[2] / "site_configs" / "summit" / "site.yaml"
+# As Summit's LSF prints it (from a public log), with records of jobs that ended in other ways.
+BJOBS_JSON = """\
+{
+  "COMMAND":"bjobs",
+  "JOBS":8,
+  "RECORDS":[
+    {"JOBID":"26238","STAT":"RUN","EXIT_REASON":""},
+    {"JOBID":"26239","STAT":"PEND","EXIT_REASON":""},
+    {"JOBID":"26240","STAT":"DONE","EXIT_REASON":""},
+    {"JOBID":"26241","STAT":"EXIT","EXIT_REASON":""},
+    {"JOBID":"26242","STAT":"EXIT","EXIT_REASON":"TERM_OWNER: job killed by owner"},
+    {"JOBID":"26243","STAT":"EXIT","EXIT_REASON":"TERM_RUNLIMIT: job killed after reaching LSF run time limit"},
+    {"JOBID":"26244","STAT":"UNKWN","EXIT_REASON":""},
+    {"JOBID":"26245","ERROR":"Job <26245> is not found"}
+  ]
+}
+"""
+BJOBS_TEXT = """\
+26238|RUN|-
+26239|PEND|-
+26240|DONE|-
+26241|EXIT|-
+26242|EXIT|TERM_OWNER: job killed by owner
+26243|EXIT|TERM_RUNLIMIT: job killed after reaching LSF run time limit
+26244|UNKWN|-
+"""
+BJOBS_STATES = {
+    "26238": State.RUNNING,
+    "26239": State.PENDING,
+    "26240": State.COMPLETED,
+    "26241": State.FAILED,
+    "26242": State.CANCELLED,
+    "26243": State.TIMEOUT,
+    "26244": State.UNKNOWN,
+}
+
+
+def test_script_and_submit_lines() -> None:
+    spec = replace(full_spec(), setup=("module load python",), extra=())
+    assert_golden("lsf_script.sh", lsf.render_script(spec))
+    for name, each in (("full", spec), ("least", JobSpec(name="x", requeue=False))):
+        assert_golden(f"bsub_{name}.txt", "\n".join(map(repr, lsf.submit_argv(each, Path("a b/job.sh")))) + "\n")
+
+
+def test_ids() -> None:
+    assert lsf.parse_id("Job <26238> is submitted to default queue <batch>.\n") == "26238"
+    assert lsf.parse_id("Notice\nJob <208> is submitted to queue <killable>.\n") == "208"
+    with pytest.raises(UserError, match="no job id in its answer: 'nosuch: No such queue"):
+        lsf.parse_id("nosuch: No such queue. Job not submitted.")
+
+
+@pytest.mark.parametrize("text", [BJOBS_JSON, f"a banner\n{BJOBS_JSON}", BJOBS_TEXT])
+def test_states_of_many_jobs(text: str) -> None:
+    assert lsf.parse_states(text) == BJOBS_STATES
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "is_answer"),
+    [
+        (0, BJOBS_TEXT, True),
+        (255, BJOBS_JSON, True),  # one of the jobs is forgotten
+        (255, "Job <123> is not found\n", True),
+        (255, "No job found\n", True),
+        (255, "No unfinished job found\n", True),
+        (0, "", True),
+        (255, "Failed in an LSF library call: LIM is down; try later\n", False),
+        (255, "bjobs: illegal option -- json\n", False),
+        (127, "bjobs: command not found", False),
+        (124, "", False),
+    ],
+)
+def test_forgotten_jobs_are_an_answer_and_a_dead_lsf_is_none(code: int, text: str, is_answer: bool) -> None:
+    assert lsf.is_answer(code, text) == is_answer
+
+
+def test_brackets_make_no_job_array() -> None:
+    argv = lsf.submit_argv(JobSpec(name="train[1-3]"), Path("job.sh"))
+    assert argv[argv.index("-J") + 1] == "train(1-3)"
+
+
+def test_rank_environment_uses_a_compute_host() -> None:
+    environ = {
+        "LSB_JOBID": "26238",
+        "LSB_MCPU_HOSTS": "batch5 1 h49n16 42 h49n18 42",
+        "OMPI_COMM_WORLD_RANK": "7",
+        "OMPI_COMM_WORLD_SIZE": "12",
+        "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+        "OMPI_COMM_WORLD_LOCAL_SIZE": "6",
+    }
+    assert rank_environment("lsf", environ) == {
+        "RANK": "7",
+        "WORLD_SIZE": "12",
+        "LOCAL_RANK": "1",
+        "LOCAL_WORLD_SIZE": "6",
+        "MASTER_ADDR": "h49n16",
+        "MASTER_PORT": "26238",
+    }
+
+
+def test_restarts_are_counted_where_the_scheduler_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LSB_JOBID", "1")
+    monkeypatch.setenv("PATH", str(tmp_path))  # no brequeue here
+    monkeypatch.setattr("jobs.allocation.REQUEUE_ATTEMPTS", 1)
+    monkeypatch.setattr("jobs.allocation.REQUEUE_WAIT_S", 0)
+    allocation = Allocation(["true"], tmp_path, "lsf", 1, 5, tmp_path / "notes")
+    for number in (1, 2):
+        with pytest.raises(PayloadError, match="not requeued: brequeue 1"):
+            allocation._requeue()
+        assert allocation._restarts() == number
+
+
+def test_single_processes_go_to_a_compute_node() -> None:
+    summit = load_site("summit")
+    line = ["bash", "-c", "neox data tokenize"]
+    assert placed(line, {"launches": 1}, summit) == line
+    assert placed(line, {}, load_site("frontier")) == line
+    argv = placed(line, {}, summit)
+    assert argv[0] == "jsrun" and argv[-3:] == line
+    assert {"--nrs=1", "--tasks_per_rs=1", "--cpu_per_rs=42", "--gpu_per_rs=6", "--bind=packed:42"} < set(argv)
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of a fake LSF that is on PATH."""
+    commands, state = tmp_path / "bin", tmp_path / "lsf"
+    commands.mkdir()
+    state.mkdir()
+    for name in ("bsub", "bjobs", "bkill", "brequeue", "jsrun"):
+        (commands / name).write_text(f"#!{sys.executable}\n{FAKE.read_text()}")
+        (commands / name).chmod(0o700)
+    monkeypatch.setenv("FAKE_LSF", str(state))
+    monkeypatch.setenv("FAKE_LSF_INTERVAL_S", "8")
+    monkeypatch.setenv("PATH", str(commands), prepend=":")
+    monkeypatch.chdir(tmp_path)
+    yield state
+
+
+# What `jobs launch` does towards its job, without ranks.
+SAVER = """
+import os, signal, sys, time
+from pathlib import Path
+notes, restart = Path(os.environ["JOBS_ALLOCATION"]), os.environ["JOBS_RESTART_COUNT"]
+with open("starts", "a") as file: file.write(restart + " ")
+if restart == "1": sys.exit(0)
+registered = notes / f"launch_{os.getpid()}"
+def save(number, _):
+    time.sleep(1)  # longer than a job that may not save is left
+    Path("saved").write_text(signal.Signals(number).name)
+    (notes / "outcome").write_text("85")
+    registered.unlink()
+    sys.exit(85)
+for number in (signal.SIGUSR2, signal.SIGTERM): signal.signal(number, save)
+registered.touch()
+while True: time.sleep(0.1)
+"""
+
+
+def start(site: Site, tmp_path: Path) -> executor.core.Job[int]:
+    allocation = Allocation([sys.executable, "-c", SAVER], tmp_path, "lsf", 4, 3, tmp_path / "notes")
+    return executor.submit(site, tmp_path / "a $b" / "%j", job_spec("x", {"runtime": 15}, 1, site), allocation)
+
+
+def test_warned_job_comes_back_under_its_own_id(fake: Path, tmp_path: Path) -> None:
+    """Five minutes before its walltime ends LSF sends USR2; the job saves and asks for itself again."""
+    site = load_site("summit")
+    job = start(site, tmp_path)
+    assert job.job_id == "26238" and executor.ask(site, [job])["26238"].is_active  # type: ignore[index]
+    wait_for(lambda: list(tmp_path.glob("notes/launch_*")))
+    (fake / "clock").write_text("10")
+    wait_for(lambda: executor.read_result(job) is not None)
+    assert executor.read_result(job) == "" and (tmp_path / "starts").read_text() == "0 1 "
+    wait_for(lambda: executor.ask(site, [job]) == {"26238": State.COMPLETED})
+    assert "state saved, runs again (restart 1)" in (tmp_path / "a $b/26238/26238_0_log.err").read_text()
+
+
+def test_killed_job_saves_at_the_first_signal_and_counts_as_cancelled(fake: Path, tmp_path: Path) -> None:
+    site = load_site("summit")
+    job = start(site, tmp_path)
+    wait_for(lambda: list(tmp_path.glob("notes/launch_*")))
+    executor.cancel(site, [job])
+    wait_for(lambda: executor.ask(site, [job]) == {"26238": State.CANCELLED})
+    assert (tmp_path / "saved").read_text() == "SIGTERM" and executor.read_result(job) is None
+
+
+def test_queue_tells_forgotten_jobs_from_a_silent_lsf(fake: Path, tmp_path: Path) -> None:
+    site = load_site("summit")
+    queue = Queue(site, tmp_path / "queue", 1)
+    queue.active.add(queue.active.key("train", ["a"]), "7", tmp_path / "%j")
+    (fake / "down").touch()
+    with pytest.raises(UserError, match="lsf does not say whether job 7 still runs"):
+        queue.adopt("train", ["a"])
+    (fake / "down").unlink()
+    assert queue.adopt("train", ["a"]) is None, "gone: to be submitted again"
+    queue.close()
+
+
+SNAKEFILE = """
+rule all:
+    input: "trained"
+
+rule plain:
+    output: "plain"
+    resources: runtime=900
+    shell: "echo rank=$OMPI_COMM_WORLD_RANK > {output}"
+
+rule train:
+    input: "plain"
+    output: "trained"
+    resources: nodes=1, tasks_per_node=2, runtime=15, launches=1
+    shell:
+        "env jobs launch --site {config[site]:q} --ranks-per-node 2 --run-dir run --"
+        " python payload.py && touch {output}"
+"""
+PAYLOAD = """
+import os, signal, sys, time
+rank, again = os.environ["RANK"], os.path.exists("saved_1")
+print("rank", rank, "of", os.environ["WORLD_SIZE"], "again" if again else "first", flush=True)
+if again: sys.exit(0)
+def save(*_):
+    time.sleep(float(rank) / 2); open("saved_" + rank, "w"); sys.exit(85)
+signal.signal(signal.SIGUSR2, save)
+open("ready_" + rank, "w")
+while not os.path.exists("ready_0") or not os.path.exists("ready_1"): time.sleep(0.1)
+open(os.environ["FAKE_LSF"] + "/clock", "w").write("10")
+while True: time.sleep(0.1)
+"""
+
+
+def test_snakemake_goes_through_lsf_and_jsrun(fake: Path, tmp_path: Path) -> None:
+    """A plain rule on a compute node, then a training that is warned, saves, is requeued and finishes."""
+    (tmp_path / "Snakefile").write_text(SNAKEFILE)
+    (tmp_path / "payload.py").write_text(PAYLOAD)
+    options = ["--executor", "submitit", "--submitit-site", str(SUMMIT), "--jobs", "2", "--latency-wait", "5"]
+    options += ["--config", f"site={SUMMIT}", "--seconds-between-status-checks", "2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", *options],
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "plain").read_text() == "rank=0\n", "by jsrun, not on the launch node"
+    segments = [json.loads(line) for line in (tmp_path / "run" / "segments.jsonl").read_text().splitlines()]
+    assert [(s["job_id"], s["restart"], s["exit_code"]) for s in segments] == [("26239", 0, 85), ("26239", 1, 0)]
+    submitted = [json.loads(line)["options"] for line in (fake / "submitted").read_text().splitlines()]
+    assert [o["-J"] for o in submitted] == ["plain", "train"] and submitted[1]["-nnodes"] == "1"
+
+
+def test_failed_rank_ends_the_others_without_help_of_jsrun(fake: Path, tmp_path: Path) -> None:
+    environ = {**os.environ, "LSB_JOBID": "1", "LSB_MCPU_HOSTS": "batch1 1 h1 42"}
+    launch = [sys.executable, "-m", "jobs", "launch", "--site", "summit", "--ranks-per-node", "2", "--"]
+    script = "[ $RANK = 1 ] && exit 3; echo $MASTER_ADDR $LOCAL_RANK/$LOCAL_WORLD_SIZE; exec sleep 300"
+    done = subprocess.run([*launch, "bash", "-c", script], env=environ, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3 and done.stdout == "h1 0/2\n"
