@@ -24,7 +24,24 @@ def build_parser() -> argparse.ArgumentParser:
     site = commands.add_parser("site", help="facts of a site")
     show = site.add_subparsers(dest="action", required=True).add_parser("show", help="print what is known of a site")
     show.add_argument("site", help="a folder of site_configs/, or a path to a site.yaml")
+    add_watching(commands)
     return parser
+
+
+def add_watching(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """`status`, `logs` and `cancel`, run in the folder where Snakemake runs."""
+    status = commands.add_parser("status", help="every run: step, loss, rate, time left, last save, why it waits")
+    status.add_argument("folders", nargs="*", type=Path, default=[Path("results")], help="default: results")
+    status.add_argument("--json", action="store_true", help="one JSON array instead of a table")
+    logs = commands.add_parser("logs", help="print the training log of a run")
+    logs.add_argument("run", help="a run directory, or the name of a run below results")
+    logs.add_argument("-f", "--follow", action="store_true", help="and what is added to it, until Ctrl-C")
+    cancel = commands.add_parser("cancel", help="end the training jobs of some runs; they save first")
+    cancel.add_argument("runs", nargs="+", metavar="run", help="a run directory, or the name of a run below results")
+    for parser in (status, cancel):
+        parser.add_argument(
+            "--folder", type=Path, default=Path(".snakemake/submitit"), help="of the executor: %(default)s"
+        )
 
 
 def run_launch(arguments: argparse.Namespace) -> int:
@@ -53,11 +70,61 @@ def show_site(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def show_status(arguments: argparse.Namespace) -> int:
+    import json
+
+    from jobs import watch
+
+    rows = watch.overview(arguments.folders, arguments.folder)
+    if arguments.json:
+        print(json.dumps([watch.record(row) for row in rows], indent=1))
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    heading, *body = watch.table(rows)
+    table = Table(*heading, box=None, pad_edge=False)
+    for cells in body:
+        table.add_row(*cells)
+    width = None if sys.stdout.isatty() else 400  # a file or a pipe has no edge to break lines at
+    Console(width=width, highlight=False, markup=False).print(table)
+    return 0
+
+
+def show_logs(arguments: argparse.Namespace) -> int:
+    from jobs import watch
+
+    try:
+        for text in watch.log_text(watch.find_run(arguments.run, Path("results")), arguments.follow):
+            print(text, end="", flush=True)
+    except KeyboardInterrupt:
+        pass
+    return 0
+
+
+def cancel_runs(arguments: argparse.Namespace) -> int:
+    from jobs import watch
+
+    runs = [watch.find_run(name, Path("results")) for name in arguments.runs]
+    for job in watch.cancel(runs, arguments.folder):
+        print(f"{watch.run_of(job)}: asked {job.scheduler} to end job {job.job_id}")
+    return 0
+
+
+COMMANDS = {
+    "launch": run_launch,
+    "site": show_site,
+    "status": show_status,
+    "logs": show_logs,
+    "cancel": cancel_runs,
+}
+
+
 def main() -> int:
     """Returns the exit code: that of the ranks for `launch`; 2 when the user's input is wrong."""
     arguments = build_parser().parse_args()
     try:
-        return {"launch": run_launch, "site": show_site}[arguments.command](arguments)
+        return COMMANDS[arguments.command](arguments)
     except UserError as error:
         print(f"jobs: error: {error}", file=sys.stderr)
         return 2

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from jobs.errors import UserError
@@ -35,6 +35,19 @@ class Lock:
 
 
 @dataclass(frozen=True)
+class ActiveJob:
+    """What outlives the controller of a job on its way."""
+
+    job_id: str
+    scheduler: str
+    folder: Path
+    """submitit's; may hold %j."""
+    name: str
+    outputs: tuple[str, ...]
+    """Relative to the folder the controller worked in."""
+
+
+@dataclass(frozen=True)
 class ActiveJobs:
     """One file per job on its way, so that the next controller finds the jobs of a dead one."""
 
@@ -45,15 +58,21 @@ class ActiveJobs:
         text = json.dumps([name, sorted(outputs)])
         return self.folder / hashlib.sha256(text.encode()).hexdigest()[:32]
 
-    def add(self, key: Path, job_id: str, folder: Path) -> None:
+    def add(self, key: Path, job: ActiveJob) -> None:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         draft = key.with_suffix(".tmp")
-        draft.write_text(json.dumps({"job_id": job_id, "folder": str(folder)}))
+        draft.write_text(json.dumps(asdict(job), default=str))
         draft.replace(key)
 
-    def find(self, key: Path) -> tuple[str, Path] | None:
-        """Job id and submitit folder of a job that was on its way."""
-        if not key.exists():
+    def find(self, key: Path) -> ActiveJob | None:
+        """The job of a key if it was on its way; None also where it ends at this moment."""
+        try:
+            data = json.loads(key.read_text())
+        except FileNotFoundError:
             return None
-        data = json.loads(key.read_text())
-        return data["job_id"], Path(data["folder"])
+        return ActiveJob(**{**data, "folder": Path(data["folder"]), "outputs": tuple(data["outputs"])})
+
+    def all(self) -> list[ActiveJob]:
+        """Every job on its way, whoever submitted it."""
+        files = [file for file in self.folder.glob("*") if not file.suffix]
+        return [job for file in files if (job := self.find(file))]

@@ -34,6 +34,7 @@ class SchedulerWatcher(core.InfoWatcher):
         super().__init__(delay_s=10)
         self.queries = SCHEDULERS[scheduler].batch.queries  # type: ignore[union-attr]
         self.states: dict[str, State] = {}
+        self.reasons: dict[str, str] = {}
 
     def ask(self, job_ids: Sequence[str]) -> bool:
         """Asks about jobs; False when the scheduler does not answer (then nothing changes)."""
@@ -45,6 +46,7 @@ class SchedulerWatcher(core.InfoWatcher):
             answer = self._answer(query, missing)
             if answer is not None:
                 known.update(query.parse(answer))
+                self.reasons.update(query.reasons(answer))
             elif i == 0:
                 return False
         self.states.update({job_id: known.get(job_id, State.UNKNOWN) for job_id in job_ids})
@@ -184,10 +186,10 @@ def submit(site: Site, folder: Path, spec: JobSpec, function: Callable[[], int])
         raise UserError("; ".join(lines)) from None
 
 
-def attach(site: Site, folder: Path, job_id: str) -> core.Job[int]:
-    """A job that an earlier controller submitted."""
-    if SCHEDULERS[site.scheduler].batch is not None:
-        return job_class(site.scheduler)(folder=folder, job_id=job_id)
+def attach(scheduler: str, folder: Path, job_id: str) -> core.Job[int]:
+    """A job that another controller submitted."""
+    if SCHEDULERS[scheduler].batch is not None:
+        return job_class(scheduler)(folder=folder, job_id=job_id)
     return LocalJob(folder=folder, job_id=job_id)
 
 
@@ -203,9 +205,9 @@ def local_state(job: core.Job[int]) -> State:
     return State.RUNNING if "submitit.local._local" in words else State.COMPLETED
 
 
-def cancel(site: Site, jobs: Sequence[core.Job[int]]) -> None:
+def cancel(scheduler: str, jobs: Sequence[core.Job[int]]) -> None:
     """Cancels all of them with one command."""
-    batch = SCHEDULERS[site.scheduler].batch
+    batch = SCHEDULERS[scheduler].batch
     if batch is not None:
         run(batch.cancel([job.job_id for job in jobs]))
         return
@@ -222,11 +224,17 @@ def read_result(job: core.Job[int]) -> str | None:
     return "" if outcome == "success" else str(result).strip().splitlines()[-1]
 
 
-def ask(site: Site, jobs: Sequence[core.Job[int]]) -> dict[str, State] | None:
+def ask(scheduler: str, jobs: Sequence[core.Job[int]]) -> dict[str, State] | None:
     """States by job id, from one query for all; None when the scheduler does not answer."""
-    if SCHEDULERS[site.scheduler].batch is None:
+    if SCHEDULERS[scheduler].batch is None:
         return {job.job_id: local_state(job) for job in jobs}
-    watcher = job_class(site.scheduler).watcher
+    watcher = job_class(scheduler).watcher
     assert isinstance(watcher, SchedulerWatcher)
     ids = [job.job_id for job in jobs]
     return {job_id: watcher.states[job_id] for job_id in ids} if watcher.ask(ids) else None
+
+
+def reasons(scheduler: str) -> dict[str, str]:
+    """Why jobs wait, by job id, as far as the last `ask` was told."""
+    watcher = job_class(scheduler).watcher if SCHEDULERS[scheduler].batch is not None else None
+    return watcher.reasons if isinstance(watcher, SchedulerWatcher) else {}

@@ -11,7 +11,7 @@ from typing import Any
 
 from jobs import executor
 from jobs.allocation import Allocation
-from jobs.controller import ActiveJobs, Lock
+from jobs.controller import ActiveJob, ActiveJobs, Lock
 from jobs.errors import UserError
 from jobs.failure import error_line
 from jobs.site import Site
@@ -63,7 +63,7 @@ class Queue:
         allocation = Allocation(command, cwd, site.scheduler, site.grace_s, site.max_restarts, notes)
         folder = self.folder / spec.name / "%j"
         handle = executor.submit(site, folder, spec, allocation)
-        self.active.add(key, handle.job_id, folder)
+        self.active.add(key, ActiveJob(handle.job_id, site.scheduler, folder, spec.name, tuple(outputs)))
         return QueuedJob(handle, key)
 
     def adopt(self, name: str, outputs: Sequence[str]) -> QueuedJob | None:
@@ -75,10 +75,11 @@ class Queue:
         found = self.active.find(key)
         if found is None:
             return None
-        job_id, folder = found
-        job = QueuedJob(executor.attach(self.site, folder, job_id), key)
+        job = QueuedJob(executor.attach(self.site.scheduler, found.folder, found.job_id), key)
         if not self._ask([job]):
-            raise UserError(f"{self.site.scheduler} does not say whether job {job_id} still runs; try again later")
+            raise UserError(
+                f"{self.site.scheduler} does not say whether job {found.job_id} still runs; try again later"
+            )
         if job.state in (State.PENDING, State.RUNNING):
             return job
         key.unlink()
@@ -94,7 +95,7 @@ class Queue:
     def _ask(self, jobs: Sequence[QueuedJob]) -> bool:
         """False, and nothing is changed, when the scheduler does not answer."""
         self.asked_s = time.monotonic()
-        states = executor.ask(self.site, [job.handle for job in jobs])
+        states = executor.ask(self.site.scheduler, [job.handle for job in jobs])
         if states is None:
             return False
         for job in jobs:
@@ -122,7 +123,7 @@ class Queue:
     def cancel(self, jobs: Sequence[QueuedJob]) -> None:
         """Cancels all of them; none is left to adopt."""
         if jobs:
-            executor.cancel(self.site, [job.handle for job in jobs])
+            executor.cancel(self.site.scheduler, [job.handle for job in jobs])
         for job in jobs:
             job.key.unlink(missing_ok=True)
 

@@ -29,6 +29,8 @@ class Query:
     """States by job id, from the standard output of any of them."""
     is_answer: Callable[[int, str], bool] = exited_well
     """Whether an exit code and the output with it is an answer at all; "no such job" is one."""
+    reasons: Callable[[str], dict[str, str]] = lambda output: {}
+    """Why jobs wait, by job id, where the output says so."""
 
 
 @dataclass(frozen=True)

@@ -99,12 +99,19 @@ def parse_states(output: str) -> dict[str, State]:
     return {row[0]: state_of(row[1]) for row in rows if len(row) >= 2 and row[0].isdigit()}
 
 
+def parse_reasons(output: str) -> dict[str, str]:
+    """Lines of `ID|STATE|START|REASON` → why a job waits, and when the scheduler means to start it."""
+    rows = (line.split("|", 3) for line in output.splitlines())
+    waiting = [row for row in rows if len(row) == 4 and state_of(row[1]) is State.PENDING]
+    return {row[0]: row[3] if row[2] == "N/A" else f"{row[3]}, starts {row[2]}" for row in waiting}
+
+
 def squeue_argv(job_ids: Sequence[str]) -> list[str]:
     """All of the user's jobs: naming ids would make squeue fail once one of them has left its memory.
 
     `--states=all` includes ended jobs for MinJobAge, so accounting is rarely asked and its lag rarely seen.
     """
-    return ["squeue", "--me", "--noheader", "--states=all", "--format=%A|%T"]
+    return ["squeue", "--me", "--noheader", "--states=all", "--format=%A|%T|%S|%r"]
 
 
 def sacct_argv(job_ids: Sequence[str]) -> list[str]:
@@ -127,7 +134,7 @@ SCHEDULER = Scheduler(
         script=render_script,
         submit=submit_argv,
         parse_id=parse_id,
-        queries=(Query((squeue_argv,), parse_states), Query((sacct_argv,), parse_states)),
+        queries=(Query((squeue_argv,), parse_states, reasons=parse_reasons), Query((sacct_argv,), parse_states)),
         cancel=cancel_argv,
         requeue=requeue_argv,
     ),

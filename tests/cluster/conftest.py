@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,6 +57,14 @@ class Slurm:
     def run(self, folder: Path, *arguments: str) -> tuple[int, str]:
         code = self.start(folder, *arguments).wait(timeout=150)
         return code, (folder / "out.log").read_text()
+
+    def status(self, folder: Path) -> list[dict[str, Any]]:
+        """What `jobs status` says in the folder where Snakemake runs or ran."""
+        command = [sys.executable, "-m", "jobs", "status", "--json", "."]
+        done = subprocess.run(
+            command, cwd=folder, env=self.environ, capture_output=True, text=True, timeout=60, check=True
+        )
+        return list(json.loads(done.stdout))
 
     def history(self, name: str) -> list[list[str]]:
         """[job id, state] of every run of the jobs of a rule, requeued runs each on a line, oldest first."""

@@ -86,10 +86,12 @@ def test_killed_controller_is_succeeded(cluster: Slurm, tmp_path: Path, interrup
     second_code, log = cluster.run(tmp_path, target)
     assert second_code != 0 and "another controller works here" in log
     interrupt(first, signal.SIGKILL)
+    (row,) = cluster.status(tmp_path)
+    assert (row["name"], row["state"]) == ("counted", "running")
     code, log = cluster.run(tmp_path, target)
     assert code == 0, log
     adopted = re.search(r"adopted slurm job (\d+)", log)
-    assert adopted and log.count("submitted as") == 1
+    assert adopted and adopted[1] == row["job_id"] and log.count("submitted as") == 1
     wait_for(lambda: [adopted[1], "COMPLETED"] in cluster.history("counted"), 20)  # slurmdbd lags behind
     assert {int(job_id) for job_id, _ in cluster.history("counted") if int(job_id) >= int(adopted[1])} == {
         int(adopted[1])

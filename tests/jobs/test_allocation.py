@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jobs.allocation import Allocation
-from jobs.controller import ActiveJobs, Lock
+from jobs.controller import ActiveJob, ActiveJobs, Lock
 from jobs.errors import PayloadError, UserError
 from jobs.failure import error_line
 from jobs.queue import Queue
@@ -58,10 +58,11 @@ def test_job_is_not_forgotten_while_the_scheduler_is_silent(tmp_path: Path, monk
     monkeypatch.setenv("PATH", str(tmp_path))  # no squeue here
     queue = Queue(load_site("slurm"), tmp_path, 1)
     key = queue.active.key("train", ["a"])
-    queue.active.add(key, "7", tmp_path / "%j")
+    known = ActiveJob("7", "slurm", tmp_path / "%j", "train", ("a",))
+    queue.active.add(key, known)
     with pytest.raises(UserError, match="slurm does not say whether job 7 still runs"):
         queue.adopt("train", ["a"])
-    assert queue.active.find(key) == ("7", tmp_path / "%j")
+    assert queue.active.find(key) == known
     queue.close()
 
 
@@ -79,8 +80,10 @@ def test_one_controller_per_folder_and_none_after_its_death(tmp_path: Path) -> N
 
 def test_active_jobs_are_found_by_name_and_outputs(tmp_path: Path) -> None:
     active = ActiveJobs(tmp_path)
-    active.add(active.key("train", ["b", "a"]), "7", Path("logs/%j"))
-    assert active.find(active.key("train", ["a", "b"])) == ("7", Path("logs/%j"))
+    job = ActiveJob("7", "slurm", Path("logs/%j"), "train", ("b", "a"))
+    active.add(active.key("train", ["b", "a"]), job)
+    assert active.find(active.key("train", ["a", "b"])) == job
+    assert active.all() == [job]
     assert active.find(active.key("train", ["a"])) is None
     assert not list(tmp_path.glob("*.tmp"))
 

@@ -14,6 +14,7 @@ import pytest
 
 from jobs import executor
 from jobs.allocation import Allocation
+from jobs.controller import ActiveJob
 from jobs.errors import PayloadError, UserError
 from jobs.queue import Queue
 from jobs.ranks import rank_environment
@@ -193,12 +194,12 @@ def test_warned_job_comes_back_under_its_own_id(fake: Path, tmp_path: Path) -> N
     """Five minutes before its walltime ends LSF sends USR2; the job saves and asks for itself again."""
     site = load_site("summit")
     job = start(site, tmp_path)
-    assert job.job_id == "26238" and executor.ask(site, [job])["26238"].is_active  # type: ignore[index]
+    assert job.job_id == "26238" and executor.ask(site.scheduler, [job])["26238"].is_active  # type: ignore[index]
     wait_for(lambda: list(tmp_path.glob("notes/launch_*")))
     (fake / "clock").write_text("10")
     wait_for(lambda: executor.read_result(job) is not None)
     assert executor.read_result(job) == "" and (tmp_path / "starts").read_text() == "0 1 "
-    wait_for(lambda: executor.ask(site, [job]) == {"26238": State.COMPLETED})
+    wait_for(lambda: executor.ask(site.scheduler, [job]) == {"26238": State.COMPLETED})
     assert "state saved, runs again (restart 1)" in (tmp_path / "a $b/26238/26238_0_log.err").read_text()
 
 
@@ -206,15 +207,15 @@ def test_killed_job_saves_at_the_first_signal_and_counts_as_cancelled(fake: Path
     site = load_site("summit")
     job = start(site, tmp_path)
     wait_for(lambda: list(tmp_path.glob("notes/launch_*")))
-    executor.cancel(site, [job])
-    wait_for(lambda: executor.ask(site, [job]) == {"26238": State.CANCELLED})
+    executor.cancel(site.scheduler, [job])
+    wait_for(lambda: executor.ask(site.scheduler, [job]) == {"26238": State.CANCELLED})
     assert (tmp_path / "saved").read_text() == "SIGTERM" and executor.read_result(job) is None
 
 
 def test_queue_tells_forgotten_jobs_from_a_silent_lsf(fake: Path, tmp_path: Path) -> None:
     site = load_site("summit")
     queue = Queue(site, tmp_path / "queue", 1)
-    queue.active.add(queue.active.key("train", ["a"]), "7", tmp_path / "%j")
+    queue.active.add(queue.active.key("train", ["a"]), ActiveJob("7", "lsf", tmp_path / "%j", "train", ("a",)))
     (fake / "down").touch()
     with pytest.raises(UserError, match="lsf does not say whether job 7 still runs"):
         queue.adopt("train", ["a"])

@@ -1,0 +1,110 @@
+"""A run directory, read from outside: how far its training is, when it last saved, how its allocations ended."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jobs.failure import tail
+
+SUMMARY = "train_summary.json"
+"""The trainer writes it last: a run that has it is finished."""
+RECENT_STEPS = 100
+"""How many of the last steps the rate and the time left are taken from."""
+_CHECKPOINT = re.compile(r"step_(\d+)")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands; None for what is not known yet."""
+
+    folder: Path
+    is_finished: bool
+    step: int | None
+    steps: int | None
+    loss: float | None
+    tokens_per_s: float | None
+    mfu: float | None
+    """Model FLOPs utilisation, 0 to 1, where the trainer knows the device's peak."""
+    eta_s: float | None
+    saved_step: int | None
+    saved_ago_s: float | None
+    segments: int
+    """Allocations that have ended."""
+    cause: str
+    """How the last of them ended."""
+
+
+def find_runs(folders: Iterable[Path]) -> list[Path]:
+    """Run directories at or below some folders: those in which a trainer has left its resolved configuration."""
+    found = {file.parent for folder in folders for file in folder.rglob("config.yaml") if _is_run(file.parent)}
+    return sorted(found)
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "sources").is_dir() and (folder / "checkpoints").is_dir()
+
+
+def read_progress(folder: Path) -> Progress:
+    """Reads a run directory that may be incomplete, or not be there yet."""
+    steps_done = _records(folder / "metrics.jsonl", "loss")[-RECENT_STEPS:]
+    ended = _records(folder / "segments.jsonl", "cause", num_bytes=1 << 24)
+    last = steps_done[-1] if steps_done else {}
+    steps = _num_steps(folder)
+    is_finished = (folder / SUMMARY).is_file()
+    eta_s = None
+    if last and steps and not is_finished:
+        eta_s = (steps - last["step"]) * statistics.median(record["step_time_s"] for record in steps_done)
+    saved_step, saved_s = _last_save(folder)
+    return Progress(
+        folder=folder,
+        is_finished=is_finished,
+        step=last.get("step"),
+        steps=steps,
+        loss=last.get("loss"),
+        tokens_per_s=last.get("tokens_per_s"),
+        mfu=last.get("mfu"),
+        eta_s=eta_s,
+        saved_step=saved_step,
+        saved_ago_s=None if saved_s is None else time.time() - saved_s,
+        segments=len(ended),
+        cause=ended[-1]["cause"] if ended else "",
+    )
+
+
+def _records(file: Path, key: str, num_bytes: int = 1 << 16) -> list[dict[str, Any]]:
+    """The last records that hold `key`; a line that is being written, or that the tail cuts, is passed over."""
+    found = []
+    for line in tail(file, num_bytes):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and key in record:
+            found.append(record)
+    return found
+
+
+def _num_steps(folder: Path) -> int | None:
+    try:
+        return int(yaml.safe_load((folder / "config.yaml").read_text())["train"]["steps"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _last_save(folder: Path) -> tuple[int | None, float | None]:
+    """Step and time of the newest checkpoint; one without a manifest is not committed."""
+    saved = [
+        (int(match[1]), manifest.stat().st_mtime)
+        for manifest in (folder / "checkpoints").glob("step_*/manifest.json")
+        if (match := _CHECKPOINT.fullmatch(manifest.parent.name))
+    ]
+    return max(saved, default=(None, None))

@@ -1,0 +1,175 @@
+"""What `jobs status`, `logs` and `cancel` know: run directories, jobs on their way, and what the scheduler says."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs import executor
+from jobs.controller import ActiveJob, ActiveJobs
+from jobs.errors import UserError
+from jobs.runs import SUMMARY, Progress, find_runs, read_progress
+from jobs.state import State
+
+FOLLOW_POLL_S = 0.5
+LOCKS = Path("/proc/locks")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A run, or a job that is none (then `progress` is None)."""
+
+    name: str
+    state: str
+    job_id: str
+    progress: Progress | None
+
+
+def overview(folders: Sequence[Path], state_folder: Path) -> list[Row]:
+    """Every run below `folders` and every other job on its way; one call to the scheduler, however many there are.
+
+    `state_folder` is the executor's (.snakemake/submitit). Raises UserError when a folder is not there.
+    """
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder; name the results of a workflow, or a run directory")
+    active = ActiveJobs(state_folder / "active").all()
+    words = _states(active)
+    by_run = {run_of(job): job for job in active if run_of(job) is not None}
+    runs = {*find_runs(folders), *(run for run in by_run if run is not None)}
+    rows = [_run_row(run, by_run.get(run), words) for run in sorted(runs)]
+    others = [job for job in active if run_of(job) is None]
+    return rows + [Row(job.name, words[job.job_id], job.job_id, None) for job in others]
+
+
+def run_of(job: ActiveJob) -> Path | None:
+    """The run directory that a job trains, None for jobs of other rules."""
+    return next((Path(output).parent for output in job.outputs if Path(output).name == SUMMARY), None)
+
+
+def _states(active: Sequence[ActiveJob]) -> dict[str, str]:
+    """What to say of each job, by job id."""
+    words: dict[str, str] = {}
+    for scheduler, group in itertools.groupby(sorted(active, key=_scheduler), key=_scheduler):
+        jobs = [executor.attach(scheduler, job.folder, job.job_id) for job in group]
+        states = executor.ask(scheduler, jobs)
+        reasons = executor.reasons(scheduler)
+        for job in jobs:
+            if states is None:
+                words[job.job_id] = f"{scheduler} does not answer"
+            elif states[job.job_id] is State.PENDING and job.job_id in reasons:
+                words[job.job_id] = f"pending: {reasons[job.job_id]}"
+            else:
+                words[job.job_id] = states[job.job_id].value
+    return words
+
+
+def _scheduler(job: ActiveJob) -> str:
+    return job.scheduler
+
+
+def _run_row(run: Path, job: ActiveJob | None, words: dict[str, str]) -> Row:
+    progress = read_progress(run)
+    if progress.is_finished:
+        state = "finished"
+    elif job:
+        state = words[job.job_id]
+    elif _is_locked(run / "lock"):
+        state = "running"
+    else:
+        state = f"stopped: {progress.cause}" if progress.cause else "stopped"
+    return Row(str(run), state, job.job_id if job else "", progress)
+
+
+def _is_locked(file: Path) -> bool:
+    """Whether a process of this machine holds the lock that the training rule takes."""
+    try:
+        inode = file.stat().st_ino
+        return any(line.split()[5].endswith(f":{inode}") for line in LOCKS.read_text().splitlines())
+    except OSError:
+        return False
+
+
+def table(rows: Sequence[Row]) -> list[list[str]]:
+    """Rows as a person reads them; the first is the heading."""
+    heading = ["run or job", "state", "job", "step", "loss", "tokens/s", "MFU", "ETA", "last save", "segments"]
+    return [heading, *(_cells(row) for row in rows)]
+
+
+def _cells(row: Row) -> list[str]:
+    at = row.progress
+    if at is None:
+        return [row.name, row.state, row.job_id, *[""] * 7]
+    saved = "" if at.saved_step is None else f"{at.saved_step} ({_duration(at.saved_ago_s)} ago)"
+    return [
+        row.name,
+        row.state,
+        row.job_id,
+        f"{at.step or 0}/{at.steps}" if at.steps else "",
+        "" if at.loss is None else f"{at.loss:.4f}",
+        "" if at.tokens_per_s is None else f"{at.tokens_per_s:,.0f}",
+        "" if at.mfu is None else f"{at.mfu:.1%}",
+        _duration(at.eta_s),
+        saved,
+        str(at.segments),
+    ]
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    return f"{days}d {hours:02}:{minutes:02}" if days else f"{hours}:{minutes:02}:{rest:02}"
+
+
+def record(row: Row) -> dict[str, Any]:
+    """A row for --json: everything that is known, under the names of its fields."""
+    progress = asdict(row.progress) if row.progress else {}
+    progress.pop("folder", None)
+    return {"name": row.name, "state": row.state, "job_id": row.job_id or None, **progress}
+
+
+def find_run(name: str, results: Path) -> Path:
+    """A run directory by its path, or by its name below `results`. Raises UserError unless it is one."""
+    if Path(name).is_dir():
+        return Path(name)
+    found = sorted(path for path in results.glob(f"*/runs/{name}") if path.is_dir())
+    if len(found) != 1:
+        known = sorted(path.name for path in results.glob("*/runs/*"))
+        what = f"is {len(found)} runs: {', '.join(map(str, found))}" if found else f"no such run below {results}"
+        raise UserError(f"{name}: {what}; name its folder" + ("" if found else f", or one of {', '.join(known)}"))
+    return found[0]
+
+
+def log_text(run: Path, follow: bool) -> Iterator[str]:
+    """The training log of a run, then, with `follow`, what is added to it. Raises UserError if there is none."""
+    file = run / "logs" / "train.log"
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; training has not begun")
+    with file.open(errors="replace") as stream:
+        yield stream.read()
+        while follow:
+            added = stream.read()
+            if added:
+                yield added
+            else:
+                time.sleep(FOLLOW_POLL_S)
+
+
+def cancel(runs: Sequence[Path], state_folder: Path) -> list[ActiveJob]:
+    """Cancels the training jobs of some runs, which save first; returns them. Raises UserError if a run has none."""
+    active = ActiveJobs(state_folder / "active").all()
+    by_run = {run.resolve(): job for job in active if (run := run_of(job))}
+    missing = [str(run) for run in runs if run.resolve() not in by_run]
+    if missing:
+        raise UserError(f"{', '.join(missing)}: no job on its way in {state_folder}; see `jobs status`")
+    jobs = [by_run[run.resolve()] for run in runs]
+    for scheduler, group in itertools.groupby(sorted(jobs, key=_scheduler), key=_scheduler):
+        executor.cancel(scheduler, [executor.attach(scheduler, job.folder, job.job_id) for job in group])
+    return jobs

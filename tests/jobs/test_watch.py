@@ -1,0 +1,143 @@
+"""`jobs status`, `logs` and `cancel`: what is read of run directories, and what the scheduler's answer adds."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.controller import ActiveJob, ActiveJobs
+from jobs.scheduler.slurm import parse_reasons, parse_states
+
+SQUEUE = """7|PENDING|2026-11-21T10:00:00|Priority
+8|PENDING|N/A|AssocGrpCPULimit
+9|RUNNING|2026-11-21T08:00:00|None
+"""
+
+
+def write_run(folder: Path, steps_done: int, steps: int = 40) -> Path:
+    """A run directory as the trainer leaves it after some steps."""
+    for name in ("sources", "checkpoints/step_00000010", "checkpoints/.tmp-step_00000020", "logs"):
+        (folder / name).mkdir(parents=True)
+    (folder / "config.yaml").write_text(f"train:\n  steps: {steps}\n")
+    (folder / "checkpoints" / "step_00000010" / "manifest.json").write_text("{}")
+    (folder / "logs" / "train.log").write_text("step 1/40\n")
+    record = {"loss": 2.5, "step_time_s": 2.0, "tokens_per_s": 1000.0, "mfu": 0.41}
+    lines = [json.dumps({"step": step, **record}) for step in range(1, steps_done + 1)]
+    (folder / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 1, "valid_loss": 3.0}', '{"step": 99, "los']))
+    ends = [{"cause": "saved after SIGUSR2"}, {"cause": "rank 1 was killed by SIGKILL"}]
+    (folder / "segments.jsonl").write_text("".join(json.dumps(end) + "\n" for end in ends))
+    return folder
+
+
+@pytest.fixture
+def workflow(tmp_path: Path) -> Path:
+    """A folder where Snakemake ran, beside a squeue that counts how often it is asked and a scancel that notes whom."""
+    write_run(tmp_path / "results" / "exp" / "runs" / "half", 20)
+    done = write_run(tmp_path / "results" / "exp" / "runs" / "done", 40)
+    (done / "train_summary.json").write_text("{}")
+    binaries = tmp_path / "bin"
+    binaries.mkdir()
+    for name, answer in (("squeue", f"cat {tmp_path}/answer"), ("scancel", "")):
+        (binaries / name).write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/{name}.calls\n{answer}\n')
+        (binaries / name).chmod(0o755)
+    (tmp_path / "answer").write_text(SQUEUE)
+    return tmp_path
+
+
+def jobs(folder: Path, *arguments: str, expect: int = 0) -> str:
+    environ = {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
+    command = [sys.executable, "-m", "jobs", *arguments]
+    done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=60)
+    assert done.returncode == expect, done.stderr
+    return done.stdout + done.stderr
+
+
+def submitted(folder: Path, job_id: str, name: str, output: str) -> None:
+    active = ActiveJobs(folder / ".snakemake" / "submitit" / "active")
+    job = ActiveJob(job_id, "slurm", folder / "logs" / "%j", name, (output,))
+    active.add(active.key(name, [output]), job)
+
+
+def statuses(folder: Path) -> dict[str, dict]:
+    return {Path(row["name"]).name: row for row in json.loads(jobs(folder, "status", "--json"))}
+
+
+def test_a_run_tells_where_it_stands(workflow: Path) -> None:
+    rows = statuses(workflow)
+    half = rows["half"]
+    assert half["state"] == "stopped: rank 1 was killed by SIGKILL" and half["segments"] == 2
+    assert (half["step"], half["steps"], half["loss"], half["mfu"], half["saved_step"]) == (20, 40, 2.5, 0.41, 10)
+    assert half["eta_s"] == 20 * 2.0
+    assert rows["done"]["state"] == "finished" and rows["done"]["eta_s"] is None
+    assert not (workflow / "squeue.calls").exists(), "without a job there is nothing to ask"
+
+
+def test_the_table_shows_the_same(workflow: Path) -> None:
+    heading, *rows = jobs(workflow, "status").splitlines()
+    assert heading.split()[:3] == ["run", "or", "job"]
+    assert any("20/40" in row and "41.0%" in row and "0:00:40" in row and "10 (0:00:0" in row for row in rows), rows
+
+
+def test_one_call_tells_why_any_number_of_jobs_wait(workflow: Path) -> None:
+    for number, run in ((7, "half"), (8, "new"), (9, "running")):
+        submitted(workflow, str(number), "train", f"results/exp/runs/{run}/train_summary.json")
+    for number in range(10, 40):
+        submitted(workflow, str(number), "tokenize", f"results/exp/tokens/{number}.bin")
+    (workflow / "answer").write_text(SQUEUE + "".join(f"{n}|RUNNING|N/A|None\n" for n in range(10, 40)))
+    rows = statuses(workflow)
+    assert rows["half"]["state"] == "pending: Priority, starts 2026-11-21T10:00:00"
+    assert rows["new"]["state"] == "pending: AssocGrpCPULimit" and rows["new"]["step"] is None
+    assert rows["running"]["state"] == rows["tokenize"]["state"] == "running"
+    assert len((workflow / "squeue.calls").read_text().splitlines()) == 1
+
+
+def test_a_scheduler_that_does_not_answer_is_no_end(workflow: Path) -> None:
+    submitted(workflow, "7", "train", "results/exp/runs/half/train_summary.json")
+    (workflow / "answer").unlink()
+    assert statuses(workflow)["half"]["state"] == "slurm does not answer"
+
+
+def test_a_training_on_this_machine_is_known_by_its_lock(workflow: Path) -> None:
+    with (workflow / "results" / "exp" / "runs" / "half" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert statuses(workflow)["half"]["state"] == "running"
+    assert statuses(workflow)["half"]["state"].startswith("stopped")
+
+
+def test_logs_by_name_and_by_folder(workflow: Path) -> None:
+    assert jobs(workflow, "logs", "half") == jobs(workflow, "logs", "results/exp/runs/half") == "step 1/40\n"
+    said = jobs(workflow, "logs", "hal", expect=2)
+    assert said == "jobs: error: hal: no such run below results; name its folder, or one of done, half\n"
+
+
+def test_logs_follow(workflow: Path) -> None:
+    command = [sys.executable, "-u", "-m", "jobs", "logs", "-f", "half"]
+    process = subprocess.Popen(command, cwd=workflow, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "step 1/40\n"
+    with (workflow / "results" / "exp" / "runs" / "half" / "logs" / "train.log").open("a") as log:
+        log.write("step 2/40\n")
+    assert process.stdout.readline() == "step 2/40\n"
+    process.terminate()
+    process.wait(timeout=20)
+
+
+def test_cancel_ends_the_job_of_the_run_alone(workflow: Path) -> None:
+    submitted(workflow, "7", "train", "results/exp/runs/half/train_summary.json")
+    submitted(workflow, "8", "train", "results/exp/runs/done/train_summary.json")
+    assert "asked slurm to end job 7" in jobs(workflow, "cancel", "half")
+    assert (workflow / "scancel.calls").read_text() == "7\n"
+    (workflow / "results" / "exp" / "runs" / "idle").mkdir()
+    assert "idle: no job on its way" in jobs(workflow, "cancel", "half", "idle", expect=2)
+    assert (workflow / "scancel.calls").read_text() == "7\n", "all or none"
+
+
+def test_squeue_lines() -> None:
+    assert parse_reasons(SQUEUE) == {"7": "Priority, starts 2026-11-21T10:00:00", "8": "AssocGrpCPULimit"}
+    assert set(parse_states(SQUEUE)) == {"7", "8", "9"}
