@@ -14,8 +14,8 @@ from types import FrameType
 
 from jobs import warning
 from jobs.errors import PayloadError
+from jobs.restarts import Restarts
 from jobs.scheduler import SCHEDULERS
-from jobs.scheduler.contract import RESTART_VARIABLE
 from jobs.shell import Process, exit_code, run, start
 
 POLL_S = 0.2
@@ -28,8 +28,9 @@ REQUEUE_ATTEMPTS, REQUEUE_WAIT_S = 6, 5.0
 class Allocation:
     """Callable that submitit pickles: runs `command` and returns 0, or raises PayloadError for an end that is final.
 
-    A warning (USR2) goes to the `jobs launch` processes inside. When the command ends because they saved (exit 85),
-    the job is requeued under its own id. When the scheduler ends the job (TERM), no result is written: whether it comes
+    A warning (USR2) goes to the `jobs launch` processes inside. When the command ends because they saved (exit 85), or
+    fails after a new checkpoint, the job is requeued under its own id; where it cannot be, 85 is returned, and whoever
+    submitted it submits it anew. When the scheduler ends the job (TERM), no result is written: whether it comes
     back is the scheduler's to say.
     """
 
@@ -37,7 +38,7 @@ class Allocation:
     cwd: Path
     scheduler: str
     grace_s: int
-    max_restarts: int
+    max_idle: int
     folder: Path
     """Where this job's processes leave notes; private to the job."""
     was_warned: bool = False
@@ -47,28 +48,23 @@ class Allocation:
     def __call__(self) -> int:
         for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
-        batch = SCHEDULERS[self.scheduler].batch
-        for restart in range(self._restarts(), self.max_restarts + 1):
-            code = self._run_command()
+        restarts = Restarts(self.folder, self.max_idle)
+        while True:
+            if refusal := restarts.refusal():  # the scheduler itself may start a job again for ever
+                raise PayloadError(refusal)
+            code = self._run_command(restarts.begin())
             if code == 0:
                 return 0
-            if warning.read_outcome(self.folder) != warning.SAVED:
+            outcome = warning.read_outcome(self.folder)
+            if outcome != warning.SAVED and (outcome in (None, warning.REFUSED) or not restarts.has_progress()):
                 raise PayloadError(f"exit code {code}")
-            print(f"jobs: state saved, runs again (restart {restart + 1})", file=sys.stderr, flush=True)
-            if batch is not None and restart < self.max_restarts:
+            if refusal := restarts.refusal():
+                raise PayloadError(refusal)
+            why = "state saved" if outcome == warning.SAVED else f"failed (exit code {code}) after a new checkpoint"
+            print(f"jobs: {why}, runs again", file=sys.stderr, flush=True)
+            if SCHEDULERS[self.scheduler].batch is not None:
                 self._requeue()
-        raise PayloadError(f"saved, but already restarted {self.max_restarts} times (requeue.max_restarts of the site)")
-
-    def _restarts(self) -> int:
-        """How often this job was started before: the scheduler says, or where it does not, our own count."""
-        told = os.environ.get(SCHEDULERS[self.scheduler].environment.get("restart_count", ""))
-        if told is None and self._count_file.exists():
-            told = self._count_file.read_text()
-        return int(told or 0)
-
-    @property
-    def _count_file(self) -> Path:
-        return self.folder.with_name(f"{self.folder.name}.restarts")
+                return warning.SAVED
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
@@ -78,13 +74,13 @@ class Allocation:
         else:
             self.ending = name
 
-    def _run_command(self) -> int:
+    def _run_command(self, restart: int) -> int:
         """Runs the command once; does not return when the scheduler ends the job."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True, mode=0o700)
         self.warned.clear()
         self.was_warned = False
-        environ = {**os.environ, warning.VARIABLE: str(self.folder), RESTART_VARIABLE: str(self._restarts())}
+        environ = {**os.environ, warning.VARIABLE: str(self.folder), warning.RESTART_VARIABLE: str(restart)}
         process = start(self.command, environ, cwd=self.cwd, new_session=True)
         while (code := process.poll()) is None:
             self._warn_launches()
@@ -132,13 +128,13 @@ class Allocation:
             os._exit(128 + signal.Signals[self.ending])  # not sys.exit: submitit would write an error result
 
     def _requeue(self) -> None:
-        """Asks for the same job again, then waits to be ended; raises PayloadError if the scheduler refuses."""
+        """Asks for the same job again and waits to be ended; returns if the scheduler cannot or will not."""
         scheduler = SCHEDULERS[self.scheduler]
-        if scheduler.batch is None or scheduler.batch.requeue is None:
-            raise PayloadError(f"saved, but {scheduler.name} cannot requeue")
+        assert scheduler.batch is not None
+        if scheduler.batch.requeue is None:
+            return
         argv = scheduler.batch.requeue(os.environ[scheduler.environment["job_id"]])
-        self._count_file.write_text(str(self._restarts() + 1))
         for _ in range(REQUEUE_ATTEMPTS):
             done = run(argv)
             self._leave_if_ending(120 if done.code == 0 else REQUEUE_WAIT_S)
-        raise PayloadError(f"saved, but not requeued: {' '.join(argv)}: {done.stderr.strip()}")
+        print(f"jobs: not requeued: {' '.join(argv)}: {done.stderr.strip()}", file=sys.stderr, flush=True)

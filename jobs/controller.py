@@ -45,6 +45,8 @@ class ActiveJob:
     name: str
     outputs: tuple[str, ...]
     """Relative to the folder the controller worked in."""
+    notes: Path
+    """Where its allocations leave notes for each other."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,14 @@ class ActiveJobs:
             data = json.loads(key.read_text())
         except FileNotFoundError:
             return None
-        return ActiveJob(**{**data, "folder": Path(data["folder"]), "outputs": tuple(data["outputs"])})
+        return ActiveJob(
+            job_id=data["job_id"],
+            scheduler=data["scheduler"],
+            folder=Path(data["folder"]),
+            name=data["name"],
+            outputs=tuple(data["outputs"]),
+            notes=Path(data["notes"]),
+        )
 
     def all(self) -> list[ActiveJob]:
         """Every job on its way, whoever submitted it."""

@@ -216,12 +216,12 @@ def cancel(scheduler: str, jobs: Sequence[core.Job[int]]) -> None:
             os.kill(int(job.job_id), signal.SIGINT)
 
 
-def read_result(job: core.Job[int]) -> str | None:
-    """None while the job has left no result, "" after success, else what it raised, in one line."""
+def read_result(job: core.Job[int]) -> int | str | None:
+    """None while the job has left no result; what it returned; or what it raised, in one line."""
     if not job.paths.result_pickle.exists():
         return None
     outcome, result = job._get_outcome_and_result()
-    return "" if outcome == "success" else str(result).strip().splitlines()[-1]
+    return int(result) if outcome == "success" else str(result).strip().splitlines()[-1]
 
 
 def ask(scheduler: str, jobs: Sequence[core.Job[int]]) -> dict[str, State] | None:

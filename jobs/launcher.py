@@ -78,6 +78,8 @@ def run(site: Site, command: list[str], nodes: int, ranks_per_node: int | None, 
         running = Running(
             LAUNCHERS[site.launcher], launch, {**os.environ, **launch_environment(site, launch, os.environ)}
         )
+        if run_dir:
+            warning.follow(os.environ, run_dir)
         with warning.registered(os.environ):  # a job that is ended waits for us until the segment is written
             code = combine(folder, launch.world_size, running.wait())
             warning.report_outcome(os.environ, code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import uuid
 from collections.abc import Sequence
@@ -14,9 +15,11 @@ from jobs.allocation import Allocation
 from jobs.controller import ActiveJob, ActiveJobs, Lock
 from jobs.errors import UserError
 from jobs.failure import error_line
+from jobs.restarts import Restarts
 from jobs.site import Site
 from jobs.spec import JobSpec
 from jobs.state import State
+from jobs.warning import SAVED, runs_of
 
 CONFIRMATIONS = 2
 """Answers that must agree that a job without a result ended: shared files lag, and so does a requeue."""
@@ -25,13 +28,30 @@ MAX_UNKNOWN = 30
 MIN_INTERVAL_S = 2.0
 
 
+LOST = (State.TIMEOUT, State.NODE_FAIL, State.PREEMPTED)
+"""Ends that are the machine's doing: the job is submitted anew until it gets nowhere."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What is submitted, as often as it takes."""
+
+    spec: JobSpec
+    outputs: tuple[str, ...]
+    command: list[str]
+    cwd: Path
+
+
 @dataclass
 class QueuedJob:
     """A job on its way."""
 
+    submission: Submission
+    key: Path
+    notes: Path
+    """What its allocations tell each other is in this folder and beside it."""
     handle: Any
     """submitit's job."""
-    key: Path
     state: State = State.UNKNOWN
     num_ended: int = 0
     num_unknown: int = 0
@@ -55,31 +75,34 @@ class Queue:
         self.active = ActiveJobs(folder / "active")
         self.asked_s = float("-inf")
 
-    def submit(self, spec: JobSpec, outputs: Sequence[str], command: list[str], cwd: Path) -> QueuedJob:
+    def submit(self, submission: Submission) -> QueuedJob:
         """Submits a command. Raises UserError when the scheduler refuses."""
-        key = self.active.key(spec.name, outputs)
+        key = self.active.key(submission.spec.name, submission.outputs)
         notes = self.folder / "allocations" / uuid.uuid4().hex
-        site = self.site
-        allocation = Allocation(command, cwd, site.scheduler, site.grace_s, site.max_restarts, notes)
-        folder = self.folder / spec.name / "%j"
-        handle = executor.submit(site, folder, spec, allocation)
-        self.active.add(key, ActiveJob(handle.job_id, site.scheduler, folder, spec.name, tuple(outputs)))
-        return QueuedJob(handle, key)
+        return QueuedJob(submission, key, notes, self._submit(submission, key, notes))
 
-    def adopt(self, name: str, outputs: Sequence[str]) -> QueuedJob | None:
+    def _submit(self, submission: Submission, key: Path, notes: Path) -> Any:
+        site, name = self.site, submission.spec.name
+        allocation = Allocation(submission.command, submission.cwd, site.scheduler, site.grace_s, site.max_idle, notes)
+        folder = self.folder / name / "%j"
+        handle = executor.submit(site, folder, submission.spec, allocation)
+        self.active.add(key, ActiveJob(handle.job_id, site.scheduler, folder, name, submission.outputs, notes))
+        return handle
+
+    def adopt(self, submission: Submission) -> QueuedJob | None:
         """The same job if an earlier controller submitted it and it has not ended.
 
         Raises UserError while the scheduler does not answer: the job may run still, and must not run twice.
         """
-        key = self.active.key(name, outputs)
+        key = self.active.key(submission.spec.name, submission.outputs)
         found = self.active.find(key)
         if found is None:
             return None
-        job = QueuedJob(executor.attach(self.site.scheduler, found.folder, found.job_id), key)
+        handle = executor.attach(self.site.scheduler, found.folder, found.job_id)
+        job = QueuedJob(submission, key, found.notes, handle)
         if not self._ask([job]):
-            raise UserError(
-                f"{self.site.scheduler} does not say whether job {found.job_id} still runs; try again later"
-            )
+            what = f"whether job {found.job_id} still runs"
+            raise UserError(f"{self.site.scheduler} does not say {what}; try again later")
         if job.state in (State.PENDING, State.RUNNING):
             return job
         key.unlink()
@@ -107,18 +130,44 @@ class Queue:
     def end(self, job: QueuedJob, logs: Sequence[Path]) -> str | None:
         """None while the job may still do something, "" after success, else one line that says what went wrong.
 
-        An error result alone is no end: the scheduler may have killed the command and queued the job again.
+        An error result alone is no end: the scheduler may have killed the command and queued the job again. A job that
+        ended through no fault of its own is submitted anew, and is the same job still.
         """
         result = executor.read_result(job.handle)
-        confirmed = job.num_ended >= (1 if result else CONFIRMATIONS)
-        if result != "" and not confirmed and job.num_unknown < MAX_UNKNOWN:
-            return None
-        job.key.unlink(missing_ok=True)
-        if result == "":
+        if result == 0:
+            job.key.unlink(missing_ok=True)
             return ""
-        how = result.rpartition("PayloadError: ")[2] if result else f"{job.state.value}, no result"
-        why = error_line([*job.logs, *logs])
+        if job.num_ended < (CONFIRMATIONS if result is None else 1) and job.num_unknown < MAX_UNKNOWN:
+            return None
+        refusal = ""
+        if self._may_run_on(job, result):
+            refusal = Restarts(job.notes, self.site.max_idle).refusal() or self._run_on(job)
+            if not refusal:
+                return None
+        job.key.unlink(missing_ok=True)
+        how = result.rpartition("PayloadError: ")[2] if isinstance(result, str) else f"{job.state.value}, no result"
+        why = refusal or error_line([*job.logs, *logs])
         return f"job {job.job_id} failed ({how})" + (f": {why}" if why else "")
+
+    def _may_run_on(self, job: QueuedJob, result: int | str | None) -> bool:
+        """Whether the end is one to go on after: saved but not requeued, lost, or dead without a word after a save."""
+        if result is not None:
+            return result == SAVED
+        if job.state is State.TIMEOUT and not runs_of(job.notes):
+            return False  # what does not save would only time out again
+        died = job.state in (State.FAILED, State.OUT_OF_MEMORY)
+        return job.state in LOST or (died and Restarts(job.notes, self.site.max_idle).has_progress())
+
+    def _run_on(self, job: QueuedJob) -> str:
+        """Submits the job anew; returns why not, if the scheduler refuses."""
+        old, how = job.job_id, job.state.value
+        try:
+            job.handle = self._submit(job.submission, job.key, job.notes)
+        except UserError as error:
+            return f"not submitted anew: {error}"
+        job.state, job.num_ended, job.num_unknown = State.UNKNOWN, 0, 0
+        print(f"jobs: job {old} ended ({how}) and runs on as job {job.job_id}", file=sys.stderr, flush=True)
+        return ""
 
     def cancel(self, jobs: Sequence[QueuedJob]) -> None:
         """Cancels all of them; none is left to adopt."""

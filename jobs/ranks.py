@@ -15,10 +15,8 @@ from types import FrameType
 from jobs.scheduler import SCHEDULERS
 from jobs.shell import Process, exit_code, signal_on_parent_death, start
 from jobs.spec import Launch
-from jobs.warning import SAVED
+from jobs.warning import REFUSED, SAVED
 
-REFUSED = 2
-"""A rank's exit code for: the user's input is wrong, and one line has said how."""
 POLL_S = 0.1
 TEARDOWN_S = 5
 """How long a rank may outlive one that failed, where the launcher does not end it."""

@@ -63,7 +63,7 @@ def read_progress(folder: Path) -> Progress:
     eta_s = None
     if last and steps and not is_finished:
         eta_s = (steps - last["step"]) * statistics.median(record["step_time_s"] for record in steps_done)
-    saved_step, saved_s = _last_save(folder)
+    saved_step, saved_s = last_save(folder)
     return Progress(
         folder=folder,
         is_finished=is_finished,
@@ -100,7 +100,7 @@ def _num_steps(folder: Path) -> int | None:
         return None
 
 
-def _last_save(folder: Path) -> tuple[int | None, float | None]:
+def last_save(folder: Path) -> tuple[int | None, float | None]:
     """Step and time of the newest checkpoint; one without a manifest is not committed."""
     saved = [
         (int(match[1]), manifest.stat().st_mtime)

@@ -50,7 +50,7 @@ def record(run_dir: Path, scheduler: Scheduler, environ: Mapping[str, str], star
     first_step, last_step = steps(run_dir)
     line = {
         "job_id": words.get("job_id"),
-        "restart": int(words.get("restart_count") or 0),
+        "restart": int(environ.get(warning.RESTART_VARIABLE, 0)),
         "nodes": words.get("nodes") or os.uname().nodename,
         "start": start,
         "end": now(),

@@ -38,7 +38,7 @@ class Site:
     environment: dict[str, str]
     signal_delay_s: int
     grace_s: int
-    max_restarts: int
+    max_idle: int
     whole_nodes: bool = False
     has_launch_node: bool = False
     device_choice: str = ""
@@ -69,7 +69,7 @@ def load_site(name_or_path: str) -> Site:
         environment={item["name"]: item["value"] for item in data.get("environment", [])},
         signal_delay_s=data["signal_delay_s"],
         grace_s=data["grace_s"],
-        max_restarts=data["requeue"]["max_restarts"],
+        max_idle=data["requeue"]["max_idle"],
         whole_nodes=data.get("whole_nodes", False),
         has_launch_node=data.get("has_launch_node", False),
         device_choice=data.get("device_choice", ""),

@@ -6,12 +6,17 @@ the job knows whom to warn, and leaves its exit code, which Snakemake would hide
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 VARIABLE = "JOBS_ALLOCATION"
+RESTART_VARIABLE = "JOBS_RESTART_COUNT"
+"""How many allocations of the job began before this one."""
+REFUSED = 2
+"""Exit code for: the user's input is wrong, and one line has said how. Running again would not help."""
 SAVED = 85
 """Exit code of a rank, and so of a launch, for: state saved, run me again."""
 
@@ -33,6 +38,25 @@ def registered(environ: Mapping[str, str]) -> Iterator[None]:
     finally:
         if file:
             file.unlink(missing_ok=True)
+
+
+def follow(environ: Mapping[str, str], run_dir: Path) -> None:
+    """Tells the job which run a launch of it trains: by its checkpoints the job knows whether it gets anywhere."""
+    folder = folder_of(environ)
+    if folder and run_dir.resolve() not in runs_of(folder):
+        with _runs_file(folder).open("a") as file:
+            file.write(json.dumps(str(run_dir.resolve())) + "\n")
+
+
+def runs_of(folder: Path) -> list[Path]:
+    """The run directories of all launches of a job, in every allocation so far."""
+    file = _runs_file(folder)
+    return [Path(json.loads(line)) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def _runs_file(folder: Path) -> Path:
+    """Beside the folder, which each allocation clears."""
+    return folder.with_name(f"{folder.name}.runs")
 
 
 def report_outcome(environ: Mapping[str, str], code: int) -> None:

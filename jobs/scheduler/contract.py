@@ -15,10 +15,6 @@ def exited_well(code: int, text: str) -> bool:
     return code == 0
 
 
-RESTART_VARIABLE = "JOBS_RESTART_COUNT"
-"""What a job tells its command, for schedulers that do not count restarts themselves."""
-
-
 @dataclass(frozen=True)
 class Query:
     """One question about the states of many jobs."""
@@ -53,7 +49,7 @@ class Scheduler:
 
     name: str
     environment: Mapping[str, str]
-    """Ours → its variable: job_id, restart_count, num_nodes, nodes, cpus_per_rank; in a rank also rank, world_size,
+    """Ours → its variable: job_id, num_nodes, nodes, cpus_per_rank; in a rank also rank, world_size,
     local_rank, tasks_per_node, step_nodes."""
     batch: Batch | None
     hosts: Callable[[str], list[str]] = expand

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.errors import UserError
-from jobs.scheduler.contract import RESTART_VARIABLE, Batch, Query, Scheduler
+from jobs.scheduler.contract import Batch, Query, Scheduler
 from jobs.spec import JobSpec
 from jobs.state import State
 
@@ -35,7 +35,6 @@ EXIT_REASONS = {
 
 ENVIRONMENT = {
     "job_id": "LSB_JOBID",
-    "restart_count": RESTART_VARIABLE,
     "nodes": "LSB_MCPU_HOSTS",
     # Spectrum MPI's, which jsrun sets too.
     "rank": "OMPI_COMM_WORLD_RANK",

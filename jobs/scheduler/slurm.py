@@ -34,7 +34,6 @@ STATES = {
 
 ENVIRONMENT = {
     "job_id": "SLURM_JOB_ID",
-    "restart_count": "SLURM_RESTART_COUNT",  # absent on the first start
     "num_nodes": "SLURM_JOB_NUM_NODES",
     "nodes": "SLURM_JOB_NODELIST",
     "cpus_per_rank": "SLURM_CPUS_PER_TASK",

@@ -50,9 +50,7 @@ def test_saved_jobs_come_back_under_their_own_id(cluster: Slurm, tmp_path: Path)
     snakemake = cluster.start(tmp_path, *targets)
     trace = tmp_path / "counted_preempt_40_no.txt.trace_3"
     wait_for(lambda: trace.exists() and len(trace.read_text().split()) >= 3, 60)
-    urgent = tmp_path / "urgent.sh"
-    urgent.write_text("#!/bin/bash\nsleep 2\n")
-    cluster.ask("sbatch", "--partition=urgent", "--nodes=4", "--exclusive", "--output=/dev/null", str(urgent))
+    cluster.preempt(tmp_path)
     assert snakemake.wait(timeout=120) == 0, (tmp_path / "out.log").read_text()
     assert segments(tmp_path / "run_preempt_no" / "segments.jsonl") == [
         (0, 85, "saved after SIGUSR2"),
@@ -66,6 +64,23 @@ def test_saved_jobs_come_back_under_their_own_id(cluster: Slurm, tmp_path: Path)
     runs = cluster.history("counted")
     assert len(runs) == 4 and len({job_id for job_id, _ in runs}) == 2, runs
     assert (tmp_path / "out.log").read_text().count("submitted as") == 2
+
+
+def test_a_job_that_slurm_does_not_requeue_is_submitted_anew(cluster: Slurm, tmp_path: Path) -> None:
+    """Preempted twice, no retry of Snakemake's: the successors are the same job, which goes on where it saved."""
+    snakemake = cluster.start(tmp_path, "counted_preempt_60_once.txt")
+    trace = tmp_path / "counted_preempt_60_once.txt.trace_3"
+    for steps in (3, 20):
+        wait_for(lambda: trace.exists() and len(trace.read_text().split()) >= steps, 60)  # noqa: B023
+        cluster.preempt(tmp_path)
+    assert snakemake.wait(timeout=150) == 0, (tmp_path / "out.log").read_text()
+    for rank in range(4):
+        steps_done = (tmp_path / f"counted_preempt_60_once.txt.trace_{rank}").read_text().split()
+        assert steps_done == [str(step) for step in range(1, 61)]
+    ends = segments(tmp_path / "run_preempt_once" / "segments.jsonl")
+    assert ends == [(0, 85, "saved after SIGUSR2"), (1, 85, "saved after SIGUSR2"), (2, 0, "finished")]
+    log = (tmp_path / "out.log").read_text()
+    assert log.count("submitted as") == 1 and len(re.findall(r"job \d+ ended \(.*\) and runs on as job \d+", log)) == 2
 
 
 def test_interrupted_controller_leaves_no_job(cluster: Slurm, tmp_path: Path, interrupt: Interrupt) -> None:

@@ -7,20 +7,46 @@ import sys
 from pathlib import Path
 
 import pytest
+from submitit.core import utils
 
+from jobs import executor
 from jobs.allocation import Allocation
 from jobs.controller import ActiveJob, ActiveJobs, Lock
 from jobs.errors import PayloadError, UserError
 from jobs.failure import error_line
-from jobs.queue import Queue
+from jobs.queue import Queue, Submission
+from jobs.restarts import Restarts
 from jobs.site import load_site
+from jobs.spec import JobSpec
+from jobs.state import State
+from jobs.warning import VARIABLE, follow
 from tests.jobs.test_launch import wait_for
 
 SAVE_TWICE = 'echo x >> starts; [ $(wc -l < starts) -gt 2 ] && exit 0; echo 85 > "$JOBS_ALLOCATION/outcome"; exit 1'
 
 
-def allocation(folder: Path, script: str, max_restarts: int = 5) -> Allocation:
-    return Allocation(["bash", "-c", script], folder, "local", 1, max_restarts, folder / "notes")
+RUN = """n=$(cat starts 2>/dev/null | wc -l); echo $n >> starts
+echo "\\"$PWD/run\\"" > "$JOBS_ALLOCATION.runs"
+save() { mkdir -p run/checkpoints/step_$1; touch run/checkpoints/step_$1/manifest.json; }
+end() { echo $1 > "$JOBS_ALLOCATION/outcome"; }
+"""
+"""What a rule's shell line and the launch in it do, as far as the job sees it."""
+
+
+class FakeHandle:
+    """A job of submitit without a scheduler behind it: it left no result."""
+
+    def __init__(self, folder: Path, job_id: str) -> None:
+        self.job_id = job_id
+        self.paths = utils.JobPaths(folder, job_id)
+
+
+def submission(folder: Path, output: str) -> Submission:
+    return Submission(JobSpec(name="train"), (output,), ["true"], folder)
+
+
+def allocation(folder: Path, script: str, max_idle: int = 3) -> Allocation:
+    return Allocation(["bash", "-c", script], folder, "local", 1, max_idle, folder / "notes")
 
 
 def test_saved_command_runs_again(tmp_path: Path) -> None:
@@ -28,11 +54,67 @@ def test_saved_command_runs_again(tmp_path: Path) -> None:
     assert (tmp_path / "starts").read_text() == "x\n" * 3
 
 
-def test_restarts_are_bounded_and_failures_final(tmp_path: Path) -> None:
-    with pytest.raises(PayloadError, match="already restarted 1 times"):
-        allocation(tmp_path, SAVE_TWICE, max_restarts=1)()
-    with pytest.raises(PayloadError, match="exit code 3"):
-        allocation(tmp_path, "exit 3")()
+def test_a_job_that_gets_nowhere_is_given_up(tmp_path: Path) -> None:
+    with pytest.raises(PayloadError, match="no new checkpoint in 2 allocations"):
+        allocation(tmp_path, SAVE_TWICE, max_idle=2)()
+    assert (tmp_path / "starts").read_text() == "x\n" * 2
+
+
+def test_a_job_runs_on_while_it_saves(tmp_path: Path) -> None:
+    """Five times saved and warned, then a crash after a new checkpoint, with one allocation without one allowed."""
+    script = RUN + "save $n; [ $n = 5 ] && { end 134; exit 1; }; [ $n = 6 ] && exit 0; end 85; exit 1"
+    assert allocation(tmp_path, script, max_idle=1)() == 0
+    assert (tmp_path / "starts").read_text() == "".join(f"{n}\n" for n in range(7))
+
+
+@pytest.mark.parametrize("script", ["end 134; exit 1", "save $n; end 2; exit 2", "save $n; exit 3"])
+def test_failures_without_a_checkpoint_and_refusals_are_final(tmp_path: Path, script: str) -> None:
+    with pytest.raises(PayloadError, match="exit code"):
+        allocation(tmp_path, RUN + script)()
+    assert (tmp_path / "starts").read_text() == "0\n"
+
+
+def test_starts_that_the_scheduler_makes_count_too(tmp_path: Path) -> None:
+    """After a preemption without warning the next start sees that nothing was saved."""
+    restarts = Restarts(tmp_path / "notes", max_idle=2)
+    assert [restarts.begin(), restarts.refusal(), restarts.begin()] == [0, "", 1]
+    assert restarts.refusal() == "no new checkpoint in 2 allocations (requeue.max_idle of the site)"
+    with pytest.raises(PayloadError, match="no new checkpoint in 2 allocations"):
+        allocation(tmp_path, "touch started", max_idle=2)()
+    assert not (tmp_path / "started").exists()
+
+
+@pytest.mark.parametrize(
+    ("state", "extras", "expected"),
+    [
+        (State.NODE_FAIL, "", True),
+        (State.PREEMPTED, "", True),
+        (State.TIMEOUT, "run", True),
+        (State.TIMEOUT, "", False),
+        (State.FAILED, "run", False),
+        (State.FAILED, "run save", True),
+        (State.CANCELLED, "run save", False),
+    ],
+)
+def test_lost_jobs_are_submitted_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: State, extras: str, expected: bool
+) -> None:
+    handles = [FakeHandle(tmp_path, str(number)) for number in (7, 8)]
+    monkeypatch.setattr(executor, "submit", lambda *arguments: handles.pop(0))
+    queue = Queue(load_site("slurm"), tmp_path / "state", 1)
+    job = queue.submit(submission(tmp_path, "train_summary.json"))
+    Restarts(job.notes, 3).begin()
+    if "run" in extras:
+        follow({VARIABLE: str(job.notes)}, tmp_path / "run")
+    if "save" in extras:
+        (tmp_path / "run" / "checkpoints" / "step_00000001").mkdir(parents=True)
+        (tmp_path / "run" / "checkpoints" / "step_00000001" / "manifest.json").touch()
+    job.state, job.num_ended = state, 2
+    said = queue.end(job, [])
+    assert (said is None) == expected and job.job_id == ("8" if expected else "7")
+    known = queue.active.find(job.key)
+    assert (known.job_id if known else None) == ("8" if expected else None)
+    queue.close()
 
 
 def test_ended_job_waits_for_its_launch(tmp_path: Path) -> None:
@@ -44,7 +126,7 @@ def test_ended_job_waits_for_its_launch(tmp_path: Path) -> None:
 from pathlib import Path
 from jobs.allocation import Allocation
 script = '( {launch} ) & sleep 1; touch ready; wait'
-Allocation(["bash", "-c", script], Path("."), "local", 10, 0, Path("notes").resolve())()
+Allocation(["bash", "-c", script], Path("."), "local", 10, 1, Path("notes").resolve())()
 """
     job = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, text=True, stderr=-1)
     wait_for(lambda: (tmp_path / "ready").exists())
@@ -58,10 +140,10 @@ def test_job_is_not_forgotten_while_the_scheduler_is_silent(tmp_path: Path, monk
     monkeypatch.setenv("PATH", str(tmp_path))  # no squeue here
     queue = Queue(load_site("slurm"), tmp_path, 1)
     key = queue.active.key("train", ["a"])
-    known = ActiveJob("7", "slurm", tmp_path / "%j", "train", ("a",))
+    known = ActiveJob("7", "slurm", tmp_path / "%j", "train", ("a",), tmp_path / "notes")
     queue.active.add(key, known)
     with pytest.raises(UserError, match="slurm does not say whether job 7 still runs"):
-        queue.adopt("train", ["a"])
+        queue.adopt(submission(tmp_path, "a"))
     assert queue.active.find(key) == known
     queue.close()
 
@@ -80,7 +162,7 @@ def test_one_controller_per_folder_and_none_after_its_death(tmp_path: Path) -> N
 
 def test_active_jobs_are_found_by_name_and_outputs(tmp_path: Path) -> None:
     active = ActiveJobs(tmp_path)
-    job = ActiveJob("7", "slurm", Path("logs/%j"), "train", ("b", "a"))
+    job = ActiveJob("7", "slurm", Path("logs/%j"), "train", ("b", "a"), Path("notes"))
     active.add(active.key("train", ["b", "a"]), job)
     assert active.find(active.key("train", ["a", "b"])) == job
     assert active.all() == [job]

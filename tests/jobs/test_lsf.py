@@ -15,8 +15,8 @@ import pytest
 from jobs import executor
 from jobs.allocation import Allocation
 from jobs.controller import ActiveJob
-from jobs.errors import PayloadError, UserError
-from jobs.queue import Queue
+from jobs.errors import UserError
+from jobs.queue import Queue, Submission
 from jobs.ranks import rank_environment
 from jobs.resources import job_spec, placed
 from jobs.scheduler import lsf
@@ -127,16 +127,14 @@ def test_rank_environment_uses_a_compute_host() -> None:
     }
 
 
-def test_restarts_are_counted_where_the_scheduler_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_is_not_requeued_asks_to_be_submitted_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LSB_JOBID", "1")
-    monkeypatch.setenv("PATH", str(tmp_path))  # no brequeue here
     monkeypatch.setattr("jobs.allocation.REQUEUE_ATTEMPTS", 1)
-    monkeypatch.setattr("jobs.allocation.REQUEUE_WAIT_S", 0)
-    allocation = Allocation(["true"], tmp_path, "lsf", 1, 5, tmp_path / "notes")
-    for number in (1, 2):
-        with pytest.raises(PayloadError, match="not requeued: brequeue 1"):
-            allocation._requeue()
-        assert allocation._restarts() == number
+    monkeypatch.setattr("jobs.allocation.REQUEUE_WAIT_S", 0)  # and no brequeue on this machine
+    save = 'echo "$JOBS_RESTART_COUNT" >> starts; echo 85 > "$JOBS_ALLOCATION/outcome"; exit 1'
+    for _ in range(2):
+        assert Allocation(["bash", "-c", save], tmp_path, "lsf", 1, 5, tmp_path / "notes")() == 85
+    assert (tmp_path / "starts").read_text() == "0\n1\n"
 
 
 def test_single_processes_go_to_a_compute_node() -> None:
@@ -198,9 +196,9 @@ def test_warned_job_comes_back_under_its_own_id(fake: Path, tmp_path: Path) -> N
     wait_for(lambda: list(tmp_path.glob("notes/launch_*")))
     (fake / "clock").write_text("10")
     wait_for(lambda: executor.read_result(job) is not None)
-    assert executor.read_result(job) == "" and (tmp_path / "starts").read_text() == "0 1 "
+    assert executor.read_result(job) == 0 and (tmp_path / "starts").read_text() == "0 1 "
     wait_for(lambda: executor.ask(site.scheduler, [job]) == {"26238": State.COMPLETED})
-    assert "state saved, runs again (restart 1)" in (tmp_path / "a $b/26238/26238_0_log.err").read_text()
+    assert "state saved, runs again" in (tmp_path / "a $b/26238/26238_0_log.err").read_text()
 
 
 def test_killed_job_saves_at_the_first_signal_and_counts_as_cancelled(fake: Path, tmp_path: Path) -> None:
@@ -215,12 +213,15 @@ def test_killed_job_saves_at_the_first_signal_and_counts_as_cancelled(fake: Path
 def test_queue_tells_forgotten_jobs_from_a_silent_lsf(fake: Path, tmp_path: Path) -> None:
     site = load_site("summit")
     queue = Queue(site, tmp_path / "queue", 1)
-    queue.active.add(queue.active.key("train", ["a"]), ActiveJob("7", "lsf", tmp_path / "%j", "train", ("a",)))
+    wanted = Submission(JobSpec(name="train"), ("a",), ["true"], tmp_path)
+    queue.active.add(
+        queue.active.key("train", ["a"]), ActiveJob("7", "lsf", tmp_path / "%j", "train", ("a",), tmp_path)
+    )
     (fake / "down").touch()
     with pytest.raises(UserError, match="lsf does not say whether job 7 still runs"):
-        queue.adopt("train", ["a"])
+        queue.adopt(wanted)
     (fake / "down").unlink()
-    assert queue.adopt("train", ["a"]) is None, "gone: to be submitted again"
+    assert queue.adopt(wanted) is None, "gone: to be submitted again"
     queue.close()
 
 

@@ -48,7 +48,7 @@ def changed(tmp_path: Path, key: str, value: Any) -> str:
         ("node.ranks", "two", r"node\.ranks: 'two' is not of type 'integer'"),
         ("scheduler", "slrum", r"scheduler: 'slrum' is not one of slurm, local, lsf"),
         ("has_launch_node", True, r"launcher: 'torchrun' is not one of jsrun"),
-        ("requeue.max_restarts", None, r"requeue\.max_restarts: missing"),
+        ("requeue.max_idle", None, r"requeue\.max_idle: missing"),
         ("grace_s", 600, r"grace_s: 600 must be less than signal_delay_s \(60\)"),
     ],
 )

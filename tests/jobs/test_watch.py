@@ -60,7 +60,7 @@ def jobs(folder: Path, *arguments: str, expect: int = 0) -> str:
 
 def submitted(folder: Path, job_id: str, name: str, output: str) -> None:
     active = ActiveJobs(folder / ".snakemake" / "submitit" / "active")
-    job = ActiveJob(job_id, "slurm", folder / "logs" / "%j", name, (output,))
+    job = ActiveJob(job_id, "slurm", folder / "logs" / "%j", name, (output,), folder / "notes")
     active.add(active.key(name, [output]), job)
 
 

@@ -13,7 +13,7 @@ from snakemake_interface_executor_plugins.jobs import JobExecutorInterface
 from snakemake_interface_executor_plugins.settings import CommonSettings, ExecutorSettingsBase
 
 from jobs.errors import UserError
-from jobs.queue import Queue, QueuedJob
+from jobs.queue import Queue, QueuedJob, Submission
 from jobs.resources import job_spec, placed
 from jobs.site import load_site
 
@@ -61,17 +61,13 @@ class Executor(RemoteExecutor):
         self.next_seconds_between_status_checks = RESULT_POLL_S
 
     def run_job(self, job: JobExecutorInterface) -> None:
-        outputs = [str(path) for path in job.output]
         try:
-            queued = self.queue.adopt(job.name, outputs)
+            submission = self._submission(job)
+            queued = self.queue.adopt(submission)
             if queued:
                 self.logger.info(f"Job {job.jobid}: adopted {self.site.scheduler} job {queued.job_id}")
             else:
-                resources = dict(job.resources.items())
-                spec = job_spec(job.name, resources, job.threads, self.site)
-                line = ["bash", "-c", self.format_job_exec(job)]  # Snakemake makes a shell line of it
-                command = placed(line, resources, self.site)
-                queued = self.queue.submit(spec, outputs, command, self.workdir)
+                queued = self.queue.submit(submission)
                 log = queued.handle.paths.stderr
                 self.logger.info(
                     f"Job {job.jobid}: submitted as {self.site.scheduler} job {queued.job_id} (log: {log})"
@@ -80,6 +76,13 @@ class Executor(RemoteExecutor):
             self.report_job_error(SubmittedJobInfo(job), msg=f"not submitted: {error}. ")
             return
         self.report_job_submission(SubmittedJobInfo(job, external_jobid=queued.job_id, aux={"queued": queued}))
+
+    def _submission(self, job: JobExecutorInterface) -> Submission:
+        resources = dict(job.resources.items())
+        spec = job_spec(job.name, resources, job.threads, self.site)
+        line = ["bash", "-c", self.format_job_exec(job)]  # Snakemake makes a shell line of it
+        outputs = tuple(str(path) for path in job.output)
+        return Submission(spec, outputs, placed(line, resources, self.site), self.workdir)
 
     async def check_active_jobs(self, active_jobs: list[SubmittedJobInfo]) -> AsyncGenerator[SubmittedJobInfo, None]:
         self.queue.refresh([_queued(info) for info in active_jobs])
