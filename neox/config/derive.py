@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 from neox.config.check_model import check_choices
 from neox.config.check_train import check_schedule
@@ -23,6 +21,7 @@ from neox.config.shape import (
     num_position_rows,
     visible_pairs,
 )
+from neox.config.vocabulary import count_vocabulary
 
 
 @dataclass(frozen=True)
@@ -187,26 +186,6 @@ def _divides(name: str, divisor: int, what: str, value: int) -> None:
         raise UserError(
             f"{name} = {divisor} must divide {what} = {value}; nearest that do: {', '.join(map(str, near))}"
         )
-
-
-def count_vocabulary(tokenizer: str | None) -> int:
-    """Ids a `tokenizer.json` defines (highest id + 1, added tokens included), read without the tokenizers library.
-
-    GPT-2's vocab.json, a mapping of tokens to ids, is counted too.
-    """
-    if tokenizer is None:
-        raise UserError("model.vocab_size is not set and data.tokenizer names no file to count it in")
-    try:
-        data = json.loads(Path(tokenizer).read_text(encoding="utf-8"))
-        is_bare = all(type(value) is int for value in data.values())
-        vocabulary = data if is_bare else data["model"]["vocab"]
-        ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else list(range(len(vocabulary)))
-        ids += [] if is_bare else [token["id"] for token in data.get("added_tokens", [])]
-        return max(ids) + 1
-    except OSError as error:
-        raise UserError(f"cannot read data.tokenizer {tokenizer}: {error.strerror}") from None
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise UserError(f"data.tokenizer {tokenizer} is not a tokenizer.json of the tokenizers library") from None
 
 
 def padded_vocab(model: ModelConfig) -> int:

@@ -57,7 +57,7 @@ TRAINING: dict[str, Key] = {
     **_off("data_impl", "infer", "only mmap token files (.bin and .idx) are read", "mmap"),
     **_off("dataset_impl", "gpt2", PAIRS),
     **_off("train_impl", "normal", PAIRS),
-    **_off("eod_mask_loss", False, f"{LATER}: every token counts in the loss"),
+    **_copied(eod_mask_loss=("data.mask_eod", False)),
     **_off("finetune", False, f"{LATER}: a run starts from new weights or its own checkpoints"),
     **_block("off", "checkpoints are always whole: leave it out", no_save_optim=False, no_save_rng=False),
     **_block("off", "a run always resumes whole: leave it out", no_load_optim=False, no_load_rng=False),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -86,23 +86,31 @@ class IndexedReader:
 
     def check(self) -> IndexedReader:
         """Itself, once the whole index was read: a UserError where its items or documents do not follow one another."""
-        idx, end = idx_path(self.prefix), 0
-        for first in range(0, len(self), BLOCK):
-            sizes = self.sizes[first : first + BLOCK].astype(np.int64)
-            ends = end + np.cumsum(sizes * self.dtype.itemsize)
-            pointers = np.concatenate(([end], ends[:-1]))
-            if np.any(sizes < 0) or not np.array_equal(pointers, self.pointers[first : first + BLOCK]):
+        # Read, not mapped: pages of a map stay with the process, and these are gigabytes that nothing else needs.
+        idx, end, last = idx_path(self.prefix), 0, 0
+        for sizes, pointers in self._blocks(("<i4", 0), ("<i8", 4 * len(self))):
+            lengths = sizes.astype(np.int64) * self.dtype.itemsize
+            ends = end + np.cumsum(lengths)
+            if np.any(sizes < 0) or not np.array_equal(pointers, ends - lengths):
                 raise UserError(f"{idx}: item sizes and offsets do not agree; the index is damaged, make it again")
             end = int(ends[-1])
-        last = 0
-        for first in range(0, len(self.doc_idx), BLOCK):
-            bounds = self.doc_idx[first : first + BLOCK]
-            if bounds[0] < last or np.any(np.diff(bounds) < 0) or (first == 0 and bounds[0] != 0):
-                raise UserError(f"{idx}: document bounds are not increasing from 0; the index is damaged")
+        if len(self.doc_idx) and self.doc_idx[0] != 0:
+            raise UserError(f"{idx}: document bounds do not begin at 0; the index is damaged")
+        for (bounds,) in self._blocks(("<i8", 12 * len(self)), length=len(self.doc_idx)):
+            if bounds[0] < last or np.any(np.diff(bounds) < 0) or bounds[-1] > len(self):
+                raise UserError(f"{idx}: document bounds are not increasing to {len(self)}; the index is damaged")
             last = int(bounds[-1])
-        if last > len(self):
-            raise UserError(f"{idx}: document bounds go beyond its {len(self)} items; the index is damaged")
         return self
+
+    def _blocks(
+        self, *columns: tuple[str, int], length: int | None = None
+    ) -> Iterator[tuple[np.ndarray[Any, Any], ...]]:
+        """Columns of the index, each given by its dtype and its offset behind the head, a block of rows at a time."""
+        path, length = idx_path(self.prefix), len(self) if length is None else length
+        for first in range(0, length, BLOCK):
+            count = min(BLOCK, length - first)
+            places = [(dtype, HEADER.size + offset + first * np.dtype(dtype).itemsize) for dtype, offset in columns]
+            yield tuple(np.fromfile(path, dtype, count, offset=place) for dtype, place in places)
 
 
 def _read_header(path: Path) -> tuple[np.dtype[Any], int, int]:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from neox.data.dataset import Dataset
+from neox.data.whole import IGNORED
 
 
 class Batches:
@@ -15,8 +16,18 @@ class Batches:
     micro_batch_size × dp of them, dealt to the ranks in contiguous slices.
     """
 
-    def __init__(self, dataset: Dataset, micro_batch_size: int, grad_accum: int, dp: int, dp_index: int) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        micro_batch_size: int,
+        grad_accum: int,
+        dp: int,
+        dp_index: int,
+        ignored_after: int | None = None,
+    ) -> None:
+        """ignored_after: id of a token after which the next does not count in the loss."""
         assert 0 <= dp_index < dp
+        self._ignored_after = ignored_after
         self._dataset = dataset
         self._micro_batch_size = micro_batch_size
         self._grad_accum = grad_accum
@@ -40,4 +51,7 @@ class Batches:
     def _micro_batch(self, first: int) -> tuple[torch.Tensor, torch.Tensor]:
         rows = [self._dataset[item] for item in range(first, first + self._micro_batch_size)]
         text, labels = (torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
-        return text[:, :-1].contiguous(), labels[:, 1:].contiguous()
+        tokens, labels = text[:, :-1].contiguous(), labels[:, 1:].contiguous()
+        if self._ignored_after is not None:
+            labels[tokens == self._ignored_after] = IGNORED
+        return tokens, labels

@@ -12,6 +12,7 @@ import numpy as np
 
 from neox.config.errors import UserError
 from neox.config.schema import Config
+from neox.config.vocabulary import end_of_document
 from neox.data import blend
 from neox.data.dataset import BlendedDataset, Dataset, TokenDataset
 from neox.data.index_maps import IndexMaps, digest, index_stem
@@ -106,6 +107,8 @@ class Parts:
     train: Part
     valid: Part | None
     """None: the run does not validate."""
+    ignored_after: int | None
+    """Id of the token after which the next does not count in the loss."""
 
     def make(self) -> None:
         """Makes the index maps that are not there."""
@@ -127,7 +130,8 @@ def plan_parts(config: Config, saved: Mapping[str, Any] | None = None) -> Parts:
     train = plan_part(config, "train", None if saved is None else saved["data"]["requested"])
     if saved is not None:
         check_same_data(config, train, saved)
-    return Parts(train, plan_part(config, "valid") if config.train.valid_interval else None)
+    valid = plan_part(config, "valid") if config.train.valid_interval else None
+    return Parts(train, valid, end_of_document(config.data.tokenizer) if config.data.mask_eod else None)
 
 
 def check_same_data(config: Config, part: Part, saved: Mapping[str, Any]) -> None:

@@ -50,7 +50,8 @@ def build_inputs(cfg: Config, parts: Parts, engine: Engine) -> Inputs:
     def batches(part: Part) -> Batches:
         train = cfg.train
         assert train.micro_batch_size and train.grad_accum and cfg.parallel.dp
-        return Batches(part.open(), train.micro_batch_size, train.grad_accum, cfg.parallel.dp, engine.dp_index)
+        sizes = (train.micro_batch_size, train.grad_accum, cfg.parallel.dp, engine.dp_index)
+        return Batches(part.open(), *sizes, ignored_after=parts.ignored_after)
 
     valid = None if parts.valid is None else batches(parts.valid)
     return Inputs(batches(parts.train), valid, parts.train.fingerprint())

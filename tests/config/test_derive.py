@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 
 from neox.config import derive
@@ -115,18 +112,6 @@ def test_resolve_leaves_nothing_open() -> None:
     assert derive.resolve(resolved, 8) == resolved
 
 
-def test_vocabulary_is_counted_in_the_tokenizer(tmp_path: Path) -> None:
-    path = tmp_path / "tokenizer.json"
-    path.write_text(json.dumps({"model": {"vocab": {"a": 0, "b": 5}}, "added_tokens": [{"id": 9}]}))
-    assert derive.count_vocabulary(str(path)) == 10
-    for text in ("{}", "[]", "no json"):
-        path.write_text(text)
-        with pytest.raises(UserError, match="is not a tokenizer"):
-            derive.count_vocabulary(str(path))
-    with pytest.raises(UserError, match="No such file"):
-        derive.count_vocabulary(str(tmp_path / "none"))
-
-
 def test_flops_are_twice_the_multiply_adds() -> None:
     model = ModelConfig(num_layers=2, hidden_size=8, num_heads=2, seq_length=16, vocab_size=128)
     matmuls = 2 * (4 * 8 * 8 + 2 * 8 * 32) + 128 * 8
@@ -171,9 +156,3 @@ def test_plan_shards_what_is_sharded() -> None:
 def test_checkpoint_steps() -> None:
     steps = derive.checkpoint_steps(config("train.steps=250", "checkpoint.interval=100", "checkpoint.steps=[0, 1, 2]"))
     assert steps == [0, 1, 2, 100, 200, 250]
-
-
-def test_gpt2_vocabulary_is_counted(tmp_path: Path) -> None:
-    path = tmp_path / "vocab.json"
-    path.write_text(json.dumps({"model": 0, "!": 1, "added_tokens": 50256}))
-    assert derive.count_vocabulary(str(path)) == 50257

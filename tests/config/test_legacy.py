@@ -109,6 +109,7 @@ def test_defaults_of_gpt_neox_apply_where_a_key_is_not_set(tmp_path: Path) -> No
         ({"vocab_file": "vocab.json", "merge_file": "m.txt"}, "data.tokenizer", "vocab.json"),
         ({"tokenizer_type": "CharLevelTokenizer"}, "model.vocab_size", 512),
         ({"seed": 7}, "data.seed", 7),
+        ({"eod_mask_loss": True}, "data.mask_eod", True),
         ({"lr_decay_fraction": 0.255}, "optim.decay_steps", 25),
         ({"lr_decay_fraction": 0.5, "lr_decay_iters": 90}, "optim.decay_steps", 90),
         ({"lr_decay_style": "exponential"}, "optim.schedule", "exponential"),

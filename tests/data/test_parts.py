@@ -102,6 +102,19 @@ def test_batches_are_dealt_in_order(corpus, dp):
         assert rows == [dataset[item][0].tolist() for item in range(step * size, (step + 1) * size)]
 
 
+def test_the_token_after_an_end_of_document_does_not_count(corpus, tmp_path):
+    """GPT-NeoX's eod_mask_loss looks at the token read, not at the one foretold."""
+    (tmp_path / "vocab.json").write_text(json.dumps({"a": 0, "<|endoftext|>": 30}))
+    given = (f"data.path={corpus}", "data.split=[1]", f"data.tokenizer={tmp_path}/vocab.json")
+    parts = plan_parts(config_of(*given, "data.mask_eod=true"))
+    assert parts.ignored_after == 30 and plan_parts(config_of(*given)).ignored_after is None
+    parts.make()
+    plain, masked = (Batches(parts.train.open(), 38, 1, 1, 0, ignored_after=after) for after in (None, 30))
+    (tokens, labels), (_, targets) = plain.step(0)[0], masked.step(0)[0]
+    after = tokens == 30
+    assert after.any() and (targets[after] == -100).all() and targets[~after].equal(labels[~after])
+
+
 def files_of(folder):
     return {path.name: (path.read_bytes(), path.stat().st_ino) for path in folder.iterdir() if "indexmap" in path.name}
 

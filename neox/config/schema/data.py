@@ -38,6 +38,8 @@ class DataConfig:
     packing: Literal["packed", "pack_until_overflow", "unpacked"] = "packed"
     """How documents become samples (GPT-NeoX: pack_impl): laid end to end and cut; whole ones while they fit, then
     padded; one in each sample, padded. Padding counts in the loss with `compat` and without label files, as there."""
+    mask_eod: bool = False
+    """Whether the token after each <|endoftext|> does not count in the loss (GPT-NeoX: eod_mask_loss)."""
     allow_chopped: bool = True
     """Whether unpacked and pack_until_overflow take documents longer than a sample, and cut them."""
     weight_by_documents: bool = False
