@@ -166,6 +166,7 @@ def test_command_prints_blocks_or_writes_lines(
 ) -> None:
     store = Store(tmp_path)
     whole = [(name, tuple(p.shape), p.detach().flatten()) for name, p in generator.model.named_parameters()]
+    store.temporary(7).mkdir()
     write_rank(
         store.temporary(7), 0, [Piece("weight", n, shape, None, 0, 1, 0, len(flat), flat) for n, shape, flat in whole]
     )

@@ -14,7 +14,7 @@ import yaml
 
 from jobs.errors import UserError as SiteError
 from jobs.site import Site, load_site
-from neox.config.derive import checkpoint_steps, num_parameters, resolve
+from neox.config.derive import checkpoint_steps, is_kept_for_ever, num_parameters, resolve
 from neox.config.errors import UserError
 from neox.config.load import load_config
 from neox.config.schema import Config
@@ -212,7 +212,12 @@ def deal_ranks(config: Config, ranks_per_node: int) -> tuple[int, int]:
 def evaluated_steps(config: Config, wanted: str | Sequence[int]) -> tuple[int, ...]:
     """Steps whose checkpoints are exported and evaluated: the last, all that stay on disk, or some of these."""
     last = config.train.steps
-    kept = checkpoint_steps(config) if config.checkpoint.keep_last is None else [*config.checkpoint.steps, last]
+    pruned = config.checkpoint.keep_last is not None
+    kept = [
+        step
+        for step in checkpoint_steps(config)
+        if not pruned or step == last or is_kept_for_ever(config.checkpoint, step)
+    ]
     if wanted == "last":
         return (last,)
     steps = kept if wanted == "all" else [int(step) for step in wanted]

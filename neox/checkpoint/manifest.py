@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 from neox.config.errors import UserError
 
 NAME = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -97,28 +96,29 @@ def check_coverage(manifest: Manifest) -> None:
 
 def write(manifest: Manifest, directory: Path) -> None:
     """Writes manifest.json; the caller flushes it and the directory."""
-    data = {"format": FORMAT, **dataclasses.asdict(manifest)}
-    (directory / NAME).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    content = json.loads(json.dumps(dataclasses.asdict(manifest)))
+    data = {"format": FORMAT, "sha256": _digest(content), **content}
+    (directory / NAME).write_text(json.dumps(data, indent=1), encoding="utf-8")
 
 
 def read(directory: Path) -> Manifest:
-    """The manifest of a checkpoint directory, with every file present at its size.
+    """The manifest of a checkpoint directory; it is intact, the files that it names may not be (`check_file`).
 
     Raises:
-        UserError: the directory is not a checkpoint, or a file is missing or has another size.
+        UserError: the directory is not a checkpoint, or its manifest is damaged.
     """
     path = directory / NAME
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data.pop("format") != FORMAT:
             raise UserError(f"{path}: written in another format than {FORMAT}; this version cannot read it")
-        manifest = Manifest(data["step"], data["state"], tuple(file_from_dict(item) for item in data["files"]))
+        if data.pop("sha256") != _digest(data):
+            raise UserError(f"{path} is damaged: its sha256 is not what it says")
+        return Manifest(data["step"], data["state"], tuple(file_from_dict(item) for item in data["files"]))
     except OSError as error:
         raise UserError(f"{directory} is not a checkpoint: {NAME}: {error.strerror}") from None
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError):
         raise UserError(f"{path} is damaged: it is not the manifest of a checkpoint") from None
-    _check_sizes(directory, manifest.files)
-    return manifest
 
 
 def file_from_dict(data: dict[str, Any]) -> FileInfo:
@@ -128,22 +128,30 @@ def file_from_dict(data: dict[str, Any]) -> FileInfo:
     return FileInfo(data["name"], data["size"], data["sha256"], tensors, slices)
 
 
-def _check_sizes(directory: Path, files: Iterable[FileInfo]) -> None:
-    for file in files:
-        path = directory / file.name
-        if not path.is_file():
-            raise UserError(f"{path} is missing from the checkpoint")
-        if (size := path.stat().st_size) != file.size:
-            raise UserError(f"{path} is damaged: {size} bytes, the manifest says {file.size}")
+def check_size(directory: Path, file: FileInfo) -> None:
+    """UserError unless `file` is there, at its size."""
+    path = directory / file.name
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise UserError(f"{path} is missing from the checkpoint: {error.strerror}") from None
+    if size != file.size:
+        raise UserError(f"{path} is damaged: {size} bytes, the manifest says {file.size}")
 
 
-def check_hash(directory: Path, file: FileInfo) -> None:
+def check_file(directory: Path, file: FileInfo) -> None:
     """UserError unless every byte of `file` is what was saved."""
-    if sha256(directory / file.name) != file.sha256:
-        raise UserError(f"{directory / file.name} is damaged: its sha256 is not the manifest's")
+    check_size(directory, file)
+    path = directory / file.name
+    try:
+        with path.open("rb") as opened:
+            is_intact = hashlib.file_digest(opened, "sha256").hexdigest() == file.sha256
+    except OSError as error:
+        raise UserError(f"{path} is damaged: {error.strerror}") from None
+    if not is_intact:
+        raise UserError(f"{path} is damaged: its sha256 is not the manifest's")
 
 
-def sha256(path: Path) -> str:
-    """Hash of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _digest(content: dict[str, Any]) -> str:
+    """sha256 of the manifest's content in JSON's one canonical form."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from neox.checkpoint import manifest as manifests
 from neox.checkpoint.manifest import SliceInfo
+from neox.checkpoint.reading import hold
 from neox.config.errors import UserError
 from neox.parallel.pieces import Piece
 
@@ -23,20 +23,27 @@ Runs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
 
 class TensorReader:
-    """Tensors of one checkpoint directory, whole or by piece."""
+    """Tensors of one checkpoint directory, whole or by piece; while it lives the checkpoint is not pruned."""
 
-    def __init__(self, directory: Path | str) -> None:
+    def __init__(self, directory: Path | str, *, is_verified: bool = False) -> None:
         """Reads the manifest and checks every file's size; a file's hash is checked when it is first read.
+
+        With `is_verified` the ranks have together checked every file before, and nothing is checked again.
 
         Raises:
             UserError: the directory is not a checkpoint, or is damaged.
         """
         self.directory = Path(directory)
+        self._is_verified = is_verified
+        self._lock = hold(self.directory)
         self.manifest = manifests.read(self.directory)
+        if not is_verified:
+            for file in self.manifest.files:
+                manifests.check_size(self.directory, file)
         self._tensors = self.manifest.tensors()
         self._slices = self.manifest.slices()
         self._files = {file.name: file for file in self.manifest.files}
-        self._open = functools.cache(self._open_file)
+        self._opened: dict[str, Any] = {}
 
     def names(self, kind: str = "weight") -> list[str]:
         """Logical names of every tensor of a kind."""
@@ -89,9 +96,12 @@ class TensorReader:
         except KeyError:
             raise UserError(f"{self.directory} holds no {kind} of {name}") from None
 
-    def _open_file(self, name: str) -> Any:
-        manifests.check_hash(self.directory, self._files[name])
-        return safe_open(self.directory / name, framework="pt")
+    def _open(self, name: str) -> Any:
+        if name not in self._opened:
+            if not self._is_verified:
+                manifests.check_file(self.directory, self._files[name])
+            self._opened[name] = safe_open(self.directory / name, framework="pt")
+        return self._opened[name]
 
 
 def runs(shape: tuple[int, ...], part: Piece | SliceInfo) -> Runs:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 
 from neox.checkpoint import manifest as manifests
+from neox.checkpoint.reading import try_removing
+from neox.config.derive import is_kept_for_ever
+from neox.config.schema import CheckpointConfig
 
 STEP = re.compile(r"step_(\d{8,})")
 
@@ -24,16 +27,18 @@ class Store:
     A checkpoint is a folder step_00001000; what is being written or removed has a name that begins with a dot.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, token: str | None = None) -> None:
+        """`token`: the claim to write here that `neox.checkpoint.generation` gave; None where nobody has one."""
+        self.folder, self.token = folder, token
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of `step` is or would be."""
         return self.folder / step_name(step)
 
     def temporary(self, step: int) -> Path:
-        """The hidden folder that the ranks write the checkpoint of `step` to."""
-        return self.folder / f".tmp-{step_name(step)}"
+        """The hidden folder, of this claim's own, that the ranks write the checkpoint of `step` to."""
+        claim = f"-{self.token}" if self.token else ""
+        return self.folder / f".tmp-{step_name(step)}{claim}"
 
     def steps(self) -> list[int]:
         """Steps with a complete checkpoint, ascending."""
@@ -45,32 +50,47 @@ class Store:
         return max(self.steps(), default=None)
 
     def remove_leftovers(self) -> list[Path]:
-        """Deletes what a dead run was writing or removing, and returns it; one process, before any save."""
+        """Deletes what a dead run was writing or removing, and returns it; one process, before any save.
+
+        A run that is not dead after all finds its folder gone under the name that it knows, so it cannot commit it.
+        """
         leftovers = sorted(self.folder.glob(".tmp-*"))
         for path in leftovers:
-            shutil.rmtree(path)
+            delete(path)
         return leftovers
 
-    def remove(self, step: int) -> None:
-        """Deletes a checkpoint; it stops being one before its first file goes."""
-        doomed = self.folder / f".tmp-removed-{step_name(step)}"
-        self.path(step).rename(doomed)
-        shutil.rmtree(doomed)
+    def remove(self, step: int) -> bool:
+        """Deletes a checkpoint, unless someone reads it; it stops being one before its first file goes."""
+        with try_removing(self.path(step)) as is_free:
+            if is_free:
+                delete(self.path(step))
+        return is_free
 
-    def prune(self, keep_last: int | None, keep: Iterable[int]) -> list[int]:
-        """Deletes all but the newest `keep_last` checkpoints and the steps in `keep`; returns what went.
+    def prune(self, config: CheckpointConfig) -> list[int]:
+        """Deletes all but the newest `keep_last`, the multiples of `keep_every` and the listed `steps`; returns those.
 
-        None deletes nothing. Steps in `keep` do not count towards keep_last ≥ 1, so the newest of all never goes.
+        Steps that are kept anyway do not count towards keep_last ≥ 1, and the newest of all never goes. A checkpoint
+        that is being read stays until the next time. keep_last None deletes nothing.
         """
-        if keep_last is None:
+        if config.keep_last is None:
             return []
-        assert keep_last >= 1
-        kept = set(keep)
-        candidates = [step for step in self.steps() if step not in kept]
-        doomed = candidates[: max(0, len(candidates) - keep_last)]
-        for step in doomed:
-            self.remove(step)
-        return doomed
+        candidates = [step for step in self.steps() if not is_kept_for_ever(config, step)]
+        return [step for step in candidates[: -config.keep_last] if self.remove(step)]
+
+    def set_aside(self, step: int) -> Path:
+        """Gives a damaged checkpoint a name that is none of a checkpoint, for a person to look at; returns the path."""
+        aside = self.folder / f"damaged_{step_name(step)}"
+        if aside.exists():
+            delete(aside)
+        self.path(step).rename(aside)
+        return aside
+
+
+def delete(folder: Path) -> None:
+    """Removes a folder that others may still write to: first its name, at once, then what is in it."""
+    doomed = folder.with_name(f".tmp-removed-{secrets.token_hex(4)}")
+    folder.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)  # what is left goes with the next start's leftovers
 
 
 def flush(path: Path) -> None:

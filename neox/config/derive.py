@@ -10,7 +10,7 @@ from neox.config.check_model import check_choices
 from neox.config.check_train import check_schedule
 from neox.config.compat import check_compat
 from neox.config.errors import UserError
-from neox.config.schema import Config, ModelConfig, ParallelConfig, TrainConfig
+from neox.config.schema import CheckpointConfig, Config, ModelConfig, ParallelConfig, TrainConfig
 from neox.config.shape import (
     attention_parameters,
     attention_weights,
@@ -117,7 +117,7 @@ def check_model(model: ModelConfig, parallel: ParallelConfig) -> None:
 def check_run(config: Config, batch: Batch) -> None:
     """Ranges of what is not about shapes."""
     _positive("train", config.train, ("steps",))
-    _positive("checkpoint", config.checkpoint, ("interval", "keep_last"))
+    _positive("checkpoint", config.checkpoint, ("interval", "keep_last", "keep_every"))
     _positive("log", config.log, ("interval",))
     _positive("optim", config.optim, ("decay_steps",))
     check_schedule(config.optim)
@@ -231,3 +231,8 @@ def checkpoint_steps(config: Config) -> list[int]:
     """Every step at which a run that is not interrupted saves: the listed ones, the interval's, and the last."""
     interval = range(config.checkpoint.interval, config.train.steps + 1, config.checkpoint.interval)
     return sorted({*config.checkpoint.steps, *interval, config.train.steps})
+
+
+def is_kept_for_ever(checkpoint: CheckpointConfig, step: int) -> bool:
+    """Whether the checkpoint of `step` stays however many newer ones there are."""
+    return step in checkpoint.steps or (checkpoint.keep_every is not None and step % checkpoint.keep_every == 0)

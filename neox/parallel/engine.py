@@ -81,6 +81,11 @@ class Engine:
         return dist.get_rank()
 
     @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return self._topology.world_size
+
+    @property
     def dp_index(self) -> int:
         """Which of the dp slices of a global batch this rank reads."""
         return self._topology.dp_index(self.rank)

@@ -46,37 +46,41 @@ class RunDirectory:
         self.segment = folder / "segment.json"
 
     def check(self, config: Config) -> int | None:
-        """The step of the checkpoint that a run with `config` goes on from; None: from the beginning.
+        """The newest step whose checkpoint has a readable manifest, for a run with `config` to go on from, or None.
 
         Raises:
-            UserError: the folder cannot be written to, the checkpoint is damaged, or a key changed that must not.
+            UserError: the folder cannot be written to, or a key changed that must not.
         """
         place = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
         if not place.is_dir() or not os.access(place, os.W_OK):
             raise UserError(f"--run-dir {self.folder}: {place} is not a folder that can be written to")
-        step = self.store.latest()
-        if step is not None:
-            saved = saved_config(manifests.read(self.store.path(step)))
-            for key, old, new in differences(to_dict(saved), to_dict(config)):
-                if not key.startswith(MAY_CHANGE):
-                    raise UserError(
-                        f"{key} = {new}: the run in {self.folder} has {old}, and going on from its checkpoints keeps "
-                        "the model, the optimizer and the order of the data; to change it, rename the run (another "
-                        "--run-dir) or remove its folder"
-                    )
-        return step
+        for step in reversed(self.store.steps()):
+            try:
+                manifest = manifests.read(self.store.path(step))
+            except UserError:
+                continue  # damaged: training passes it over, and says so
+            self._check_same(saved_config(manifest), config)
+            return step
+        return None
+
+    def _check_same(self, saved: Config, config: Config) -> None:
+        for key, old, new in differences(to_dict(saved), to_dict(config)):
+            if not key.startswith(MAY_CHANGE):
+                raise UserError(
+                    f"{key} = {new}: the run in {self.folder} has {old}, and going on from its checkpoints keeps "
+                    "the model, the optimizer and the order of the data; to change it, rename the run (another "
+                    "--run-dir) or remove its folder"
+                )
 
     def saved_state(self, step: int | None) -> dict[str, Any] | None:
         """What the checkpoint of `step` says beside its tensors: samples seen, data, random state. None for None."""
         return None if step is None else manifests.read(self.store.path(step)).state
 
     def prepare(self, config: Config, sources: Sequence[Path], overrides: Sequence[str], step: int) -> None:
-        """Makes the folder, writes config.yaml and sources/, and removes what a dead or shorter run left.
+        """Writes config.yaml and sources/, and removes the summary of a shorter run.
 
         `segment.json` tells whoever started this process which step after `step` it begins with.
         """
-        self.store.folder.mkdir(parents=True, exist_ok=True)
-        self.store.remove_leftovers()
         self.summary.unlink(missing_ok=True)
         write_json(self.segment, {"first_step": step + 1})
         with replacing(self.folder / "config.yaml") as (temporary,):

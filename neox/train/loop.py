@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from neox.checkpoint.reshard import TensorReader
-from neox.checkpoint.save import copied, save
+from neox.checkpoint.ranks import SaveError
+from neox.checkpoint.resume import newest_intact, take_over
+from neox.checkpoint.saver import Saver
 from neox.config.derive import checkpoint_steps
 from neox.config.errors import UserError
 from neox.config.load import config_hash, to_dict
@@ -46,23 +47,25 @@ def train(
 
     Raises:
         UserError: the index maps cannot be made, or the checkpoint does not fit the model.
-        SaveError: a checkpoint could not be written.
+        SaveError: a checkpoint could not be written, or a later start took the run over.
     """
     make_deterministic(cfg.train.seed)
     assert cfg.parallel.dp is not None
     engine = Engine(cfg, Topology(cfg.parallel.dp, cfg.parallel.tp, cfg.parallel.pp))
     stop.catch_signals()
     try:
-        loop = Loop(cfg, run, engine, build_inputs(cfg, parts, engine))
-        loop.resume(engine.broadcast(run.store.latest()))
-    except UserError:  # on every rank alike
+        inputs = build_inputs(cfg, parts, engine)
+        run.store = take_over(run.store, engine)
+        loop = Loop(cfg, run, engine, inputs)
+        loop.resume()
+        if engine.rank == 0:
+            run.prepare(cfg, sources, overrides, loop.step)
+            loop.open_metrics()
+        engine.barrier()
+        code = loop.run_steps(stop)
+    except (UserError, SaveError):  # on every rank alike
         engine.close()  # a process that ends with the group open may be aborted by gloo's threads
         raise
-    if engine.rank == 0:
-        run.prepare(cfg, sources, overrides, loop.step)
-        loop.open_metrics()
-    engine.barrier()
-    code = loop.run_steps(stop)
     stop.ignore_signals()
     engine.barrier()
     engine.close()
@@ -79,21 +82,22 @@ class Loop:
         self.saved_step: int | None = None
         self.metrics: Metrics | None = None
         self.save_steps = set(checkpoint_steps(cfg))
+        self.saver = Saver(run.store, engine, cfg.checkpoint, self._say)
 
-    def resume(self, step: int | None) -> None:
-        """Takes over the state of the checkpoint of `step`; None: the beginning.
+    def resume(self) -> None:
+        """Takes over the state of the newest checkpoint that is intact; without any, the run begins.
 
         Raises:
-            UserError: the checkpoint does not fit the model.
+            UserError: the checkpoint does not fit the model, or no checkpoint is intact.
         """
-        if step is None:
+        reader = newest_intact(self.run.store, self.engine, self._say)
+        if reader is None:
             return
-        reader = TensorReader(self.run.store.path(step))
         state = reader.manifest.state
         self.engine.load_pieces(reader)
         self.engine.load_optimizer_scalars(state["optimizer"])
         restore_random_state(state["rng"])
-        self.step, self.samples, self.saved_step = state["step"], state["samples"], step
+        self.step, self.samples, self.saved_step = state["step"], state["samples"], state["step"]
         self._say(f"going on from {reader.directory}")
 
     def open_metrics(self) -> None:
@@ -106,12 +110,14 @@ class Loop:
         if self.step == 0 and 0 in self.save_steps and self.saved_step is None:
             self.save()
         while self.step < self.cfg.train.steps:
-            if self.engine.any_rank(stop.reason is not None):
+            self.saver.poll()
+            if self.engine.any_rank(stop.reason is not None or self.saver.is_overtaken()):
                 return self._end_early(stop.reason or "another rank was asked to stop")
             self.train_step()
             self.validate_if_due()
             if self.step in self.save_steps:
                 self.save()
+        self.saver.wait()
         self._close_metrics()
         if self.engine.rank == 0:
             self.run.write_summary()
@@ -144,13 +150,9 @@ class Loop:
             self.metrics.record_validation(self.step, loss)
 
     def save(self) -> None:
-        """Saves the state after the current step, and removes the checkpoints that are not to be kept."""
-        if self.metrics is not None:
-            self.metrics.flush()
-        save(self.run.store, self.engine, self.step, copied(self.engine.pieces()), self._state())
+        """Copies the state after the current step; it is written while training goes on."""
+        self.saver.start(self.step, self.engine.pieces(), self._state(), self._flush_metrics)
         self.saved_step = self.step
-        if self.engine.rank == 0:
-            self.run.store.prune(self.cfg.checkpoint.keep_last, self.cfg.checkpoint.steps)
 
     def _learning_rate(self) -> float:
         if self.cfg.compat == "none":
@@ -161,9 +163,11 @@ class Loop:
         return neox_learning_rate(num_updates, self.cfg.optim, self.cfg.compat)
 
     def _end_early(self, reason: str) -> int:
+        self.saver.check_not_overtaken()
         # Before the first step there is nothing to lose.
         if self.step > 0 and self.saved_step != self.step:
             self.save()
+        self.saver.wait()
         self._close_metrics()
         what = f"saved the state after step {self.step}" if self.saved_step is not None else "stopped before step 1"
         self._say(f"{what}: {reason}; run the same command again to go on")
@@ -193,6 +197,10 @@ class Loop:
             "step_time_s": round(step_time_s, 6),
             "tokens_per_s": round(self.inputs.train.global_batch_size * seq_length / step_time_s, 3),
         }
+
+    def _flush_metrics(self) -> None:
+        if self.metrics is not None:
+            self.metrics.flush()
 
     def _close_metrics(self) -> None:
         if self.metrics is not None:

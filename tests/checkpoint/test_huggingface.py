@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXForCausalLM
 
 from neox.__main__ import main
+from neox.checkpoint import manifest as manifests
 from neox.checkpoint.huggingface import export, exported_name
 from neox.checkpoint.save import commit, write_rank
 from neox.checkpoint.store import Store
@@ -117,6 +118,7 @@ def test_checkpoints_convert_whatever_layout_wrote_them(tmp_path: Path, tokenize
 
 def save_checkpoint(folder: Path, cfg: ModelConfig, model: GPT, num_shards: int = 1) -> Path:
     store = Store(folder)
+    store.temporary(4).mkdir(parents=True)
     for rank in range(num_shards):
         pieces = []
         for name, parameter in model.named_parameters():
@@ -155,8 +157,8 @@ def test_convert_says_what_is_wrong(
     (tmp_path / "tokenizer.json").write_bytes(tokenizer.read_bytes())
     for name in ("good", "stateless", "cut"):
         save_checkpoint(tmp_path / "checkpoints", TINY, build(TINY)).rename(tmp_path / name)
-    manifest = json.loads((tmp_path / "stateless" / "manifest.json").read_text())
-    (tmp_path / "stateless" / "manifest.json").write_text(json.dumps(manifest | {"state": {}}))
+    stateless = dataclasses.replace(manifests.read(tmp_path / "stateless"), state={})
+    manifests.write(stateless, tmp_path / "stateless")
     with (tmp_path / "cut" / "rank_00000.safetensors").open("r+b") as file:
         file.truncate(1000)
     arguments = [str(tmp_path / checkpoint), "--tokenizer", str(tmp_path / tokenizer_name)]

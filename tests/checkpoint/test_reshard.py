@@ -57,6 +57,7 @@ def test_single_device_model_loads_a_checkpoint(tmp_path, tie_embeddings):
     full = {("weight", name): parameter.detach() for name, parameter in trained.named_parameters()}
     pieces = [Piece(*key, tuple(t.shape), None, 0, 1, 0, t.numel(), t.flatten()) for key, t in full.items()]
     store = Store(tmp_path)
+    store.temporary(3).mkdir()
     write_rank(store.temporary(3), 0, pieces)
     commit(store, 3, {})
     load_model_weights(fresh, store.path(3))

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from neox.checkpoint import manifest as manifests
+from neox.checkpoint.manifest import Manifest
 from neox.config.derive import resolve
 from neox.config.errors import UserError
 from neox.config.load import load_config, to_dict
@@ -105,8 +107,7 @@ def resumable(tmp_path):
     config = resolve(load_config([path]), 1)
     run = RunDirectory(tmp_path / "run")
     run.store.path(10).mkdir(parents=True)
-    manifest = {"format": 1, "step": 10, "state": {"config": to_dict(config)}, "files": []}
-    (run.store.path(10) / "manifest.json").write_text(json.dumps(manifest))
+    manifests.write(Manifest(10, {"config": to_dict(config)}, ()), run.store.path(10))
     return run, path
 
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from neox.checkpoint import generation
 from neox.checkpoint import manifest as manifests
 from neox.checkpoint.reshard import TensorReader, load_model_weights
 from neox.checkpoint.store import Store
@@ -89,7 +90,7 @@ def test_run_directory_is_complete(uninterrupted, config):
     assert (summary["final_loss"], summary["final_valid_loss"]) == (last[0]["loss"], last[1]["valid_loss"])
     names = [f"step_{step:08d}" for step in (0, 5, 10, 20, 30, 40)]
     assert summary["checkpoints"] == names
-    assert sorted(path.name for path in (uninterrupted / "checkpoints").iterdir()) == names
+    assert sorted(path.name for path in (uninterrupted / "checkpoints").iterdir()) == [generation.NAME, *names]
     resolved = yaml.safe_load((uninterrupted / "config.yaml").read_text())
     assert resolved["parallel"]["dp"] == 2 and resolved["train"]["grad_accum"] == 2
     assert (uninterrupted / "sources" / "00_tiny.yaml").read_text() == config.read_text()
@@ -180,17 +181,39 @@ def test_mistake_found_late_ends_every_rank_alike(config, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_file_that_one_rank_finds_damaged_ends_every_rank_alike(uninterrupted, config, tmp_path):
+def test_flipped_byte_is_found_and_the_checkpoint_before_goes_on(uninterrupted, config, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(uninterrupted, run_dir)
-    shutil.rmtree(run_dir / "checkpoints" / f"step_{STEPS:08d}")
-    file = run_dir / "checkpoints" / "step_00000030" / "rank_00001.safetensors"
-    data = bytearray(file.read_bytes())
+    checkpoints = run_dir / "checkpoints"
+    file = checkpoints / f"step_{STEPS:08d}" / "rank_00001.safetensors"
+    manifest = checkpoints / f"step_{STEPS:08d}" / "manifest.json"
+    good = manifest.read_bytes()
+    manifest.write_bytes(good.replace(b'"samples": 320', b'"samples": 321'))  # or the run would be finished already
+    data = bytearray((checkpoints / "step_00000030" / file.name).read_bytes())
     data[-3] ^= 1
-    file.write_bytes(data)
-    output = run(run_dir, config, world_size=2, expect=2)
-    errors = [line for line in output.splitlines() if "neox: error: " in line]
-    assert len(errors) == 1 and "rank_00001.safetensors is damaged" in errors[0] and "Traceback" not in output
+    (checkpoints / "step_00000030" / file.name).write_bytes(data)
+    output = run(run_dir, config, world_size=2)
+    for step, name in ((STEPS, manifest.name), (30, file.name)):
+        assert f"checkpoints/step_{step:08d}/{name} is damaged: its sha256" in output
+        assert f"the checkpoint of step {step} is not used, and is now {checkpoints}/damaged_step_{step:08d}" in output
+    assert f"going on from {checkpoints}/step_00000020\n" in output
+    assert curve(run_dir) == curve(uninterrupted)
+    assert Store(checkpoints).steps() == Store(uninterrupted / "checkpoints").steps()
+
+
+def test_older_of_two_starts_says_why_it_ends_and_writes_nothing(config, tmp_path):
+    run_dir, checkpoints = tmp_path / "run", tmp_path / "run" / "checkpoints"
+    older = Launch(run_dir, config, world_size=2)
+    older.wait_for_step(13)
+    older.signal(signal.SIGSTOP)  # a node that the scheduler lost sight of
+    run(run_dir, config, world_size=2)
+    before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*") if "tensorboard" not in path.parts}
+    older.signal(signal.SIGCONT)
+    assert older.wait() == [1, 1]
+    errors = [line for line in older.output.splitlines() if "neox: error: " in line]
+    assert len(errors) == 1 and "has taken this run over; this copy of it writes nothing more" in errors[0]
+    assert {p: p.stat().st_mtime_ns for p in run_dir.rglob("*") if "tensorboard" not in p.parts} == before
+    assert Store(checkpoints).steps() == [0, 5, 10, 20, 30, 40]
 
 
 def test_full_disk_stops_the_run_with_one_line(config, tmp_path):
@@ -202,7 +225,7 @@ def test_full_disk_stops_the_run_with_one_line(config, tmp_path):
     output = run(tmp_path / "run", config, expect=1, preexec_fn=limit_files)
     errors = [line for line in output.splitlines() if "neox: error: " in line]
     assert len(errors) == 1 and "step_00000000: checkpoint not saved" in errors[0] and "Traceback" not in output
-    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [generation.NAME]
 
 
 def test_what_is_refused_leaves_no_index_maps_beside_the_data(config, tmp_path):

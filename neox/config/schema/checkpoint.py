@@ -14,4 +14,6 @@ class CheckpointConfig:
     steps: tuple[int, ...] = ()
     """Further steps to save, kept for ever (GPT-NeoX: extra_save_iters)."""
     keep_last: int | None = None
-    """How many of the interval's checkpoints to keep. None keeps all."""
+    """How many of the interval's checkpoints to keep, the newest. None keeps all."""
+    keep_every: int | None = None
+    """With keep_last: checkpoints of steps that are a multiple of this are kept for ever too."""

@@ -1,0 +1,196 @@
+"""Saving behind training: the training thread copies, a thread writes, and the first rank's commits when all have."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from neox.checkpoint import generation
+from neox.checkpoint.ranks import Ranks, SaveError, fail_together
+from neox.checkpoint.save import commit, parts, write_rank
+from neox.checkpoint.staging import Staging
+from neox.checkpoint.store import Store
+from neox.config.errors import UserError
+from neox.config.schema import CheckpointConfig
+from neox.parallel.pieces import Piece
+
+NICENESS = 10
+"""Of the writing thread on Linux: training's threads get the cores first."""
+POLL_S, MAX_POLL_S = 0.02, 1.0
+"""Seconds between two looks at what the other ranks have written: at first, and after many."""
+FENCE_INTERVAL_S = 10.0
+"""Seconds between two looks at the token while nothing is saved."""
+
+
+class Saver:
+    """Saves one checkpoint at a time; every rank has one and calls its methods alike, in its training thread.
+
+    The writing threads use files alone, never a collective, so they cannot come between training's; what the ranks
+    must agree on, they agree on at step boundaries. A rank that dies in training does not keep the others' files, once
+    all are written, from becoming a checkpoint.
+    """
+
+    def __init__(self, store: Store, ranks: Ranks, config: CheckpointConfig, say: Callable[[str], None]) -> None:
+        """`store` is claimed (`generation.claim`); `say` prints a line of the first rank's."""
+        self._store, self._ranks, self._config, self._say = store, ranks, config, say
+        self._staging = Staging()
+        self._writing: _Writing | None = None
+        self._fence_checked = time.monotonic()
+
+    def start(self, step: int, pieces: Iterable[Piece], state: dict[str, Any], flush_logs: Callable[[], None]) -> None:
+        """Copies the state and goes on; waits first while the save before is still being written.
+
+        Args:
+            state: JSON-able, not changed afterwards. flush_logs: waits until what belongs to the steps so far is on
+                the disk; the first rank's writing thread calls it before it commits.
+
+        Raises:
+            SaveError: on every rank, when this save cannot begin, or the one before has failed on one of them.
+        """
+        begin = time.perf_counter()
+        self.wait()
+        folder, error = self._store.temporary(step), None
+        if self._ranks.rank == 0:
+            try:
+                generation.check(self._store)
+                folder.mkdir()
+            except OSError as caught:
+                error = caught
+        fail_together(self._ranks, self._store.path(step), error)
+        copies = self._staging.copy(pieces)
+        stall_s = time.perf_counter() - begin
+
+        def write() -> None:
+            write_rank(folder, self._ranks.rank, copies)
+
+        def finish() -> None:
+            flush_logs()
+            commit(self._store, step, state)
+            total_s = time.perf_counter() - begin
+            self._say(f"saved step {step}: training waited {stall_s:.2f} s, on disk after {total_s:.2f} s")
+            self._prune()
+
+        self._writing = _Writing(step, write, self._all_written(folder), finish if self._ranks.rank == 0 else None)
+        self._writing.start()
+
+    def poll(self) -> bool:
+        """Whether a save is still being written; to be called at every step boundary.
+
+        Raises:
+            SaveError: on every rank, when one of them could not write (a full disk, say).
+        """
+        writing = self._writing
+        if writing is None:
+            return False
+        try:
+            fail_together(self._ranks, self._store.path(writing.step), writing.error)
+        except SaveError:
+            self._abandon(writing)
+            self.check_not_overtaken()  # then that is the reason: the folder was taken away
+            raise
+        if not self._ranks.any_rank(writing.is_committed):
+            return True
+        self._writing = None
+        return False
+
+    def wait(self) -> None:
+        """Until the save that is being written stands.
+
+        Raises:
+            SaveError: as `poll`.
+        """
+        while self.poll():
+            time.sleep(POLL_S)
+
+    def is_overtaken(self) -> bool:
+        """Whether a later start was seen to have taken the run over; the first rank looks every FENCE_INTERVAL_S."""
+        if self._ranks.rank != 0 or time.monotonic() < self._fence_checked + FENCE_INTERVAL_S:
+            return False
+        self._fence_checked = time.monotonic()
+        return isinstance(self._check_fence(), generation.FencedError)
+
+    def check_not_overtaken(self) -> None:
+        """Raises SaveError, on every rank, if a later start has taken the run over."""
+        fail_together(self._ranks, self._store.folder, self._check_fence())
+
+    def _check_fence(self) -> OSError | None:
+        """What the first rank finds against writing here."""
+        try:
+            if self._ranks.rank == 0:
+                generation.check(self._store)
+        except OSError as error:
+            return error
+        return None
+
+    def _all_written(self, folder: Path) -> Callable[[], bool]:
+        def all_written() -> bool:
+            generation.check(self._store)  # once overtaken, there is no folder left to wait for
+            return len(parts(folder)) == self._ranks.world_size
+
+        return all_written
+
+    def _prune(self) -> None:
+        try:
+            self._store.prune(self._config)
+        except (OSError, UserError) as error:
+            self._say(f"warning: old checkpoints are still there: {error}")
+
+    def _abandon(self, writing: _Writing) -> None:
+        self._writing = None
+        writing.abandon()
+        self._ranks.any_rank(False)  # every rank's thread has ended
+        if self._ranks.rank == 0:
+            shutil.rmtree(self._store.temporary(writing.step), ignore_errors=True)
+
+
+class _Writing(threading.Thread):
+    """One save on its way to the disk."""
+
+    def __init__(
+        self, step: int, write: Callable[[], None], all_written: Callable[[], bool], finish: Callable[[], None] | None
+    ) -> None:
+        """`finish` follows once `all_written`; None on the ranks that do not commit."""
+        super().__init__(name=f"save-{step}", daemon=True)
+        self.step = step
+        self.error: Exception | None = None
+        self.is_committed = False
+        self._write, self._all_written, self._finish = write, all_written, finish
+        self._abandoned = threading.Event()
+
+    def run(self) -> None:
+        """What goes wrong is in `error`; what is not the disk's fault is shown with its traceback too."""
+        try:
+            _yield_cores()
+            self._write()
+            if self._finish is not None and self._wait_for_ranks():
+                self._finish()
+                self.is_committed = True
+        except OSError as error:
+            self.error = error
+        except Exception as error:
+            self.error = error
+            raise
+
+    def abandon(self) -> None:
+        """Ends the thread; a file that it is writing is finished first."""
+        self._abandoned.set()
+        self.join()
+
+    def _wait_for_ranks(self) -> bool:
+        pause_s = POLL_S
+        while not self._all_written():
+            if self._abandoned.wait(pause_s):
+                return False
+            pause_s = min(2 * pause_s, MAX_POLL_S)
+        return True
+
+
+def _yield_cores() -> None:
+    if sys.platform == "linux":  # elsewhere threads have no priority of their own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
