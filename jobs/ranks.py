@@ -15,7 +15,7 @@ from types import FrameType
 from jobs.scheduler import SCHEDULERS
 from jobs.shell import Process, exit_code, signal_on_parent_death, start
 from jobs.spec import Launch
-from jobs.warning import REFUSED, SAVED
+from jobs.warning import SAVED
 
 POLL_S = 0.1
 TEARDOWN_S = 5
@@ -42,10 +42,6 @@ def signal_file(folder: Path) -> Path:
 
 def started_file(folder: Path) -> Path:
     return folder / "started"
-
-
-def refused_file(folder: Path) -> Path:
-    return folder / "refused"
 
 
 def failed_file(folder: Path) -> Path:
@@ -149,12 +145,9 @@ def main() -> int:
     code_file(arguments.folder, rank).write_text(str(code))
     if code not in (0, SAVED):
         failed_file(arguments.folder).touch()
-    if code == REFUSED:
-        refused_file(arguments.folder).touch()
-    if is_torchrun and refused_file(arguments.folder).exists():
-        return 0  # torchrun would bury the one line under a page of its own
-    # The launcher would take 85 for a failure and kill the ranks that are still saving.
-    return 0 if code == SAVED else code
+    # torchrun would bury what the rank said under a page of its own, and needs no code: `jobs launch` reads the files.
+    # Other launchers would take 85 for a failure and kill the ranks that are still saving.
+    return 0 if is_torchrun or code == SAVED else code
 
 
 if __name__ == "__main__":

@@ -70,12 +70,12 @@ def test_ranks_and_first_failure(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [], "the launch folder is gone"
 
 
-@pytest.mark.parametrize("others", ["exit 2", "exec sleep 300"])
-def test_refused_input_ends_all_ranks_and_is_the_only_line(tmp_path: Path, others: str) -> None:
-    script = f'[ $RANK = 1 ] && {{ {others}; }}; echo "neox: error: no such key" >&2; exit 2'
+@pytest.mark.parametrize(("code", "others"), [(2, "exit 2"), (2, "exec sleep 300"), (1, "exec sleep 300")])
+def test_a_failure_ends_all_ranks_and_is_the_only_line(tmp_path: Path, code: int, others: str) -> None:
+    script = f'[ $RANK = 1 ] && {{ {others}; }}; echo "neox: error: no such key" >&2; exit {code}'
     process = launch(tmp_path, "bash", "-c", script)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 2
+    assert process.returncode == code
     assert "Traceback" not in errors and "ChildFailedError" not in errors
     assert [line for line in errors.splitlines() if "error" in line.lower()] == ["neox: error: no such key"]
 
