@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 
 from neox.checkpoint import generation
 from neox.checkpoint import manifest as manifests
-from neox.checkpoint.manifest import FileInfo
 from neox.checkpoint.ranks import Ranks, fail_together
 from neox.checkpoint.reshard import TensorReader
 from neox.checkpoint.store import Store
+from neox.checkpoint.verify import damages
 from neox.config.errors import UserError
 
 
@@ -55,20 +54,6 @@ def newest_intact(store: Store, ranks: Ranks, say: Callable[[str], None]) -> Ten
         return TensorReader(path, is_verified=True)
     if damaged:
         raise UserError(f"{store.folder}: every checkpoint is damaged; repair one, or begin with another --run-dir")
-    return None
-
-
-def damages(directory: Path, files: Sequence[FileInfo]) -> list[str | None]:
-    """What is wrong with each of `files`, None where nothing is; all cores hash."""
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(lambda file: _damage(directory, file), files))
-
-
-def _damage(directory: Path, file: FileInfo) -> str | None:
-    try:
-        manifests.check_file(directory, file)
-    except UserError as error:
-        return str(error)
     return None
 
 

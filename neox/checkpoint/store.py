@@ -11,6 +11,7 @@ from pathlib import Path
 from neox.checkpoint import manifest as manifests
 from neox.checkpoint.reading import try_removing
 from neox.config.derive import is_kept_for_ever
+from neox.config.errors import UserError
 from neox.config.schema import CheckpointConfig
 
 STEP = re.compile(r"step_(\d{8,})")
@@ -84,6 +85,20 @@ class Store:
             delete(aside)
         self.path(step).rename(aside)
         return aside
+
+
+def checkpoints_at(path: Path) -> list[Path]:
+    """`path` itself if it is a checkpoint, else all of a run directory or a folder of checkpoints, ascending.
+
+    Raises:
+        UserError: there is none.
+    """
+    if (path / manifests.NAME).is_file():
+        return [path]
+    for store in (Store(path / "checkpoints"), Store(path)):
+        if steps := store.steps():
+            return [store.path(step) for step in steps]
+    raise UserError(f"{path} is neither a checkpoint nor a run directory that holds one")
 
 
 def delete(folder: Path) -> None:
