@@ -13,9 +13,16 @@ def check_compat(config: Config) -> None:
     """
     if config.compat == "none":
         return
-    for is_wrong, what, reason in (*_curves(config), *_warmups(config), *_samples(config)):
+    for is_wrong, what, reason in (*_curves(config), *_warmups(config), *_samples(config), *_inits(config)):
         if is_wrong:
             raise UserError(f"compat = {config.compat}: {what}: {reason}; change it, or set compat=none")
+
+
+def _inits(config: Config) -> list[tuple[bool, str, str]]:
+    wrong = config.compat == "neox_v2" and "orthogonal" in (config.model.init, config.model.output_init)
+    return [
+        (wrong, "model.init or model.output_init = orthogonal", "GPT-NeoX raises an error; scaled_orthogonal works")
+    ]
 
 
 def _samples(config: Config) -> list[tuple[bool, str, str]]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from neox.config.errors import UserError
 from neox.config.legacy_table_run import TABLE
+from neox.config.schema.model import InitRule
 
 ZERO_SPEED = (
     *("allgather_partitions", "allgather_bucket_size", "reduce_scatter", "reduce_bucket_size"),
@@ -188,11 +189,9 @@ def mlp_width(flat: Flat, is_gated: bool) -> int | None:
 
 def weights(flat: Flat) -> Converted:
     """Initialisation and seeds."""
-    inits, outputs = ("normal", "small_init"), ("scaled_normal", "wang_init")
-    if flat.get("init_method") not in inits:
-        raise flat.refusal("init_method", f"{' and '.join(inits)} are in this trainer")
-    if flat.get("output_layer_init_method") not in outputs:
-        raise flat.refusal("output_layer_init_method", f"{' and '.join(outputs)} are in this trainer")
+    for name in ("init_method", "output_layer_init_method"):
+        if flat.get(name) not in get_args(InitRule):
+            raise flat.refusal(name, f"allowed are {', '.join(get_args(InitRule))}")
     flat.notices.append("seed: the initial weights follow the same rule, but are not GPT-NeoX's draws")
     return {
         "model.init": flat.get("init_method"),

@@ -20,6 +20,7 @@ WRONG = [
     ("neox_v1", ["optim.warmup=0.51"], "optim.warmup = 0.51: above 0.5 GPT-NeoX 1.0 stops rising early and then jumps"),
     ("neox_v2", ["optim.warmup=0.005"], "optim.warmup = 0.005: 0.5 of a step, .* 2 times lr"),
     ("neox_v2", ["optim.decay_steps=99"], "optim.decay_steps = 99: GPT-NeoX's cosine rises again after it"),
+    ("neox_v2", ["model.init=orthogonal"], "model.init or model.output_init = orthogonal: GPT-NeoX raises an error"),
     ("neox_v1", ["optim.schedule=wsd"], "optim.schedule = wsd: GPT-NeoX has linear, cosine, exponential, constant"),
     ("neox_v2", ["optim.schedule=infinite", "optim.constant_lr=1e-4"], "optim.schedule = infinite: GPT-NeoX has"),
 ]
@@ -35,7 +36,7 @@ def test_faults_are_refused_by_name(compat: str, overrides: list[str], message: 
 @pytest.mark.parametrize(
     ("compat", "overrides"),
     [
-        ("neox_v1", ["optim.warmup=0.5"]),
+        ("neox_v1", ["optim.warmup=0.5", "model.init=orthogonal"]),
         ("neox_v1", ["optim.warmup=0.005"]),
         ("neox_v1", ["optim.decay_steps=80"]),
         ("neox_v2", ["optim.warmup=0.9"]),

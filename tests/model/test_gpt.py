@@ -13,7 +13,7 @@ from neox.config.derive import num_parameters, padded_vocab
 from neox.config.schema import ModelConfig
 from neox.model.cache import KVCache
 from neox.model.gpt import GPT, build_piece, piece_names
-from neox.model.init import init_std, init_tensor, init_weights
+from neox.model.init import init_tensor, init_weights
 from neox.model.loss import lm_loss
 from tests.model import reference
 
@@ -137,14 +137,26 @@ def test_bf16_is_close_to_fp32() -> None:
         ({}, "layers.1.mlp.down.weight", 2 / (8 * math.sqrt(256))),
         ({"init": "normal", "init_std": 0.03}, "layers.1.mlp.up.weight", 0.03),
         ({"output_init": "scaled_normal"}, "layers.1.mlp.down.weight", 0.02 / 4),
+        ({"output_init": "single_residual_scaled_normal"}, "layers.1.mlp.down.weight", 0.02 / math.sqrt(8)),
+        ({"init": "xavier_normal"}, "layers.1.attn.qkv.weight", math.sqrt(2 / (256 + 512))),
+        ({"init": "xavier_uniform"}, "layers.1.attn.qkv.weight", math.sqrt(2 / (256 + 512))),
+        ({"init": "wang_init"}, "embed.weight", 2 / (8 * math.sqrt(256))),
     ],
 )
 def test_initial_spread(changes: dict[str, object], name: str, std: float) -> None:
     cfg = dataclasses.replace(ModelConfig(num_layers=8, hidden_size=256, num_heads=4), **changes)  # type: ignore[arg-type]
-    assert init_std(name, cfg) == pytest.approx(std)
     tensor = init_tensor(name, (256, 512), cfg, seed=1)
     assert float(tensor.std()) == pytest.approx(std, rel=0.02)
     assert abs(float(tensor.mean())) < 4 * std / math.sqrt(tensor.numel())
+
+
+@pytest.mark.parametrize(("rule", "gain"), [("orthogonal", 2.0), ("scaled_orthogonal", 2 / 8)])
+@pytest.mark.parametrize("shape", [(24, 16), (16, 24)])
+def test_orthogonal_rows_or_columns(rule: str, gain: float, shape: tuple[int, int]) -> None:
+    cfg = dataclasses.replace(ModelConfig(num_layers=8, hidden_size=16, num_heads=4), init=rule)  # type: ignore[arg-type]
+    weight = init_tensor("layers.0.mlp.up.weight", shape, cfg, seed=1)
+    weight = weight if shape[0] < shape[1] else weight.T
+    assert torch.allclose(weight @ weight.T, gain * torch.eye(16), atol=1e-5)
 
 
 def test_initial_norms_are_one_and_biases_zero() -> None:

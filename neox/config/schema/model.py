@@ -8,6 +8,19 @@ from typing import Literal
 GATED = ("swiglu", "geglu", "geglu_tanh", "reglu", "glu", "bilinear")
 """The activations that multiply two projections: activation(gate x) * (up x)."""
 
+InitRule = Literal[
+    "normal",
+    "scaled_normal",
+    "single_residual_scaled_normal",
+    "small_init",
+    "wang_init",
+    "xavier_normal",
+    "xavier_uniform",
+    "orthogonal",
+    "scaled_orthogonal",
+]
+"""GPT-NeoX's rules for initial weights (megatron/model/init_functions.py)."""
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -102,9 +115,11 @@ class ModelConfig:
     """Biases on every linear layer but the head."""
     attn_bias: bool | None = None
     """Biases of attention's linear layers. None: as `bias`."""
-    init: Literal["normal", "small_init"] = "small_init"
-    """Embedding, QKV, MLP-in and head: normal std = init_std, or small_init std = sqrt(2 / (5 hidden))."""
-    output_init: Literal["scaled_normal", "wang_init"] = "wang_init"
-    """Attention-out and MLP-out: scaled_normal std = init_std / sqrt(2 layers), wang_init 2 / (layers sqrt(hidden))."""
+    init: InitRule = "small_init"
+    """Embedding, QKV, MLP-in and head. Standard deviations: normal init_std, scaled_normal init_std / sqrt(2 layers),
+    single_residual_scaled_normal init_std / sqrt(layers), small_init sqrt(2 / (5 hidden)), wang_init
+    2 / (layers sqrt(hidden)); xavier_* of each matrix; orthogonal times sqrt(2), scaled_orthogonal sqrt(2 / layers)."""
+    output_init: InitRule = "wang_init"
+    """Attention-out and MLP-out, by the same rules (GPT-NeoX: output_layer_init_method)."""
     init_std: float = 0.02
-    """Standard deviation of `normal` and `scaled_normal`."""
+    """Standard deviation of `normal`, and of its scaled forms before they are (GPT-NeoX: init_method_std)."""
