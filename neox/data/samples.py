@@ -12,7 +12,7 @@ from neox.config.errors import UserError
 
 Array = np.ndarray[Any, Any]
 NAMES = ("doc_idx", "sample_idx", "shuffle_idx")
-BLOCK = 1 << 20
+BLOCK = 1 << 18
 """Documents handled at a time: their sizes and ends stay in the processor's cache."""
 
 
@@ -71,7 +71,8 @@ class PackedPlan:
         doc_idx = self._shuffled_documents(generator)
         np.save(files[0], doc_idx)
         _write_header(files[1], (self.num_samples + 1, 2), self._sample_dtype())
-        for starts in self._sample_starts(sizes, doc_idx):
+        # The file's head leaves its sizes at odd addresses, from which picking takes twice as long.
+        for starts in self._sample_starts(sizes.copy(), doc_idx):
             files[1].write(starts.astype(self._sample_dtype()).data)
         del doc_idx
         wide = self.num_samples >= np.iinfo(np.uint32).max - 1
@@ -96,7 +97,7 @@ class PackedPlan:
         """Where the tokens 0, s, 2s, … of the shuffled documents lie, [n, 2] int64, a block of documents at a time."""
         end, last = 0, self.num_samples * self.seq_length
         for first in range(0, len(doc_idx), BLOCK):
-            lengths = sizes[doc_idx[first : first + BLOCK]].astype(np.int64)
+            lengths = sizes.take(doc_idx[first : first + BLOCK]).astype(np.int64)
             ends = end + np.cumsum(lengths)
             # Samples that start before each document's end; an empty document begins none.
             before = np.minimum(ends - 1, last) // self.seq_length + 1
