@@ -163,6 +163,10 @@ def derived(flat: Flat) -> Converted:
     for name, source in (("batch_size", "train_micro_batch_size_per_gpu"), ("clip_grad", "gradient_clipping")):
         if flat.is_set(name) and flat.get(name) != flat.get(source):
             raise flat.refusal(name, f"GPT-NeoX computes it from {source} = {flat.get(source)!r}: leave it out")
+    if flat.get("finetune") and flat.is_set("load"):
+        raise flat.refusal(
+            "finetune", "a run starts from new weights or its own checkpoints yet, not from load's weights"
+        )
     if not flat.is_set("train_batch_size") and not flat.is_set("train_micro_batch_size_per_gpu"):
         raise flat.refusal("train_micro_batch_size_per_gpu", "this or train_batch_size is required")
     return {}

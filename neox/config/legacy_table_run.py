@@ -58,7 +58,7 @@ TRAINING: dict[str, Key] = {
     **_off("dataset_impl", "gpt2", PAIRS),
     **_off("train_impl", "normal", PAIRS),
     **_copied(eod_mask_loss=("data.mask_eod", False)),
-    **_off("finetune", False, f"{LATER}: a run starts from new weights or its own checkpoints"),
+    **_block("converted", "must not be true where `load` is given", finetune=False),
     **_block("off", "checkpoints are always whole: leave it out", no_save_optim=False, no_save_rng=False),
     **_block("off", "a run always resumes whole: leave it out", no_load_optim=False, no_load_rng=False),
     **_off("checkpoint_validation_with_forward_pass", False, "every file is hashed and checked instead: leave it out"),
