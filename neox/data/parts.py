@@ -146,8 +146,15 @@ def check_same_data(config: Config, part: Part, saved: Mapping[str, Any]) -> Non
     if saved["data"]["labels"] != part.fingerprint()["labels"]:
         raise UserError("data.train_label_paths: the run began with label files or without, and must go on so")
     assert config.train.global_batch_size is not None
-    needed = saved["samples"] + (config.train.steps - saved["step"]) * config.train.global_batch_size
-    if needed > max(part.num_requested, len(part)):
+    needed, before = (
+        saved["samples"] + (steps - saved["step"]) * size
+        for steps, size in (
+            (config.train.steps, config.train.global_batch_size),
+            (saved["config"]["train"]["steps"], saved["config"]["train"]["global_batch_size"]),
+        )
+    )
+    # A run that passes over samples after a bad step may need some more than it asked for: the first come again.
+    if needed > max(part.num_requested, len(part), before):
         raise UserError(
             f"train.steps = {config.train.steps}: the run would need {needed} samples, and the order it began with has "
             f"{len(part)}; all epochs are shuffled as one, so there cannot be more: lower it or take another --run-dir"

@@ -1,5 +1,6 @@
 """Parts of a run: tokens of every sample, batches of every rank, index maps in files, and what is refused first."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -210,6 +211,29 @@ def test_what_cannot_be_trained_on_is_refused_before_anything_is_written(corpus,
     with pytest.raises(UserError, match=message.replace("X", str(corpus))):
         plan_parts(config_of(*here))
     assert sorted(path.name for path in corpus.parent.iterdir()) == ["x.bin", "x.idx"]
+
+
+def test_going_on_needs_no_more_samples_than_there_are(corpus):
+    """20 samples were asked for, 10 seen in 5 steps of 2; then 2 were passed over."""
+    config = config_of(f"data.path={corpus}", "data.split=[1]")
+    data = plan_part(config, "train").fingerprint()
+    length = len(plan_part(config, "train"))
+    train = {"steps": 10, "global_batch_size": 2}
+    saved = {"step": 5, "samples": 12, "data": data, "config": {"train": train}}
+
+    def go_on(steps, size, state=saved):
+        run = dataclasses.replace(config.train, steps=steps, global_batch_size=size)
+        return plan_parts(dataclasses.replace(config, train=run), state).train
+
+    assert go_on(10, 2).fingerprint() == data and go_on(5 + (length - 12) // 4, 4).num_requested == 20
+    late = {**saved, "samples": length - 4}  # so late that the last steps need the first samples again
+    assert go_on(10, 2, late).num_requested == 20
+    for steps, size, state in ((11, 2, late), (10, 3, late), (9 + length // 2, 2, saved)):
+        with pytest.raises(UserError, match=rf"^train\.steps = {steps}: the run would need \d+ samples"):
+            go_on(steps, size, state)
+    for other in ({**data, "files": [[1, 2]]}, {**data, "labels": True}):
+        with pytest.raises(UserError, match="the run began with"):
+            go_on(10, 2, {**saved, "data": other})
 
 
 def test_test_part_of_a_split_and_of_its_own_files(corpus):
