@@ -155,6 +155,13 @@ def blends(flat: Flat) -> Converted:
         values[f"data.{part}_label_paths"] = labels
     if given and flat.is_set("data_path"):
         raise flat.refusal("data_path", f"give this or {given[0]}_data_paths")
+    for name, reader, is_read in (
+        ("split", "data_path", not given),
+        ("weighted_sampler_alpha", "weight_by_num_documents", flat.get("weight_by_num_documents")),
+        ("allow_chopped", "pack_impl pack_until_overflow or unpacked", flat.get("pack_impl") != "packed"),
+    ):
+        if flat.is_set(name) and not is_read:
+            flat.notices.append(f"{name}: read only with {reader}")
     return values
 
 

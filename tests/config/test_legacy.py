@@ -194,6 +194,14 @@ def test_what_has_no_place_here_is_noticed_and_never_silent() -> None:
             assert f"{name}: {key.text}" in notices(**{name: "something"}), name
 
 
+def test_data_keys_that_nothing_reads_are_noticed() -> None:
+    shown = notices(**BLEND, split="1,1,1", weighted_sampler_alpha=0.3, allow_chopped=False)
+    for line in ("split: read only with data_path", "weighted_sampler_alpha: read only", "allow_chopped: read only"):
+        assert line in shown
+    read = notices(split="1,1,1", pack_impl="unpacked", allow_chopped=False)
+    assert "read only with data_path" not in read and "allow_chopped" not in read
+
+
 def test_several_files_are_one_and_ours_come_after(tmp_path: Path) -> None:
     first, second, own = tmp_path / "a.yml", tmp_path / "b.yml", tmp_path / "own.yaml"
     first.write_text(json.dumps(SMALL))

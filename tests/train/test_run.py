@@ -278,13 +278,16 @@ def loss_of(checkpoint: Path, config: Path, items: range, *overrides: str) -> fl
 
 
 @pytest.mark.parametrize("layout", ["parallel.tp=2", "parallel.pp=2"])
-def test_label_files_say_what_counts(config, tmp_path, layout):
-    """The mean over a micro-batch is over what counts in it, here over its own share of the documents."""
-    text = IndexedReader(config.parent / "tokens")
-    labels = np.where(np.random.default_rng(5).random(len(text.tokens)) < 0.4, -100, text.tokens.astype(np.int32))
-    with IndexedWriter(tmp_path / "labels", labels.dtype) as writer:
-        writer.add_items(labels, text.sizes)
-    paths = [f"data.train_paths=[{text.prefix}]", f"data.train_label_paths=[{tmp_path}/labels]", "data.path=null"]
+def test_label_files_of_a_blend_say_what_counts(config, tmp_path, layout):
+    """The mean over a micro-batch is over what counts in it."""
+    prefixes, labels = [config.parent / "tokens", write_tokens(tmp_path / "more", 9)], []
+    for text in map(IndexedReader, prefixes):
+        rows = np.where(np.random.default_rng(5).random(len(text.tokens)) < 0.4, -100, text.tokens.astype(np.int32))
+        labels.append(tmp_path / f"labels{len(labels)}")
+        with IndexedWriter(labels[-1], rows.dtype) as writer:
+            writer.add_items(rows, text.sizes)
+    paths = [f"data.train_{name}paths=[{a}, {b}]" for name, (a, b) in (("", prefixes), ("label_", labels))]
+    paths += ["data.path=null", "data.train_weights=[3, 1]"]
     rest = ["data.packing=pack_until_overflow", f"data.index_dir={tmp_path}/maps", "train.valid_interval=0"]
     size = ["train.steps=1", "train.global_batch_size=4", "train.micro_batch_size=4", "checkpoint.steps=[0]"]
     overrides = [*paths, *rest, *size]

@@ -30,7 +30,8 @@ class DataConfig:
     """As train_weights, for test_paths."""
     train_label_paths: tuple[str, ...] = ()
     """Prefixes of token files of labels, one for each of train_paths and as long: -100 where a token does not count in
-    the loss (GPT-NeoX: train_label_data_paths). Empty: the tokens themselves."""
+    the loss (GPT-NeoX: train_label_data_paths). Empty: the tokens themselves. The loss is the mean over what counts in
+    a micro-batch, and all micro-batches have equal weight, as there: with labels it depends on their size."""
     valid_label_paths: tuple[str, ...] = ()
     """As train_label_paths, for valid_paths."""
     test_label_paths: tuple[str, ...] = ()
