@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any, get_args
@@ -11,7 +10,6 @@ import pytest
 
 from neox.__main__ import main
 from neox.config import legacy
-from neox.config.derive import num_parameters
 from neox.config.errors import UserError
 from neox.config.legacy_table import Category
 from neox.config.legacy_table_run import TABLE
@@ -19,7 +17,6 @@ from neox.config.load import key_names, load_config
 from neox.config.schema import Config
 
 NAMES = (Path(__file__).parent / "data" / "neox_keys.txt").read_text().split()
-PRESETS = Path(__file__).parents[2] / "neox" / "presets"
 SMALL: dict[str, Any] = {
     "num-layers": 4,
     "hidden-size": 64,
@@ -226,24 +223,3 @@ def test_config_show_prints_our_form_and_notices_on_stderr(tmp_path: Path, capsy
     assert "neox: notice: shown.yml: launcher: the launcher decides" in err
     (tmp_path / "again.yaml").write_text(out)
     assert load_config([tmp_path / "again.yaml"]) == load_config([path])
-
-
-@pytest.mark.parametrize(
-    ("files", "count"),
-    [
-        (["neox-20b.yaml"], 20_554_567_680),
-        (["pythia/base.yaml", "pythia/14m.yaml"], 14_067_712),
-        (["pythia/base.yaml", "pythia/31m.yaml"], 30_494_720),
-        (["pythia/base.yaml", "pythia/70m.yaml"], 70_426_624),
-        (["pythia/base.yaml", "pythia/160m.yaml"], 162_322_944),
-        (["pythia/base.yaml", "pythia/410m.yaml"], 405_334_016),
-        (["pythia/base.yaml", "pythia/1b.yaml"], 1_011_781_632),
-        (["pythia/base.yaml", "pythia/1.4b.yaml"], 1_414_647_808),
-        (["pythia/base.yaml", "pythia/2.8b.yaml"], 2_775_208_960),
-        (["pythia/base.yaml", "pythia/6.9b.yaml"], 6_857_302_016),
-        (["pythia/base.yaml", "pythia/12b.yaml"], 11_846_072_320),
-    ],
-)
-def test_presets_have_the_published_parameter_counts(files: list[str], count: int) -> None:
-    config = load_config([PRESETS / name for name in files])
-    assert num_parameters(dataclasses.replace(config.model, vocab_size=50277)) == count
