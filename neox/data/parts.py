@@ -127,6 +127,10 @@ def plan_parts(config: Config, saved: Mapping[str, Any] | None = None) -> Parts:
     Raises:
         UserError: a token file is missing or damaged, holds too little, or is not what the run began with.
     """
+    if saved is not None and "requested" not in saved["data"]:
+        raise UserError(
+            "the checkpoint is of a version that did not keep how many samples were asked for: take another --run-dir"
+        )
     train = plan_part(config, "train", None if saved is None else saved["data"]["requested"])
     if saved is not None:
         check_same_data(config, train, saved)

@@ -231,8 +231,8 @@ def test_going_on_needs_no_more_samples_than_there_are(corpus):
     for steps, size, state in ((11, 2, late), (10, 3, late), (9 + length // 2, 2, saved)):
         with pytest.raises(UserError, match=rf"^train\.steps = {steps}: the run would need \d+ samples"):
             go_on(steps, size, state)
-    for other in ({**data, "files": [[1, 2]]}, {**data, "labels": True}):
-        with pytest.raises(UserError, match="the run began with"):
+    for other in ({**data, "files": [[1, 2]]}, {**data, "labels": True}, {"documents": 12, "tokens": 80}):
+        with pytest.raises(UserError, match=r"the run began with|another --run-dir"):
             go_on(10, 2, {**saved, "data": other})
 
 

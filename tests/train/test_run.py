@@ -246,16 +246,15 @@ def test_what_is_refused_leaves_no_index_maps_beside_the_data(config, tmp_path):
     assert sorted(path.name for path in tmp_path.glob("other*")) == ["other.bin", "other.idx"]
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_another_batch_size_goes_on_at_the_next_sample(uninterrupted, config, tmp_path, ranks):
-    """5 steps of 8 samples, then 16 a step: the first of these is over samples 40 to 55 of the order there was."""
+def test_another_batch_size_goes_on_at_the_next_sample(uninterrupted, config, tmp_path):
+    """5 steps of 8 samples on two ranks, then 16 a step on one, the first over samples 40 to 55 of the same order."""
     run_dir = tmp_path / "moved"
     shutil.copytree(uninterrupted, run_dir)
     for step in (10, 20, 30, 40):
         shutil.rmtree(run_dir / "checkpoints" / f"step_{step:08d}")
     larger = ["train.global_batch_size=16", "train.steps=22", "optim.decay_steps=40"]
     expected = loss_of(run_dir / "checkpoints" / "step_00000005", config, range(40, 56))
-    run(run_dir, config, *larger, world_size=ranks)
+    run(run_dir, config, *larger)
     steps = steps_of(run_dir)
     assert [r["samples"] for r in steps][4:7] == [40, 56, 72] and steps[-1]["samples"] == 312
     assert steps[5]["loss"] == pytest.approx(expected, rel=1e-5)
