@@ -1,12 +1,13 @@
-"""Export: one of our checkpoints becomes a folder that `transformers` loads as GPTNeoXForCausalLM."""
+"""Export: one of our checkpoints becomes a folder that `transformers` loads, as the family that computes the same."""
 
 from __future__ import annotations
 
 import json
-import re
+import math
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,34 +15,19 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import GenerationConfig, GPTNeoXConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerFast
 
 from neox.checkpoint.config import saved_config
+from neox.checkpoint.families import FAMILIES, Family, choose, common_settings, exported_names
 from neox.checkpoint.reshard import TensorReader
 from neox.checkpoint.store import flush
-from neox.config.derive import ffn_size, padded_vocab
+from neox.config.derive import padded_vocab
 from neox.config.errors import UserError
 from neox.config.schema import ModelConfig
+from neox.config.shape import head_dim, num_kv_heads
 from neox.data.durable import storage_failure
 from neox.data.tokenizer import END_OF_DOCUMENT, PADDING, LoadedTokenizer, load_tokenizer
 from neox.model.gpt import GPT
-
-MODULES = {
-    "embed": "gpt_neox.embed_in",
-    "layers.{i}.attn_norm": "gpt_neox.layers.{i}.input_layernorm",
-    "layers.{i}.attn.qkv": "gpt_neox.layers.{i}.attention.query_key_value",
-    "layers.{i}.attn.out": "gpt_neox.layers.{i}.attention.dense",
-    "layers.{i}.mlp_norm": "gpt_neox.layers.{i}.post_attention_layernorm",
-    "layers.{i}.mlp.up": "gpt_neox.layers.{i}.mlp.dense_h_to_4h",
-    "layers.{i}.mlp.down": "gpt_neox.layers.{i}.mlp.dense_4h_to_h",
-    "final_norm": "gpt_neox.final_layer_norm",
-    "head": "embed_out",
-}
-"""Our module → GPTNeoXForCausalLM's, as the published Pythia files name it. Both order the rows of the fused QKV as
-[head][q, k, v][head_dim] (transformers/models/gpt_neox/modeling_gpt_neox.py), so no tensor is rearranged."""
-
-ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
-"""model.activation → hidden_act; what is missing here GPTNeoX cannot express."""
 
 SHARD_BYTES = 5 * 2**30
 """Largest safetensors file, and so the most weights that the export holds in memory at once."""
@@ -66,10 +52,10 @@ def export(model: ModelConfig, read: ReadWeight, tokenizer: Path, output: Path, 
     An earlier export at `output` is replaced.
 
     Raises:
-        UserError: GPTNeoX has no such model, the tokenizer does not fit, `output` is something else's, or the disk
-            is full.
+        UserError: no family of transformers has such a model, the tokenizer does not fit, `output` is something
+            else's, or the disk is full.
     """
-    check_expressible(model)
+    family = choose(model)
     loaded = load_tokenizer(tokenizer)
     assert model.vocab_size is not None
     if loaded.vocab_size > model.vocab_size:
@@ -81,8 +67,8 @@ def export(model: ModelConfig, read: ReadWeight, tokenizer: Path, output: Path, 
     try:
         temporary.mkdir()
         _write_tokenizer(loaded, model, temporary)
-        _write_configs(model, loaded, temporary)
-        _write_weights(model, read, temporary, shard_bytes)
+        _write_configs(model, family, loaded, temporary)
+        _write_weights(model, family, read, temporary, shard_bytes)
         for path in (*temporary.iterdir(), temporary):
             flush(path)
         _replace(temporary, output)
@@ -94,86 +80,51 @@ def export(model: ModelConfig, read: ReadWeight, tokenizer: Path, output: Path, 
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def check_expressible(model: ModelConfig) -> None:
-    """UserError that names the key when GPTNeoXForCausalLM cannot compute this model."""
-    allowed: dict[str, tuple[Any, ...]] = {
-        "norm": ("layernorm",),
-        "norm_bias": (True,),
-        "activation": tuple(ACTIVATIONS),
-        "positions": ("rotary",),
-        "rotary_scaling": ("none",),
-        "num_kv_heads": (None, model.num_heads),
-        "head_dim": (None, model.hidden_size / model.num_heads),
-        "layer_pattern": (("global",) * len(model.layer_pattern),),
-        "attn_softcap": (None,),
-        "logit_softcap": (None,),
-        "qk_norm": (False,),
-        "sandwich_norm": (False,),
-        "shared_norm": (False,),
-        "attn_bias": (None, model.bias),
-    }
-    for key, values in allowed.items():
-        if getattr(model, key) not in values:
-            raise UserError(
-                f"model.{key} = {getattr(model, key)}: GPTNeoXForCausalLM has only {', '.join(map(str, values))}"
-            )
+@dataclass(frozen=True)
+class _Tensor:
+    """One tensor of the exported model."""
+
+    name: str
+    shape: tuple[int, ...]
+    source: str | None
+    """Our tensor; None: zeros."""
+    rows: Tensor | None = None
+    """Which rows of the source it is, in order; None: all."""
 
 
-def gpt_neox_config(model: ModelConfig, eod: int) -> GPTNeoXConfig:
-    """The configuration of transformers that computes what `model` computes; `eod` begins and ends documents."""
-    return GPTNeoXConfig(
-        architectures=["GPTNeoXForCausalLM"],
-        dtype="float32",
-        vocab_size=padded_vocab(model),
-        hidden_size=model.hidden_size,
-        num_hidden_layers=model.num_layers,
-        num_attention_heads=model.num_heads,
-        intermediate_size=ffn_size(model),
-        hidden_act=ACTIVATIONS[model.activation],
-        max_position_embeddings=model.seq_length,
-        layer_norm_eps=model.norm_eps,
-        initializer_range=model.init_std,
-        rope_parameters={
-            "rope_type": "default",
-            "rope_theta": model.rotary_base,
-            "partial_rotary_factor": model.rotary_pct,
-        },
-        use_parallel_residual=model.parallel_residual,
-        tie_word_embeddings=model.tie_embeddings,
-        attention_bias=model.bias,
-        bos_token_id=eod,
-        eos_token_id=eod,
-    )
-
-
-def exported_name(name: str) -> str:
-    """GPTNeoXForCausalLM's name of our logical tensor `name`."""
-    module, _, part = name.rpartition(".")
-    layer = re.search(r"\.(\d+)\.", module)
-    if layer is None:
-        return f"{MODULES[module]}.{part}"
-    pattern = module.replace(layer[0], ".{i}.", 1)
-    return f"{MODULES[pattern].format(i=layer[1])}.{part}"
-
-
-def _tensors(model: ModelConfig) -> Iterator[tuple[str, str | None, torch.Size]]:
-    """(exported name, our name or None for zeros, shape) of every tensor of the exported model."""
-    with torch.device("meta"):
-        parameters = dict(GPT(model, padded_vocab(model)).named_parameters())
-    for name, parameter in parameters.items():
-        yield exported_name(name), name, parameter.shape
+def _tensors(model: ModelConfig, family: Family) -> Iterator[_Tensor]:
+    for name, parameter in _meta(model).named_parameters():
+        shape = tuple(parameter.shape)
+        for exported, part in exported_names(family, name).items():
+            rows = _rows(model, part) if part else None
+            yield _Tensor(exported, shape if rows is None else (len(rows), *shape[1:]), name, rows)
         # GPTNeoX's attention_bias leaves out the attention's biases only; its MLP always has them.
-        if ".mlp." in name and not model.bias:
-            bias = exported_name(name.removesuffix("weight") + "bias")
-            yield bias, None, parameter.shape[:1]
+        if family.mlp_always_biased and ".mlp." in name and not model.bias:
+            (bias,) = exported_names(family, name.removesuffix("weight") + "bias")
+            yield _Tensor(bias, shape[:1], None)
 
 
-def _write_weights(model: ModelConfig, read: ReadWeight, folder: Path, shard_bytes: int) -> None:
+def _meta(model: ModelConfig) -> GPT:
+    """The model without memory, for its names and shapes."""
+    with torch.device("meta"):
+        return GPT(model, padded_vocab(model))
+
+
+def _rows(model: ModelConfig, part: str) -> Tensor:
+    """Rows of the fused projection, [kv head][its queries, k, v][head_dim], that are the queries, keys or values."""
+    group = model.num_heads // num_kv_heads(model)
+    rows = torch.arange(num_kv_heads(model) * (group + 2) * head_dim(model)).view(-1, group + 2, head_dim(model))
+    chosen = {"q": slice(0, group), "k": slice(group, group + 1), "v": slice(group + 1, group + 2)}[part]
+    return rows[:, chosen].flatten()
+
+
+def _write_weights(model: ModelConfig, family: Family, read: ReadWeight, folder: Path, shard_bytes: int) -> None:
     """One shard at a time: tensors are read only when their file is written."""
-    shards: list[list[tuple[str, str | None, torch.Size]]] = [[]]
+    shapes = {name: p.shape for name, p in _meta(model).named_parameters()}
+    shards: list[list[_Tensor]] = [[]]
     size = total = 0
-    for tensor in _tensors(model):
-        num_bytes = 4 * tensor[2].numel()
+    for tensor in _tensors(model, family):
+        num_bytes = 4 * math.prod(tensor.shape)
         if shards[-1] and size + num_bytes > shard_bytes:
             shards.append([])
             size = 0
@@ -183,7 +134,7 @@ def _write_weights(model: ModelConfig, read: ReadWeight, folder: Path, shard_byt
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
-        tensors = {name: _read(read, ours, shape) for name, ours, shape in shard}
+        tensors = {tensor.name: _read(read, tensor, shapes) for tensor in shard}
         save_file(tensors, folder / file, metadata={"format": "pt"})
         (folder / file).chmod((folder / "config.json").stat().st_mode)  # safetensors lets the owner alone read
         weight_map |= dict.fromkeys(tensors, file)
@@ -192,23 +143,28 @@ def _write_weights(model: ModelConfig, read: ReadWeight, folder: Path, shard_byt
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
 
 
-def _read(read: ReadWeight, name: str | None, shape: torch.Size) -> Tensor:
-    if name is None:
-        return torch.zeros(shape)
-    tensor = read(name)
-    if tensor.shape != shape:
-        raise UserError(f"the checkpoint's {name} is {list(tensor.shape)}, its configuration says {list(shape)}")
-    return tensor.contiguous().float()
+def _read(read: ReadWeight, tensor: _Tensor, shapes: Mapping[str, torch.Size]) -> Tensor:
+    if tensor.source is None:
+        return torch.zeros(tensor.shape)
+    whole, shape = read(tensor.source), shapes[tensor.source]
+    if whole.shape != shape:
+        raise UserError(
+            f"the checkpoint's {tensor.source} is {list(whole.shape)}, its configuration says {list(shape)}"
+        )
+    return (whole if tensor.rows is None else whole[tensor.rows]).contiguous().float()
 
 
-def _write_configs(model: ModelConfig, tokenizer: LoadedTokenizer, folder: Path) -> None:
-    gpt_neox_config(model, tokenizer.eod).save_pretrained(folder)
-    # What transformers 4 and the tools made for it read instead of rope_parameters.
-    _add_keys(folder / "config.json", rotary_pct=model.rotary_pct, rotary_emb_base=model.rotary_base)
+def _write_configs(model: ModelConfig, family: Family, tokenizer: LoadedTokenizer, folder: Path) -> None:
+    settings = {**common_settings(model), **family.settings(model)}
+    ends = {"bos_token_id": tokenizer.eod, "eos_token_id": tokenizer.eod}
+    config = AutoConfig.for_model(
+        family.model_type, architectures=[family.architecture], dtype="float32", **settings, **ends
+    )
+    config.save_pretrained(folder)
+    _add_keys(folder / "config.json", **family.transformers_4(model))
     undefined = list(range(tokenizer.vocab_size, padded_vocab(model)))
     generation = GenerationConfig(
-        bos_token_id=tokenizer.eod,
-        eos_token_id=tokenizer.eod,
+        **ends,
         pad_token_id=_padding(tokenizer),
         suppress_tokens=undefined or None,  # the padding of the vocabulary stands for no text
     )
@@ -230,7 +186,7 @@ def _write_tokenizer(tokenizer: LoadedTokenizer, model: ModelConfig, folder: Pat
     )  # transformers 4's name for it
 
 
-def _add_keys(path: Path, **values: str | float) -> None:
+def _add_keys(path: Path, **values: Any) -> None:
     data = json.loads(path.read_text(encoding="utf-8")) | values
     path.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -248,7 +204,7 @@ def _is_replaceable(output: Path) -> bool:
     if not config.is_file():
         return not any(output.iterdir())
     try:
-        return bool(json.loads(config.read_text())["model_type"] == GPTNeoXConfig.model_type)
+        return bool(json.loads(config.read_text())["model_type"] in {family.model_type for family in FAMILIES})
     except (ValueError, KeyError, TypeError):
         return False
 

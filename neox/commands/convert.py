@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-HELP = "export a checkpoint to a Hugging Face GPTNeoXForCausalLM with its tokenizer"
+HELP = "export a checkpoint to a Hugging Face model (GPTNeoX, Llama, Mistral or Falcon) with its tokenizer"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
