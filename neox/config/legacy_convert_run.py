@@ -107,6 +107,7 @@ def checkpoints(flat: Flat) -> Converted:
         return {"checkpoint.interval": int(factor), "checkpoint.steps": extra}
     if factor <= 1:
         raise flat.refusal("checkpoint_factor", "above 1 with checkpoint_scale log")
+    flat.notices.append("checkpoint_scale log: step 1 is saved too, as since 2.0; version 1.0 began with the factor")
     powers, power = set(extra), 1.0
     while power < steps + 1:
         powers.add(int(power))
