@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 from neox.checkpoint import generation
@@ -23,7 +22,7 @@ from neox.parallel.pieces import Piece
 NICENESS = 10
 """Of the writing thread on Linux: training's threads get the cores first."""
 POLL_S, MAX_POLL_S = 0.02, 1.0
-"""Seconds between two looks at what the other ranks have written: at first, and after many."""
+"""Seconds between two looks at what other ranks have done: at first, and after many."""
 FENCE_INTERVAL_S = 10.0
 """Seconds between two looks at the token while nothing is saved."""
 
@@ -43,6 +42,10 @@ class Saver:
         self._writing: _Writing | None = None
         self._fence_checked = time.monotonic()
 
+    def reserve(self, pieces: Iterable[Piece]) -> None:
+        """Makes the memory for the copies ready, so that the first save is no slower than the others."""
+        self._staging.copy(pieces)
+
     def start(self, step: int, pieces: Iterable[Piece], state: dict[str, Any], flush_logs: Callable[[], None]) -> None:
         """Copies the state and goes on; waits first while the save before is still being written.
 
@@ -51,23 +54,12 @@ class Saver:
                 the disk; the first rank's writing thread calls it before it commits.
 
         Raises:
-            SaveError: on every rank, when this save cannot begin, or the one before has failed on one of them.
+            SaveError: on every rank, when the save before has failed on one of them.
         """
         begin = time.perf_counter()
         self.wait()
-        folder, error = self._store.temporary(step), None
-        if self._ranks.rank == 0:
-            try:
-                generation.check(self._store)
-                folder.mkdir()
-            except OSError as caught:
-                error = caught
-        fail_together(self._ranks, self._store.path(step), error)
         copies = self._staging.copy(pieces)
         stall_s = time.perf_counter() - begin
-
-        def write() -> None:
-            write_rank(folder, self._ranks.rank, copies)
 
         def finish() -> None:
             flush_logs()
@@ -76,7 +68,7 @@ class Saver:
             self._say(f"saved step {step}: training waited {stall_s:.2f} s, on disk after {total_s:.2f} s")
             self._prune()
 
-        self._writing = _Writing(step, write, self._all_written(folder), finish if self._ranks.rank == 0 else None)
+        self._writing = _Writing(self._store, self._ranks, step, copies, finish)
         self._writing.start()
 
     def poll(self) -> bool:
@@ -128,13 +120,6 @@ class Saver:
             return error
         return None
 
-    def _all_written(self, folder: Path) -> Callable[[], bool]:
-        def all_written() -> bool:
-            generation.check(self._store)  # once overtaken, there is no folder left to wait for
-            return len(parts(folder)) == self._ranks.world_size
-
-        return all_written
-
     def _prune(self) -> None:
         try:
             self._store.prune(self._config)
@@ -150,25 +135,28 @@ class Saver:
 
 
 class _Writing(threading.Thread):
-    """One save on its way to the disk."""
+    """One save on its way to the disk; even its folder is made here, for a busy disk may take long to do so."""
 
-    def __init__(
-        self, step: int, write: Callable[[], None], all_written: Callable[[], bool], finish: Callable[[], None] | None
-    ) -> None:
-        """`finish` follows once `all_written`; None on the ranks that do not commit."""
+    def __init__(self, store: Store, ranks: Ranks, step: int, pieces: list[Piece], finish: Callable[[], None]) -> None:
+        """`finish` follows on the first rank, once all ranks have written their pieces."""
         super().__init__(name=f"save-{step}", daemon=True)
         self.step = step
         self.error: Exception | None = None
         self.is_committed = False
-        self._write, self._all_written, self._finish = write, all_written, finish
+        self._store, self._rank, self._world_size = store, ranks.rank, ranks.world_size
+        self._folder, self._pieces, self._finish = store.temporary(step), pieces, finish
         self._abandoned = threading.Event()
 
     def run(self) -> None:
         """What goes wrong is in `error`; what is not the disk's fault is shown with its traceback too."""
         try:
             _yield_cores()
-            self._write()
-            if self._finish is not None and self._wait_for_ranks():
+            if self._rank == 0:
+                generation.check(self._store)
+                self._folder.mkdir()
+            if self._wait_until(self._folder.is_dir):
+                write_rank(self._folder, self._rank, self._pieces)
+            if self._rank == 0 and self._wait_until(self._all_written):
                 self._finish()
                 self.is_committed = True
         except OSError as error:
@@ -182,9 +170,14 @@ class _Writing(threading.Thread):
         self._abandoned.set()
         self.join()
 
-    def _wait_for_ranks(self) -> bool:
+    def _all_written(self) -> bool:
+        generation.check(self._store)  # once overtaken, there is no folder left to wait for
+        return len(parts(self._folder)) == self._world_size
+
+    def _wait_until(self, is_so: Callable[[], bool]) -> bool:
+        """False: the save was abandoned meanwhile."""
         pause_s = POLL_S
-        while not self._all_written():
+        while not is_so():
             if self._abandoned.wait(pause_s):
                 return False
             pause_s = min(2 * pause_s, MAX_POLL_S)

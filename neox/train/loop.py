@@ -107,6 +107,7 @@ class Loop:
 
     def run_steps(self, stop: StopRequest) -> int:
         """Steps until the last or a reason to stop, and leaves the state saved; returns the exit code."""
+        self.saver.reserve(self.engine.pieces())
         if self.step == 0 and 0 in self.save_steps and self.saved_step is None:
             self.save()
         while self.step < self.cfg.train.steps:

@@ -79,6 +79,8 @@ def test_evaluated_steps() -> None:
     assert experiment(runs=keep, evaluate={"checkpoints": [3, 250]}).runs["a"].steps == (3, 250)
     with pytest.raises(UserError, match=r"no checkpoint of step 100 is kept"):
         experiment(runs=keep, evaluate={"checkpoints": [100]})
+    keep["rows"][0]["set"]["checkpoint.keep_every"] = 200
+    assert experiment(runs=keep, evaluate={"checkpoints": "all"}).runs["a"].steps == (0, 3, 200, 250)
 
 
 WRONG = [
