@@ -59,7 +59,7 @@ def exported_names(family: Family, name: str) -> dict[str, str]:
     module, _, kind = name.rpartition(".")
     layer = re.search(r"\.(\d+)\.", module)
     pattern = family.modules[module.replace(layer[0], ".{i}.", 1) if layer else module]
-    parts = "qkv" if "{part}" in pattern else ("",)
+    parts = module.rpartition(".")[2] if "{part}" in pattern else ("",)
     return {f"{pattern.format(i=layer[1] if layer else '', part=part)}.{kind}": part for part in parts}
 
 
@@ -211,6 +211,8 @@ LLAMA_MODULES = {
     "embed": "model.embed_tokens",
     "layers.{i}.attn_norm": "model.layers.{i}.input_layernorm",
     "layers.{i}.attn.qkv": "model.layers.{i}.self_attn.{part}_proj",
+    "layers.{i}.attn.q": "model.layers.{i}.self_attn.q_proj",
+    "layers.{i}.attn.kv": "model.layers.{i}.self_attn.{part}_proj",
     "layers.{i}.attn.out": "model.layers.{i}.self_attn.o_proj",
     "layers.{i}.mlp_norm": "model.layers.{i}.post_attention_layernorm",
     "layers.{i}.mlp.gate": "model.layers.{i}.mlp.gate_proj",
@@ -223,13 +225,15 @@ FALCON_7B_MODULES = {
     "embed": "transformer.word_embeddings",
     "layers.{i}.attn_norm": "transformer.h.{i}.input_layernorm",
     "layers.{i}.attn.qkv": "transformer.h.{i}.self_attention.query_key_value",
+    "layers.{i}.attn.q": "transformer.h.{i}.self_attention.query_key_value",
+    "layers.{i}.attn.kv": "transformer.h.{i}.self_attention.query_key_value",
     "layers.{i}.attn.out": "transformer.h.{i}.self_attention.dense",
     "layers.{i}.mlp.up": "transformer.h.{i}.mlp.dense_h_to_4h",
     "layers.{i}.mlp.down": "transformer.h.{i}.mlp.dense_4h_to_h",
     "final_norm": "transformer.ln_f",
     "head": "lm_head",
 }
-"""Falcon's fused rows are ours: [kv head][its queries, k, v][head_dim]."""
+"""Falcon's fused rows are ours, [kv head][its queries, k, v][head_dim], and of multi-query attention ours in turn."""
 
 FALCON_40B_MODULES = {
     **FALCON_7B_MODULES,

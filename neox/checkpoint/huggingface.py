@@ -6,7 +6,7 @@ import json
 import math
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -82,26 +82,27 @@ def export(model: ModelConfig, read: ReadWeight, tokenizer: Path, output: Path, 
 
 @dataclass(frozen=True)
 class _Tensor:
-    """One tensor of the exported model."""
+    """One tensor of the exported model: rows of ours, one source below the other; without sources, zeros."""
 
-    name: str
     shape: tuple[int, ...]
-    source: str | None
-    """Our tensor; None: zeros."""
-    rows: Tensor | None = None
-    """Which rows of the source it is, in order; None: all."""
+    sources: tuple[tuple[str, Tensor | None], ...] = ()
+    """Our tensor, and which of its rows in order; None: all."""
 
 
-def _tensors(model: ModelConfig, family: Family) -> Iterator[_Tensor]:
+def _tensors(model: ModelConfig, family: Family) -> dict[str, _Tensor]:
+    """All tensors of the exported model by their names there."""
+    tensors: dict[str, _Tensor] = {}
     for name, parameter in _meta(model).named_parameters():
-        shape = tuple(parameter.shape)
         for exported, part in exported_names(family, name).items():
-            rows = _rows(model, part) if part else None
-            yield _Tensor(exported, shape if rows is None else (len(rows), *shape[1:]), name, rows)
+            rows = _rows(model, name, part) if part else None
+            before = tensors.get(exported, _Tensor((0,)))
+            length = before.shape[0] + (len(parameter) if rows is None else len(rows))
+            tensors[exported] = _Tensor((length, *parameter.shape[1:]), (*before.sources, (name, rows)))
         # GPTNeoX's attention_bias leaves out the attention's biases only; its MLP always has them.
         if family.mlp_always_biased and ".mlp." in name and not model.bias:
             (bias,) = exported_names(family, name.removesuffix("weight") + "bias")
-            yield _Tensor(bias, shape[:1], None)
+            tensors[bias] = _Tensor((len(parameter),))
+    return tensors
 
 
 def _meta(model: ModelConfig) -> GPT:
@@ -110,9 +111,9 @@ def _meta(model: ModelConfig) -> GPT:
         return GPT(model, padded_vocab(model))
 
 
-def _rows(model: ModelConfig, part: str) -> Tensor:
-    """Rows of the fused projection, [kv head][its queries, k, v][head_dim], that are the queries, keys or values."""
-    group = model.num_heads // num_kv_heads(model)
+def _rows(model: ModelConfig, name: str, part: str) -> Tensor:
+    """Rows of the projection `name`, [kv head][its queries, k, v][head_dim], that are the queries, keys or values."""
+    group = 0 if ".kv." in name else model.num_heads // num_kv_heads(model)
     rows = torch.arange(num_kv_heads(model) * (group + 2) * head_dim(model)).view(-1, group + 2, head_dim(model))
     chosen = {"q": slice(0, group), "k": slice(group, group + 1), "v": slice(group + 1, group + 2)}[part]
     return rows[:, chosen].flatten()
@@ -121,20 +122,20 @@ def _rows(model: ModelConfig, part: str) -> Tensor:
 def _write_weights(model: ModelConfig, family: Family, read: ReadWeight, folder: Path, shard_bytes: int) -> None:
     """One shard at a time: tensors are read only when their file is written."""
     shapes = {name: p.shape for name, p in _meta(model).named_parameters()}
-    shards: list[list[_Tensor]] = [[]]
+    shards: list[dict[str, _Tensor]] = [{}]
     size = total = 0
-    for tensor in _tensors(model, family):
+    for name, tensor in _tensors(model, family).items():
         num_bytes = 4 * math.prod(tensor.shape)
         if shards[-1] and size + num_bytes > shard_bytes:
-            shards.append([])
+            shards.append({})
             size = 0
-        shards[-1].append(tensor)
+        shards[-1][name] = tensor
         size += num_bytes
         total += num_bytes
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
-        tensors = {tensor.name: _read(read, tensor, shapes) for tensor in shard}
+        tensors = {name: _read(read, tensor, shapes) for name, tensor in shard.items()}
         save_file(tensors, folder / file, metadata={"format": "pt"})
         (folder / file).chmod((folder / "config.json").stat().st_mode)  # safetensors lets the owner alone read
         weight_map |= dict.fromkeys(tensors, file)
@@ -144,14 +145,16 @@ def _write_weights(model: ModelConfig, family: Family, read: ReadWeight, folder:
 
 
 def _read(read: ReadWeight, tensor: _Tensor, shapes: Mapping[str, torch.Size]) -> Tensor:
-    if tensor.source is None:
+    parts = []
+    for name, rows in tensor.sources:
+        whole = read(name)
+        if whole.shape != shapes[name]:
+            found, named = list(whole.shape), list(shapes[name])
+            raise UserError(f"the checkpoint's {name} is {found}, its configuration says {named}")
+        parts.append(whole if rows is None else whole[rows])
+    if not parts:
         return torch.zeros(tensor.shape)
-    whole, shape = read(tensor.source), shapes[tensor.source]
-    if whole.shape != shape:
-        raise UserError(
-            f"the checkpoint's {tensor.source} is {list(whole.shape)}, its configuration says {list(shape)}"
-        )
-    return (whole if tensor.rows is None else whole[tensor.rows]).contiguous().float()
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)).contiguous().float()
 
 
 def _write_configs(model: ModelConfig, family: Family, tokenizer: LoadedTokenizer, folder: Path) -> None:

@@ -64,8 +64,8 @@ def shape(flat: Flat) -> Converted:
     if flat.get("gpt_j_tied") and not is_parallel:
         flat.notices.append("gpt_j_tied: GPT-NeoX reads it only with gpt_j_residual")
     bias, attn_bias = flat.get("use_bias_in_mlp"), flat.get("use_bias_in_attn_linear")
-    if not bias:
-        flat.notices.append("use_bias_in_mlp false: GPT-NeoX itself fails here, or drops attention (gpt_j_residual)")
+    if not bias and is_parallel:
+        flat.notices.append("use_bias_in_mlp: without them and with gpt_j_residual GPT-NeoX drops attention")
     return {
         "model.bias": bias,
         "model.attn_bias": None if attn_bias == bias else attn_bias,

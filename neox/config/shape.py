@@ -16,6 +16,11 @@ def num_kv_heads(model: ModelConfig) -> int:
     return model.num_kv_heads or model.num_heads
 
 
+def is_multi_query(model: ModelConfig) -> bool:
+    """Whether all queries share one head of keys and values, which tensor-parallel ranks then hold whole."""
+    return num_kv_heads(model) == 1 < model.num_heads
+
+
 def is_gated(model: ModelConfig) -> bool:
     """Whether the MLP has a gate projection."""
     return model.activation in GATED

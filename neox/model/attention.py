@@ -9,7 +9,7 @@ from kernels.attention import attention
 from kernels.rotary import rotary
 from neox.config.derive import rotary_dims
 from neox.config.schema import ModelConfig
-from neox.config.shape import has_attention_bias, head_dim, num_kv_heads
+from neox.config.shape import has_attention_bias, head_dim, is_multi_query, num_kv_heads
 from neox.model.cache import LayerCache
 from neox.model.linear import Linear
 from neox.model.norm import build_norm
@@ -21,7 +21,8 @@ class SelfAttention(nn.Module):
     """Attention of all heads, or under tensor parallelism of the query heads in `heads`.
 
     The rows of `qkv` are ordered [kv head][its queries, k, v][head_dim] (GPT-NeoX's order where every query has its
-    own kv head), so a slice of whole kv heads is a slice of rows, and their number is read off the weight.
+    own kv head), so a slice of whole kv heads is a slice of rows, and their number is read off the weight. A single
+    kv head cannot be dealt: multi-query attention has the projections `q` and `kv`, and every rank the whole `kv`.
     """
 
     def __init__(self, cfg: ModelConfig, window: int | None = None) -> None:
@@ -31,9 +32,14 @@ class SelfAttention(nn.Module):
         self.heads = range(cfg.num_heads)
         self.window, self.softcap = window, cfg.attn_softcap
         self.rotary = Rotary(cfg) if rotary_dims(cfg) else None
-        rows = (cfg.num_heads + 2 * num_kv_heads(cfg)) * self.head_dim
-        self.qkv = Linear(cfg.hidden_size, rows, has_attention_bias(cfg))
-        self.out = Linear(cfg.num_heads * self.head_dim, cfg.hidden_size, has_attention_bias(cfg))
+        self.is_multi_query = is_multi_query(cfg)
+        hidden, queries, keys = cfg.hidden_size, cfg.num_heads * self.head_dim, num_kv_heads(cfg) * self.head_dim
+        if self.is_multi_query:
+            self.q = Linear(hidden, queries, has_attention_bias(cfg))
+            self.kv = Linear(hidden, 2 * keys, has_attention_bias(cfg))
+        else:
+            self.qkv = Linear(hidden, queries + 2 * keys, has_attention_bias(cfg))
+        self.out = Linear(queries, hidden, has_attention_bias(cfg))
         self.q_norm = build_norm(cfg, self.head_dim) if cfg.qk_norm else None
         self.k_norm = build_norm(cfg, self.head_dim) if cfg.qk_norm else None
         self.position_bias = BIASES[cfg.positions](cfg) if cfg.positions in BIASES else None
@@ -51,9 +57,13 @@ class SelfAttention(nn.Module):
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q [b, heads, s, head_dim], k and v [b, kv heads, s, head_dim], normalised where asked."""
-        qkv = self.qkv(x).unflatten(-1, (-1, self.group + 2, self.head_dim))
-        q, k, v = qkv.split((self.group, 1, 1), dim=3)
-        q, k, v = (part.flatten(2, 3) for part in (q, k, v))  # [b, s, heads, head_dim]
+        if self.is_multi_query:
+            q = self.q(x).unflatten(-1, (-1, self.head_dim))
+            k, v = self.kv(x).unflatten(-1, (2, self.head_dim)).split(1, dim=2)
+        else:
+            qkv = self.qkv(x).unflatten(-1, (-1, self.group + 2, self.head_dim))
+            parts = qkv.split((self.group, 1, 1), dim=3)
+            q, k, v = (part.flatten(2, 3) for part in parts)  # [b, s, heads, head_dim]
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)

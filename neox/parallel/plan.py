@@ -17,6 +17,8 @@ from neox.parallel.layers import ColumnParallelLinear, RowParallelLinear, VocabP
 PLAN: tuple[tuple[str, int | None], ...] = (
     (r"embed\.weight|head\.weight", 0),
     (r"layers\.\d+\.attn\.qkv\.(weight|bias)", 0),  # rows are kv-head-major: a slice of rows is a slice of heads
+    (r"layers\.\d+\.attn\.q\.(weight|bias)", 0),
+    (r"layers\.\d+\.attn\.kv\.(weight|bias)", None),  # of multi-query attention: one head, on every rank
     (r"layers\.\d+\.attn\.position_bias\.weight", 1),  # a column per head
     (r"layers\.\d+\.attn\.out\.weight", 1),
     (r"layers\.\d+\.mlp\.(up|gate)\.(weight|bias)", 0),
@@ -28,7 +30,7 @@ PLAN: tuple[tuple[str, int | None], ...] = (
 )
 """Logical name (whole match) → dimension dealt to the tensor-parallel ranks; None: every rank holds it whole."""
 
-PARTIAL = r"layers\.\d+\.attn\.[qk]_norm\.(weight|bias)"
+PARTIAL = r"layers\.\d+\.attn\.([qk]_norm|kv)\.(weight|bias)"
 """What every rank holds whole but uses on its own heads alone: its gradient is the sum of the ranks' gradients."""
 
 
@@ -82,6 +84,7 @@ def parallel_form(path: str, module: nn.Module, tensor: TensorGroup) -> nn.Modul
     if isinstance(module, Embedding):
         return VocabParallelEmbedding(module.weight, tensor)
     if isinstance(module, Linear):
-        is_column = sharded_dim(f"{path}.weight") == 0
-        return (ColumnParallelLinear if is_column else RowParallelLinear)(module.weight, module.bias, tensor)
+        # multi-query's whole kv takes its input as a column's shard does
+        is_row = sharded_dim(f"{path}.weight") == 1
+        return (RowParallelLinear if is_row else ColumnParallelLinear)(module.weight, module.bias, tensor)
     return None

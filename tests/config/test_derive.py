@@ -72,7 +72,7 @@ def test_dp_is_what_remains_of_the_world() -> None:
         ("model.num_heads=5", "model.num_heads = 5 must divide model.hidden_size = 64; nearest that do: 1, 2, 4, 8"),
         ("parallel.tp=8", "parallel.tp = 8 must divide model.num_heads = 4"),
         ("model.num_kv_heads=3", "model.num_kv_heads = 3 must divide model.num_heads = 4"),
-        ("parallel.tp=2 model.num_kv_heads=1", "parallel.tp = 2 must divide the 1 key-value heads"),
+        ("parallel.tp=4 model.num_kv_heads=2", "parallel.tp = 4 must divide the 2 key-value heads"),
         ("model.head_dim=0", "model.head_dim = 0: must be at least 1"),
         ("model.sliding_window=4", "model.sliding_window = 4: is the reach of the window blocks"),
         ("model.layer_pattern=[window]", "model.sliding_window = None: is the reach"),

@@ -53,12 +53,21 @@ class Family:
 
     def weights(self, theirs: Tensors) -> dict[str, Tensor]:
         """Our state from theirs."""
-        out = {name: value * self.scales.get(name, 1.0) for name, value in self.to_ours(theirs, self.ours).items()}
+        out = {name: value * self.scales.get(name, 1.0) for name, value in self._named(theirs).items()}
         return {name: value + self.norm_shift * name.endswith("norm.weight") for name, value in out.items()}
 
     def gradients(self, theirs: Tensors) -> dict[str, Tensor]:
         """Our gradients from theirs."""
-        return {name: g / self.scales.get(name, 1.0) for name, g in self.to_ours(theirs, self.ours).items()}
+        return {name: g / self.scales.get(name, 1.0) for name, g in self._named(theirs).items()}
+
+    def _named(self, theirs: Tensors) -> dict[str, Tensor]:
+        """`to_ours`; the queries of multi-query attention are a tensor of their own."""
+        out = self.to_ours(theirs, self.ours)
+        size = self.ours.head_dim or self.ours.hidden_size // self.ours.num_heads
+        for name in [name for name in out if ".qkv." in name and self.ours.num_kv_heads == 1]:
+            fused = out.pop(name)
+            out[name.replace("qkv", "q")], out[name.replace("qkv", "kv")] = fused[: -2 * size], fused[-2 * size :]
+        return out
 
 
 def fuse(q: Tensor, k: Tensor, v: Tensor, cfg: ModelConfig) -> Tensor:

@@ -92,7 +92,8 @@ def attend(weights: dict[str, Tensor], cfg: ModelConfig, layer: int, x: Tensor) 
     name, length = f"layers.{layer}.attn", x.shape[1]
     size = cfg.head_dim or cfg.hidden_size // cfg.num_heads
     group = cfg.num_heads // (cfg.num_kv_heads or cfg.num_heads)
-    blocks = linear(weights, f"{name}.qkv", x).split(size, -1)
+    fused = [linear(weights, f"{name}.{part}", x) for part in ("qkv", "q", "kv") if f"{name}.{part}.weight" in weights]
+    blocks = torch.cat(fused, -1).split(size, -1)  # of a single kv head, the queries are a tensor of their own
     ahead = torch.arange(length)[:, None] - torch.arange(length)[None, :]  # of the query, over the key
     hidden = ahead < 0
     if cfg.layer_pattern[layer % len(cfg.layer_pattern)] == "window":

@@ -118,12 +118,21 @@ def test_parameters_are_counted_and_named(cfg: ModelConfig) -> None:
     assert {name for name, _ in model.named_parameters()} == names - ({"head.weight"} if cfg.tie_embeddings else set())
 
 
-def test_bf16_is_close_to_fp32() -> None:
-    model, tokens = build(BASE), tokens_of(BASE, 24)
+@EVERY
+def test_bf16_is_close_to_fp32(cfg: ModelConfig) -> None:
+    model, tokens = build(cfg), tokens_of(cfg, 24)
     want = model(tokens)
+    want.sum().backward()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    model.zero_grad()
     got = model.bfloat16()(tokens)
+    got.sum().backward()
     assert got.dtype == torch.bfloat16
     assert float((got.float() - want).abs().max()) < 0.05 * float(want.abs().max())
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.dtype == torch.bfloat16
+        difference, wanted = parameter.grad.float() - gradients[name], gradients[name]
+        assert float(difference.norm()) < 0.1 * max(float(wanted.norm()), 1.0), name
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from tests.parallel.training import (
     GEMMA,
     LEARNED,
     LLAMA,
+    MULTI_QUERY,
     NEOX,
     RELATIVE,
     SAVE_STEP,
@@ -49,6 +50,7 @@ TWO_RANKS = [
     Case("pp2 fp16", pp=2, precision="fp16", save="pp2 fp16"),
     Case("tp2 gemma", tp=2, model=GEMMA),
     Case("tp2 alibi", tp=2, model=ALIBI),
+    Case("tp2 mqa", tp=2, model=MULTI_QUERY, save="tp2 mqa"),
     Case("tp2 t5", tp=2, model=RELATIVE),
     Case("pp2 t5", pp=2, model=RELATIVE),
     Case("pp2 learned", pp=2, model=LEARNED),
@@ -66,6 +68,7 @@ FOUR_RANKS = [
     Case("pp4 llama", pp=4, model=LLAMA),
     Case("tp2 pp2 gemma", tp=2, pp=2, model=GEMMA),
     Case("tp2 pp2 learned", tp=2, pp=2, model=LEARNED),
+    Case("tp4 mqa", tp=4, model=MULTI_QUERY, load="tp2 mqa"),
     Case("dp2 pp2 bf16", dp=2, pp=2, precision="bf16"),
 ]
 ONE_RANK = [Case("1 rank"), Case("1 rank from tp2 pp2", load="tp2 pp2"), Case("1 rank bf16", precision="bf16")]

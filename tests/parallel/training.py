@@ -36,6 +36,7 @@ GEMMA = dataclasses.replace(
     tie_embeddings=True,
     activation="geglu_tanh",
 )
+MULTI_QUERY = dataclasses.replace(NEOX, num_kv_heads=1, shared_norm=True, qk_norm=True)
 ALIBI = dataclasses.replace(
     NEOX, positions="alibi", num_kv_heads=2, shared_norm=True, norm_bias=False, attn_bias=False, qk_norm=True
 )
