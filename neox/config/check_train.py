@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from neox.config.errors import UserError
-from neox.config.schema import OptimConfig
+from neox.config.schema import OptimConfig, TrainConfig
 
 
 def check_schedule(optim: OptimConfig) -> None:
@@ -29,3 +29,10 @@ def check_schedule(optim: OptimConfig) -> None:
             f"optim.constant_lr = {optim.constant_lr}: schedule infinite needs 0 < min_lr ≤ constant_lr ≤ lr, which "
             f"are {optim.min_lr} and {optim.lr}"
         )
+
+
+def check_anomalies(train: TrainConfig) -> None:
+    """The limits of the policy for bad steps."""
+    for name, least in (("spike_window", 2), ("max_skipped", 1), ("max_rewinds", 0), ("spike_sigma", 0)):
+        if getattr(train, name) < least:
+            raise UserError(f"train.{name} = {getattr(train, name)}: must be at least {least}")

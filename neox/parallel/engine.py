@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from neox.parallel.pipeline import PipelineModel, StageLayer
 from neox.parallel.plan import sharded_dim
 from neox.parallel.settings import SCALER_STATE, deepspeed_config
 from neox.parallel.topology import Topology
+from neox.parallel.veto import Veto
 
 # Compiled at first use for minutes, and of use to DeepSpeed's inference only.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -38,7 +39,9 @@ class StepResult:
     loss: float
     """Mean over the global batch, in nats per token."""
     grad_norm: float
-    """Global L2 norm of the gradients before clipping; not finite when fp16 overflowed and the step was skipped."""
+    """Global L2 norm of the gradients before clipping; infinite when the step was skipped."""
+    is_skipped: bool = False
+    """The gradients were not finite, or the loss was refused: weights and optimizer are as they were."""
 
 
 class Engine:
@@ -71,6 +74,7 @@ class Engine:
             self._deepspeed, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=deepspeed_config(cfg))
         self._module = module
         self._zero = self._deepspeed.optimizer
+        self._veto = Veto(self._deepspeed)
         self._zero_scaler = self._zero.loss_scaler if cfg.train.precision == "fp16" else None
         create_moments(self._zero.optimizer)
         self._zero._lazy_init_hp_params_optimizer_state()
@@ -95,12 +99,19 @@ class Engine:
         """Whether this rank looks at the micro-batches (first and last stage); the others may be given anything."""
         return self._topology.pp_index(self.rank) in (0, self._topology.pp - 1)
 
-    def train_step(self, micro_batches: MicroBatches, lr: float) -> StepResult:
-        """One optimizer step over grad_accum micro-batches taken from the iterator."""
+    def train_step(
+        self, micro_batches: MicroBatches, lr: float, is_bad: Callable[[float], bool] | None = None
+    ) -> StepResult:
+        """One optimizer step over grad_accum micro-batches taken from the iterator.
+
+        `is_bad` is asked, on every rank, about the loss before the weights change; true skips the step.
+        """
         for group in self._zero.param_groups:
             group["lr"] = lr
+        self._veto.arm(is_bad)
         loss = self._deepspeed.train_batch(micro_batches)
-        return StepResult(float(loss), float(self._zero._global_grad_norm))
+        self._veto.restore_scale()
+        return StepResult(float(loss), float(self._zero._global_grad_norm), bool(self._zero.overflow))
 
     def eval_loss(self, micro_batches: MicroBatches, num_micro_batches: int) -> float:
         """Mean loss over `num_micro_batches` per dp rank, without gradients; equal on every rank."""

@@ -30,6 +30,7 @@ MAY_CHANGE = (
     ),
     *("train.steps", "train.global_batch_size", "train.micro_batch_size", "train.grad_accum"),
     *("train.valid_interval", "train.valid_batches", "parallel.", "checkpoint.", "log."),
+    *("train.max_", "train.on_", "train.spike_"),
 )
 """Keys, and beginnings of keys, that change neither the model, nor the optimizer, nor the order of the samples."""
 
@@ -112,7 +113,7 @@ class RunDirectory:
             if "loss" in record:
                 steps = record
                 wall_s += record["step_time_s"]
-            else:
+            elif "valid_loss" in record:
                 valid = record["valid_loss"]
         summary = {
             "steps": steps and steps["step"],

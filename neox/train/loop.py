@@ -17,6 +17,7 @@ from neox.config.schema import Config
 from neox.data.parts import Parts
 from neox.parallel.engine import Engine, StepResult
 from neox.parallel.topology import Topology
+from neox.train.anomaly import Action, Anomaly, Watch
 from neox.train.determinism import make_deterministic, random_state, restore_random_state
 from neox.train.directory import RunDirectory, code_version
 from neox.train.inputs import Inputs, build_inputs
@@ -25,7 +26,7 @@ from neox.train.neox_schedule import neox_learning_rate
 from neox.train.schedule import learning_rate
 from neox.train.stop import StopRequest
 
-FINISHED, RUN_AGAIN = 0, 85
+FINISHED, FAILED, RUN_AGAIN = 0, 1, 85
 
 
 def train(
@@ -43,7 +44,7 @@ def train(
         parts: the data, checked against `cfg` and the latest checkpoint.
 
     Returns:
-        FINISHED, or RUN_AGAIN when the state was saved before the end.
+        FINISHED; RUN_AGAIN when the state was saved before the end; FAILED when a bad step ended the run.
 
     Raises:
         UserError: the index maps cannot be made, or the checkpoint does not fit the model.
@@ -81,6 +82,7 @@ class Loop:
         self.samples = 0
         self.saved_step: int | None = None
         self.metrics: Metrics | None = None
+        self.watch = Watch(cfg.train)
         self.save_steps = set(checkpoint_steps(cfg))
         self.saver = Saver(run.store, engine, cfg.checkpoint, self._say)
 
@@ -97,13 +99,14 @@ class Loop:
         self.engine.load_pieces(reader)
         self.engine.load_optimizer_scalars(state["optimizer"])
         restore_random_state(state["rng"])
+        self.watch.restore(state["watch"])
         self.step, self.samples, self.saved_step = state["step"], state["samples"], state["step"]
         self._say(f"going on from {reader.directory}")
 
-    def open_metrics(self) -> None:
+    def open_metrics(self, is_rewind: bool = False) -> None:
         """Opens the logs after the current step; the first rank only."""
-        log = self.cfg.log
-        self.metrics = Metrics(self.run, self.step, self.cfg.train.steps, log.interval, log.tensorboard)
+        log, steps = self.cfg.log, self.cfg.train.steps
+        self.metrics = Metrics(self.run, self.step, steps, log.interval, log.tensorboard, is_rewind)
 
     def run_steps(self, stop: StopRequest) -> int:
         """Steps until the last or a reason to stop, and leaves the state saved; returns the exit code."""
@@ -114,10 +117,16 @@ class Loop:
             self.saver.poll()
             if self.engine.any_rank(stop.reason is not None or self.saver.is_overtaken()):
                 return self._end_early(stop.reason or "another rank was asked to stop")
-            self.train_step()
-            self.validate_if_due()
-            if self.step in self.save_steps:
-                self.save()
+            anomaly = self.train_step()
+            action = self.respond(anomaly) if anomaly else None
+            if action == "stop":
+                self.saver.wait()
+                self._close_metrics()
+                return FAILED
+            if action != "rewind":
+                self.validate_if_due()
+                if self.step in self.save_steps:
+                    self.save()
         self.saver.wait()
         self._close_metrics()
         if self.engine.rank == 0:
@@ -125,16 +134,41 @@ class Loop:
         self._say(f"finished {self.step} steps; {self.run.summary}")
         return FINISHED
 
-    def train_step(self) -> None:
-        """One optimizer step and its record."""
+    def train_step(self) -> Anomaly | None:
+        """One optimizer step and its record; returns what was wrong with it."""
         begin = time.perf_counter()
         lr = self._learning_rate()
         batches = self.inputs.train.step(self.samples) if self.engine.reads_data else []
-        result = self.engine.train_step(iter(batches), lr)
+        is_bad = self.watch.is_spike if self.watch.refuses_spikes else None
+        result = self.engine.train_step(iter(batches), lr, is_bad)
         self.step += 1
         self.samples += self.inputs.train.global_batch_size
         if self.metrics is not None:
             self.metrics.record_step(self._record(result, lr, time.perf_counter() - begin))
+        return self.watch.judge(result)
+
+    def respond(self, anomaly: Anomaly) -> Action:
+        """Does what is to be done about the step just made, and says so in the logs; returns what was done."""
+        if anomaly.action == "rewind":
+            return self._rewind(anomaly.reason)
+        if self.metrics is not None:
+            self.metrics.record_event({"step": self.step, "event": anomaly.action, "reason": anomaly.reason})
+        return anomaly.action
+
+    def _rewind(self, reason: str) -> Action:
+        """Takes over the latest checkpoint, but goes on behind the samples that were seen since it."""
+        bad_step, samples, num_rewinds = self.step, self.samples, self.watch.num_rewinds + 1
+        self.saver.wait()
+        if self.saved_step is None:
+            return self.respond(Anomaly("stop", f"{reason}; there is no checkpoint to rewind to"))
+        self.resume()
+        self.samples, self.watch.num_rewinds = samples, num_rewinds
+        if self.metrics is not None:
+            self.metrics.close()
+            self.open_metrics(is_rewind=True)
+            event = {"step": self.step, "event": "rewind", "reason": reason, "from_step": bad_step, "samples": samples}
+            self.metrics.record_event(event)
+        return "rewind"
 
     def validate_if_due(self) -> None:
         """Validates at every valid_interval-th step and at the last; each time on the part's next samples."""
@@ -156,11 +190,9 @@ class Loop:
         self.saved_step = self.step
 
     def _learning_rate(self) -> float:
+        num_updates = self.step - self.watch.num_skipped  # as in GPT-NeoX, a step that changes nothing does not count
         if self.cfg.compat == "none":
-            return learning_rate(self.step, self.cfg.optim)
-        # GPT-NeoX's schedule does not advance at a step that fp16 skips; the optimizer counts the others.
-        is_fp16 = self.cfg.train.precision == "fp16"
-        num_updates = self.engine.optimizer_scalars()["step"] if is_fp16 else self.step
+            return learning_rate(num_updates, self.cfg.optim)
         return neox_learning_rate(num_updates, self.cfg.optim, self.cfg.compat)
 
     def _end_early(self, reason: str) -> int:
@@ -180,6 +212,7 @@ class Loop:
             "samples": self.samples,
             "optimizer": self.engine.optimizer_scalars(),
             "rng": random_state(),
+            "watch": self.watch.state(),
             "data": self.inputs.fingerprint,
             "config": to_dict(self.cfg),
             "config_sha256": config_hash(self.cfg),
@@ -188,7 +221,7 @@ class Loop:
 
     def _record(self, result: StepResult, lr: float, step_time_s: float) -> dict[str, Any]:
         seq_length = self.cfg.model.seq_length
-        return {
+        record = {
             "step": self.step,
             "samples": self.samples,
             "tokens": self.samples * seq_length,
@@ -198,6 +231,7 @@ class Loop:
             "step_time_s": round(step_time_s, 6),
             "tokens_per_s": round(self.inputs.train.global_batch_size * seq_length / step_time_s, 3),
         }
+        return record | {"skipped": True} if result.is_skipped else record
 
     def _flush_metrics(self) -> None:
         if self.metrics is not None:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import statistics
+import sys
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,22 @@ RECENT_STEPS = 50
 class Metrics:
     """Writes every record at once, so that a killed run loses at most a half-written line."""
 
-    def __init__(self, run: RunDirectory, first_step: int, num_steps: int, interval: int, tensorboard: bool) -> None:
+    def __init__(
+        self,
+        run: RunDirectory,
+        first_step: int,
+        num_steps: int,
+        interval: int,
+        tensorboard: bool,
+        is_rewind: bool = False,
+    ) -> None:
         """Goes on after step `first_step`: what the files say of later steps is dropped.
 
         Args:
             num_steps: last step of the run. interval: steps between progress lines.
+            is_rewind: the run itself came back here, so that earlier rewinds to this step stand.
         """
-        drop_after(run, first_step)
+        drop_after(run, first_step, keep_rewinds=is_rewind)
         self._path = run.metrics
         self._file = run.metrics.open("a", encoding="utf-8")
         self._tensorboard = _writer(run.tensorboard, first_step) if tensorboard else None
@@ -49,6 +59,14 @@ class Metrics:
         self._write({"step": step, "valid_loss": valid_loss})
         self._scalar("valid/loss", valid_loss, step)
         print(f"step {step}/{self._num_steps} | validation loss {valid_loss:.4f}", flush=True)
+
+    def record_event(self, record: dict[str, Any]) -> None:
+        """What was done about a bad step: {"step", "event", "reason", ...}; also one line on stderr."""
+        self._write(record)
+        level = "error" if record["event"] == "stop" else "warning"
+        print(
+            f"neox: {level}: step {record['step']}: {record['event']}: {record['reason']}", file=sys.stderr, flush=True
+        )
 
     def flush(self) -> None:
         """Waits until every record is on the disk."""
@@ -87,11 +105,18 @@ class Metrics:
         return " | ".join(parts)
 
 
-def drop_after(run: RunDirectory, step: int) -> None:
-    """Leaves in metrics.jsonl only whole lines of steps up to `step`; replaces the file at once or not at all."""
+def drop_after(run: RunDirectory, step: int, keep_rewinds: bool = False) -> None:
+    """Leaves in metrics.jsonl only whole lines of steps up to `step`; replaces the file at once or not at all.
+
+    A rewind to `step` happened after its checkpoint was made, so a process that starts from there comes to it again.
+    """
     if not run.metrics.is_file():
         return
-    kept = [json.dumps(record) + "\n" for record in run.records() if record["step"] <= step]
+    kept = [
+        json.dumps(record) + "\n"
+        for record in run.records()
+        if record["step"] < step or (record["step"] == step and (keep_rewinds or record.get("event") != "rewind"))
+    ]
     with replacing(run.metrics) as (temporary,):
         temporary.write_text("".join(kept), encoding="utf-8")
 

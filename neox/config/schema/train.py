@@ -26,3 +26,16 @@ class TrainConfig:
     """Steps between validations; 0 never validates."""
     valid_batches: int = 10
     """Global batches per validation."""
+    on_nonfinite: Literal["skip", "rewind", "stop"] = "skip"
+    """Where loss or gradients are not finite, the weights are left alone, and then: skip goes on with the next step;
+    rewind goes back to the latest checkpoint and on behind the data seen since; stop ends the run as failed."""
+    on_spike: Literal["log", "skip", "rewind", "stop"] = "log"
+    """Where the loss is a spike: log only says so; skip leaves the weights alone; rewind and stop as above."""
+    spike_sigma: float = 6.0
+    """A spike is a loss this many standard deviations above the mean of the last spike_window."""
+    spike_window: int = 128
+    """Losses that a spike is measured against; at least half of them must be there (OLMo-core's rule and numbers)."""
+    max_skipped: int = 50
+    """Steps skipped in a row that end the run as failed (GPT-NeoX's limit of overflows)."""
+    max_rewinds: int = 3
+    """Rewinds in a run before the next one ends it as failed."""
