@@ -24,6 +24,7 @@ class Slurm:
     """Asks the cluster, and runs the mini workflow on it."""
 
     def __init__(self, root: Path) -> None:
+        self.root = root
         self.environ = {**os.environ, "SLURM_CONF": str(root / "etc" / "slurm.conf"), "OMP_NUM_THREADS": "1"}
 
     def ask(self, *argv: str) -> list[str]:
@@ -76,6 +77,20 @@ class Slurm:
         urgent = folder / "urgent.sh"
         urgent.write_text("#!/bin/bash\nsleep 2\n")
         self.ask("sbatch", "--partition=urgent", "--nodes=4", "--exclusive", "--output=/dev/null", str(urgent))
+
+    def hosts_of(self, name: str) -> list[str]:
+        """Nodes of the running job of that name; none while it waits."""
+        lists = self.ask("squeue", "-h", f"--name={name}", "--states=RUNNING", "-o", "%N")
+        return self.ask("scontrol", "show", "hostnames", lists[0]) if lists and lists[0] else []
+
+    def restart_controller(self) -> None:
+        """Kills slurmctld and starts it again, as after a crash of its machine."""
+        os.kill(int((self.root / "run" / "slurmctld.pid").read_text()), signal.SIGKILL)
+        time.sleep(3)
+        self.ask("slurmctld")
+        wait_for(
+            lambda: subprocess.run(["scontrol", "ping"], env=self.environ, capture_output=True).returncode == 0, 30
+        )
 
     def cancel_all(self) -> None:
         self.ask("scancel", "--me")

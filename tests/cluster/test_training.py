@@ -1,0 +1,98 @@
+"""A training that outlives what happens to it: the losses are bit for bit those of a run to which nothing happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.conftest import Slurm, wait_for
+from tests.train import launch
+
+pytestmark = pytest.mark.cluster
+Interrupt = Callable[[subprocess.Popen[str], int], int]
+LAYOUT = "parallel: {dp: 2, pp: 2}\n"
+NUM_STEPS = 500
+RANK = r"^\S+ -m neox train --run-dir run tiny\.yaml$"
+"""The command line of a rank, not of what is around it."""
+
+
+class Run:
+    """The training job of one workflow, and what can happen to it."""
+
+    def __init__(self, cluster: Slurm, folder: Path) -> None:
+        self.cluster, self.folder = cluster, folder
+        self.run_dir = folder / "run"
+        self.snakemake = cluster.start(folder, "run/train_summary.json")
+
+    def wait_for_steps(self, count: int) -> None:
+        """Until so many steps are made beyond those that are there now."""
+        goal = self.last_step() + count
+        wait_for(lambda: self.last_step() >= goal, 90)
+
+    def last_step(self) -> int:
+        return max((record["step"] for record in launch.steps_of(self.run_dir)), default=0)
+
+    def wait_for_new_checkpoint(self) -> None:
+        before = set((self.run_dir / "checkpoints").glob("step_*"))
+        wait_for(lambda: set((self.run_dir / "checkpoints").glob("step_*")) - before, 90)
+
+    def kill_rank(self) -> None:
+        ranks = subprocess.run(["pgrep", "-f", RANK], capture_output=True).stdout.split()
+        assert len(ranks) == 4
+        os.kill(int(ranks[1]), signal.SIGKILL)
+
+    def lose_a_node(self) -> None:
+        node = self.cluster.hosts_of("trained")[0]
+        self.cluster.ask("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
+        wait_for(lambda: not self.cluster.hosts_of("trained"), 30)
+        self.cluster.ask("scontrol", "update", f"NodeName={node}", "State=RESUME")
+
+
+@pytest.fixture
+def undisturbed(tmp_path: Path) -> list[dict[str, float]]:
+    """The steps of the same training on this machine, without a scheduler."""
+    path = launch.write_config(tmp_path)
+    text = (
+        path.read_text()
+        .replace(f"steps: {launch.STEPS}", f"steps: {NUM_STEPS}")
+        .replace("interval: 10,", "interval: 40,")
+    )
+    path.write_text(text + LAYOUT)
+    launch.run(tmp_path / "undisturbed", path, world_size=4)
+    return launch.steps_of(tmp_path / "undisturbed")
+
+
+def test_losses_do_not_tell_what_happened(
+    cluster: Slurm, tmp_path: Path, undisturbed: list[dict[str, float]], interrupt: Interrupt
+) -> None:
+    run = Run(cluster, tmp_path)
+    run.wait_for_steps(5)
+    cluster.preempt(tmp_path)
+    run.wait_for_new_checkpoint()
+    run.wait_for_steps(50)
+    run.kill_rank()
+    run.wait_for_steps(3)
+    cluster.restart_controller()
+    interrupt(run.snakemake, signal.SIGKILL)
+    run.snakemake = cluster.start(tmp_path, "run/train_summary.json")
+    run.wait_for_steps(50)
+    run.lose_a_node()
+    assert run.snakemake.wait(timeout=200) == 0, (tmp_path / "out.log").read_text()
+
+    made = [(record["step"], record["loss"], record["grad_norm"]) for record in launch.steps_of(run.run_dir)]
+    assert made == [(record["step"], record["loss"], record["grad_norm"]) for record in undisturbed]
+    causes = [json.loads(line)["cause"] for line in (run.run_dir / "segments.jsonl").read_text().splitlines()]
+    assert causes[0] == "saved after SIGUSR2" and causes[-1] == "finished", causes
+    assert any(re.fullmatch(r"rank \d was killed by SIGKILL", cause) for cause in causes), causes
+    log = (tmp_path / "out.log").read_text()
+    assert log.count("submitted as") == 1 and log.count("adopted slurm job") == 1
+    assert len({job_id for job_id, _ in cluster.history("trained")}) == 1, "one submission"
+    orphans = ["pgrep", "-f", f"{tmp_path}|neox train --run-dir run"]
+    wait_for(lambda: subprocess.run(orphans, capture_output=True).returncode == 1, 20)
