@@ -26,6 +26,11 @@ def inputs(device: str) -> dict[str, tuple[Any, ...]]:
         "bias_gelu": (hidden[0], vectors[0]),
         "cross_entropy": (logits, torch.randint(VOCAB, (BATCH, SEQ), device=device)),
         "layer_norm": (hidden[0], *vectors, 1e-5),
+        "linear_cross_entropy": (
+            hidden[0],
+            torch.randn(VOCAB, HIDDEN, device=device, requires_grad=True),
+            torch.randint(VOCAB, (BATCH, SEQ), device=device),
+        ),
         "rms_norm": (hidden[0], vectors[0], 1e-5),
         "rotary": (heads[0], angles.cos(), angles.sin()),
         "swiglu": tuple(hidden),
@@ -48,7 +53,7 @@ def main() -> None:
     """Prints one line per implementation."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(f"forward and backward, fp32 on {device}, [{BATCH}, {SEQ}, {HIDDEN}], best of {ROUNDS}")
-    print(f"{'operation':<15}{'implementation':<16}{'ms':>9}{'reference ÷ it':>16}")
+    print(f"{'operation':<21}{'implementation':<16}{'ms':>9}{'reference ÷ it':>16}")
     arguments = inputs(device)
     for operation in IMPLEMENTATIONS:
         times = {
@@ -56,7 +61,7 @@ def main() -> None:
             for name in available(operation, device)
         }
         for name, milliseconds in times.items():
-            print(f"{operation:<15}{name:<16}{milliseconds:>9.3f}{times['reference'] / milliseconds:>16.2f}")
+            print(f"{operation:<21}{name:<16}{milliseconds:>9.3f}{times['reference'] / milliseconds:>16.2f}")
 
 
 if __name__ == "__main__":

@@ -83,6 +83,19 @@ def _loss(shape: tuple[int, ...], vocab: int, scale: float) -> Callable[[torch.G
     return make
 
 
+def _head(
+    shape: tuple[int, ...], vocab: int, scale: float = 1.0, uncounted: int = 0, softcap: float | None = None
+) -> Callable[..., tuple[Any, ...]]:
+    def make(generator: torch.Generator) -> tuple[Any, ...]:
+        x, weight = torch.randn(shape, generator=generator), scale * torch.randn(vocab, shape[-1], generator=generator)
+        labels = torch.randint(vocab, shape[:-1], generator=generator)
+        labels.flatten()[0], labels.flatten()[-1] = 0, vocab - 1
+        labels.flatten()[1 : 1 + uncounted] = -100
+        return x, weight, labels, softcap
+
+    return make
+
+
 CASES: tuple[Case, ...] = (
     Case("attention", "square", _attention((2, 3, 16, 8), (2, 3, 16, 8))),
     Case("attention", "odd length and head size", _attention((1, 2, 37, 5), (1, 2, 37, 5))),
@@ -112,6 +125,10 @@ CASES: tuple[Case, ...] = (
         "layer_norm", "no bias", lambda g: (torch.randn(3, 17, generator=g), torch.randn(17, generator=g), None, 1e-5)
     ),
     Case("layer_norm", "one row", _norm(1, 8, has_bias=True)),
+    Case("linear_cross_entropy", "odd sizes", _head((2, 7, 19), 101)),
+    Case("linear_cross_entropy", "large logits", _head((3, 5, 16), 64, scale=8.0)),
+    Case("linear_cross_entropy", "positions that do not count", _head((2, 7, 16), 64, uncounted=5)),
+    Case("linear_cross_entropy", "soft cap", _head((2, 7, 16), 64, scale=2.0, softcap=5.0)),
     Case("rms_norm", "odd width", _norm(2, 5, 33, has_bias=False)),
     Case("rms_norm", "mean far from zero", _norm(4, 96, has_bias=False, offset=50.0)),
     Case("rotary", "a part of the head", _rotary((2, 3, 11, 16), 2), keep_fp32=(1, 2)),

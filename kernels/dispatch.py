@@ -15,6 +15,7 @@ IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "bias_gelu": ("aten", "reference"),
     "cross_entropy": ("aten", "reference"),
     "layer_norm": ("aten", "reference"),
+    "linear_cross_entropy": ("chunked", "reference"),
     "rms_norm": ("aten", "reference"),
     "rotary": ("reference",),
     "swiglu": ("aten", "reference"),

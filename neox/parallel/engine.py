@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from neox.config.errors import UserError
 from neox.config.schema import Config
 from neox.parallel import groups
+from neox.parallel.allocator import keep_freed_memory
 from neox.parallel.collectives import broadcast_json
 from neox.parallel.optimizer import build_adamw, create_moments, step_counters
 from neox.parallel.pieces import KINDS, Piece, PieceReader
@@ -62,6 +63,7 @@ class Engine:
         Raises:
             UserError: the topology does not fit the number of processes, or the precision the device.
         """
+        keep_freed_memory()
         groups.initialize()
         topology.check_world_size(dist.get_world_size())
         check_precision(cfg)

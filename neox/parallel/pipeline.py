@@ -5,18 +5,16 @@ from __future__ import annotations
 import functools
 
 import torch
-import torch.nn.functional as F
 from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
 from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 from torch import Tensor, nn
 
 from neox.config.derive import padded_vocab
 from neox.config.schema import Config, ModelConfig
-from neox.model.gpt import build_piece, cap_logits, piece_names
+from neox.model.gpt import build_piece, piece_names
 from neox.model.init import init_tensor
-from neox.parallel.collectives import copy_to_group
 from neox.parallel.groups import TensorGroup
-from neox.parallel.loss import vocab_parallel_lm_loss
+from neox.parallel.loss import head_loss
 from neox.parallel.plan import apply_plan
 from neox.parallel.stages import deal_by_weight, deal_uniform
 from neox.parallel.topology import Topology
@@ -37,15 +35,26 @@ class StageLayer(nn.Module):
         self.add_module(outer, nn.ModuleDict({index: piece}) if index else piece)
         apply_plan(self, tensor, functools.partial(init_tensor, cfg=cfg, seed=seed))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Tokens [b, s] for the embedding, else activations [b, s, h]."""
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Tokens [b, s] for the embedding, else activations [b, s, h]; the head only hands on both its factors."""
+        if self.name == "head":
+            return head_factors(x, self.get_parameter("head.weight"))
         out: Tensor = self.get_submodule(self.name)(x)
-        return cap_logits(out, self.cfg) if self.name == "head" else out
+        return out
 
 
-def tied_head(layer: StageLayer, x: Tensor) -> Tensor:
-    """Logits [b, s, vocab / tp] from the embedding's own weights."""
-    return cap_logits(F.linear(copy_to_group(x, layer.tensor), layer.get_parameter("embed.weight")), layer.cfg)
+def head_factors(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The two factors of the logits, whose product is a part of the loss.
+
+    DeepSpeed opens each backward pass by a hook on what the last stage returns, and forgets gradients that were there
+    before. A view of the weight has its hook run before the weight's own gradient is stored; the weight itself has not.
+    """
+    return x, weight.view_as(weight)
+
+
+def tied_head(layer: StageLayer, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The head as a second use of the embedding."""
+    return head_factors(x, layer.get_parameter("embed.weight"))
 
 
 class PipelineModel(PipelineModule):
@@ -55,7 +64,7 @@ class PipelineModel(PipelineModule):
         self._boundaries = deal_blocks(cfg, topology.pp)
         self._first_block = piece_names(cfg.model).index("layers.0")
         grid = PipeModelDataParallelTopology(num_pp=topology.pp, num_mp=topology.tp, num_dp=topology.dp)
-        loss = functools.partial(vocab_parallel_lm_loss, tensor=tensor)
+        loss = functools.partial(head_loss, tensor=tensor, softcap=cfg.model.logit_softcap)
         super().__init__(layer_specs(cfg, tensor), topology=grid, loss_fn=loss)
 
     def _partition_layers(self, method: str = "") -> None:

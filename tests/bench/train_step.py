@@ -1,89 +1,110 @@
-"""A training step of ours beside transformers' GPTNeoX, in turns, in one process: run by `make bench`."""
+"""A training step of ours beside transformers' GPTNeoX, in turns, each in a process of its own: run by `make bench`."""
 
 from __future__ import annotations
 
-import itertools
+import json
+import os
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from typing import Any
 
 import torch
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from neox.config.derive import padded_vocab, resolve
-from neox.config.load import load_config
-from neox.config.schema import Config
-from neox.parallel.engine import Engine
-from neox.parallel.topology import Topology
+from neox.config.derive import flops_per_token
+from tests.bench.subject import SHAPES, configured
 
-SHAPES = {
-    "demo tiny": (2, 64, 4, 2048, 128, 8),
-    "demo small": (4, 128, 4, 2048, 128, 8),
-    "14M": (6, 128, 4, 50277, 512, 2),
+RUNS = {
+    "engine": ("engine", "kept"),
+    "plain step": ("plain", "kept"),
+    "transformers": ("transformers", "default"),
+    "transformers, our allocator": ("transformers", "kept"),
 }
-"""layers, hidden, heads, vocabulary, sequence, micro-batch"""
-ROUNDS = 7
+"""Row → subject, and whether freed memory is kept, as the engine always has it, or given back, as is the default."""
+ROUNDS = 9
 
 
-def configured(shape: tuple[int, ...]) -> Config:
-    """One rank, fp32, clipping on."""
-    layers, hidden, heads, vocab, seq, micro = shape
-    keys = {"num_layers": layers, "hidden_size": hidden, "num_heads": heads, "vocab_size": vocab, "seq_length": seq}
-    overrides = [*(f"model.{key}={value}" for key, value in keys.items()), f"train.micro_batch_size={micro}"]
-    return resolve(load_config([], overrides), 1)
+class Subject:
+    """A started process that makes a step when told to."""
+
+    def __init__(self, name: str, shape: str, threads: int, allocator: str) -> None:
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
+        command = [sys.executable, "-m", "tests.bench.subject", name, shape, str(threads), allocator]
+        pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen(command, env=environment, text=True, **pipes)
+        self.start = self._answer()
+        self.seconds: list[float] = []
+        self.peak_mib = 0.0
+
+    def step(self) -> None:
+        """One step, timed."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        answer = self._answer()
+        self.seconds.append(answer["seconds"])
+        self.peak_mib = answer["peak_mib"]
+
+    def step_mib(self) -> float:
+        """Peak memory above the imports, the parameters and Adam's two moments, all fp32."""
+        return float(self.peak_mib - self.start["begin_mib"] - 3 * 4 * self.start["parameters"] / 2**20)
+
+    def close(self) -> None:
+        """Ends the process."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                return dict(json.loads(line))
+        raise RuntimeError("a subject of the benchmark died")
 
 
-def ours(cfg: Config, batch: torch.Tensor) -> Callable[[], object]:
-    """A step of the engine: forward, backward, clipping, AdamW."""
-    engine = Engine(cfg, Topology(1, 1, 1))
-    pair = (batch[:, :-1].contiguous(), batch[:, 1:].contiguous())
-    return lambda: engine.train_step(itertools.repeat(pair), 1e-4)
+def matmul_flops() -> float:
+    """FLOP/s of one 2048 × 2048 × 2048 product in fp32."""
+    a = torch.randn(2048, 2048)
+    begin = time.perf_counter()
+    torch.mm(a, a)
+    return 2 * 2048**3 / (time.perf_counter() - begin)
 
 
-def theirs(cfg: Config, batch: torch.Tensor) -> Callable[[], object]:
-    """The same with transformers' model and torch's fused AdamW."""
-    model = GPTNeoXForCausalLM(
-        GPTNeoXConfig(
-            vocab_size=padded_vocab(cfg.model),
-            hidden_size=cfg.model.hidden_size,
-            num_hidden_layers=cfg.model.num_layers,
-            num_attention_heads=cfg.model.num_heads,
-            intermediate_size=4 * cfg.model.hidden_size,
-            max_position_embeddings=cfg.model.seq_length,
+def compare(shape: str, threads: int) -> None:
+    """Prints one row per run."""
+    subjects = {row: Subject(name, shape, threads, memory) for row, (name, memory) in RUNS.items()}
+    peaks = []
+    for _ in range(ROUNDS):
+        peaks.append(matmul_flops())
+        for subject in subjects.values():
+            subject.step()
+    tokens = SHAPES[shape][4] * SHAPES[shape][5]
+    flops = tokens * flops_per_token(configured(SHAPES[shape]).model)
+    base = statistics.median(subjects["transformers"].seconds)
+    best = min(subjects["transformers"].seconds)
+    for row, subject in subjects.items():
+        seconds = statistics.median(subject.seconds)
+        ratios = [a / b for a, b in zip(subjects["transformers"].seconds, subject.seconds, strict=True)]
+        share = flops / min(subject.seconds) / max(peaks)
+        print(
+            f"{shape:<12}{row:<29}{tokens / seconds:>9.0f}{base / seconds:>8.2f}{statistics.median(ratios):>8.2f}"
+            f"{best / min(subject.seconds):>8.2f}{share:>8.2f}{subject.step_mib():>10.0f}",
+            flush=True,
         )
-    ).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    tokens, labels = batch[:, :-1], batch[:, 1:]
-
-    def step() -> None:
-        logits = model(tokens).logits
-        torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+        subject.close()
 
 
 def main() -> None:
-    """One line per shape: tokens per second of both, medians over rounds in turns."""
-    torch.set_num_threads(int(sys.argv[1]) if len(sys.argv) > 1 else 2)
-    print(f"training step, fp32, {torch.get_num_threads()} threads, median of {ROUNDS} rounds in turns, tokens/s")
-    print(f"{'shape':<12}{'ours':>10}{'transformers':>14}{'ratio':>8}")
-    for name, shape in SHAPES.items():
-        cfg = configured(shape)
-        batch = torch.randint(shape[3], (shape[5], shape[4] + 1))
-        steps = {"ours": ours(cfg, batch), "theirs": theirs(cfg, batch)}
-        seconds: dict[str, list[float]] = {key: [] for key in steps}
-        for round_number in range(ROUNDS + 1):
-            for key, step in steps.items():
-                begin = time.perf_counter()
-                step()
-                if round_number:  # the first warms up
-                    seconds[key].append(time.perf_counter() - begin)
-        rate = {key: batch[:, 1:].numel() / statistics.median(times) for key, times in seconds.items()}
-        print(f"{name:<12}{rate['ours']:>10.0f}{rate['theirs']:>14.0f}{rate['ours'] / rate['theirs']:>8.2f}")
+    """One table: tokens per second, medians over rounds in turns."""
+    threads = int(sys.argv[1]) if len(sys.argv) > 1 else 2
+    torch.set_num_threads(threads)
+    print(f"training step, fp32, {threads} threads, {ROUNDS} rounds in turns; ratios to transformers: of the medians,")
+    print("the median of the rounds' own, of the best; share of the matmul rate: best step against best product")
+    print(f"{'shape':<12}{'run':<29}{'tokens/s':>9}{'ratio':>8}{'paired':>8}{'best':>8}{'share':>8}{'step MiB':>10}")
+    for shape in sys.argv[2:] or SHAPES:
+        compare(shape, threads)
 
 
 if __name__ == "__main__":

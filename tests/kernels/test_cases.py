@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import attention, bias_gelu, cross_entropy, layer_norm, rms_norm, rotary, swiglu
+from kernels import attention, bias_gelu, cross_entropy, layer_norm, linear_cross_entropy, rms_norm, rotary, swiglu
 from kernels.cases import CASES, DTYPES, Case
 from kernels.dispatch import IMPLEMENTATIONS, available, find, forced
 
@@ -22,6 +22,7 @@ PUBLIC: dict[str, Callable[..., Tensor]] = {
     "bias_gelu": bias_gelu.bias_gelu,
     "cross_entropy": cross_entropy.cross_entropy,
     "layer_norm": layer_norm.layer_norm,
+    "linear_cross_entropy": linear_cross_entropy.linear_cross_entropy,
     "rms_norm": rms_norm.rms_norm,
     "rotary": rotary.rotary,
     "swiglu": swiglu.swiglu,
@@ -78,6 +79,9 @@ def test_references_against_pytorch() -> None:
         close(bias_gelu.bias_gelu(x, b), torch.nn.functional.gelu(x + b, approximate="tanh"))
         close(swiglu.swiglu(x, x + 1), torch.nn.functional.silu(x) * (x + 1))
         labels = torch.tensor([0, 19, 3])
+        head, counted = torch.randn(30, 20), torch.tensor([0, -100, 3])
+        plain = torch.nn.functional.cross_entropy(x @ head.T, counted)
+        close(linear_cross_entropy.linear_cross_entropy(x, head, counted), plain)
         close(cross_entropy.cross_entropy(x, labels), torch.nn.functional.cross_entropy(x, labels, reduction="none"))
 
 
