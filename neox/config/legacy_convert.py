@@ -207,7 +207,11 @@ def pipeline(flat: Flat) -> Converted:
     partitions = {"parameters": "parameters", "uniform": "uniform", "type:transformer|mlp": "uniform"}
     if method not in partitions:
         raise flat.refusal("pipe_partition_method", f"allowed are {', '.join(partitions)}")
-    return {"parallel.pp": flat.count("pipe_parallel_size", 0) or 1, "parallel.partition": partitions[method]}
+    return {
+        "parallel.pp": flat.count("pipe_parallel_size", 0) or 1,
+        "parallel.partition": partitions[method],
+        "parallel.recompute": "full" if flat.get("checkpoint_activations") else "none",
+    }
 
 
 def zero(flat: Flat) -> Converted:

@@ -140,6 +140,7 @@ PARALLEL_AND_DEEPSPEED: dict[str, Key] = {
     **_block("converted", "parallel.partition", pipe_partition_method="type:transformer|mlp"),
     **_block("converted", "train.precision", precision=None, fp16=None, bf16=None),
     **_block("converted", "parallel.zero_stage", zero_optimization=None),
+    **_block("converted", "parallel.recompute: full", checkpoint_activations=False),
     **_block("converted", "optim", optimizer=None),
     **_null("derived", "train_micro_batch_size_per_gpu", "batch_size"),
     **_null("derived", "gradient_clipping", "clip_grad"),
@@ -177,9 +178,8 @@ PARALLEL_AND_DEEPSPEED: dict[str, Key] = {
     **_null("elsewhere", "the run directory: tensorboard/, see log.tensorboard", "tensorboard tensorboard_dir"),
     **_block(
         "elsewhere",
-        "memory only, and not here yet: activations are kept, `neox plan` says what that takes",
+        "memory only: `parallel.recompute` is all there is to choose here, a block at a time",
         activation_checkpointing=None,
-        checkpoint_activations=False,
         checkpoint_num_layers=1,
         deepspeed_activation_checkpointing=True,
         contiguous_checkpointing=False,

@@ -10,12 +10,13 @@ from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 from torch import Tensor, nn
 
 from neox.config.derive import padded_vocab
-from neox.config.schema import Config, ModelConfig
+from neox.config.schema import Config
 from neox.model.gpt import build_piece, piece_names
 from neox.model.init import init_tensor
 from neox.parallel.groups import TensorGroup
 from neox.parallel.loss import head_loss
 from neox.parallel.plan import apply_plan
+from neox.parallel.recompute import apply_recompute
 from neox.parallel.stages import deal_by_weight, deal_uniform
 from neox.parallel.topology import Topology
 
@@ -26,14 +27,16 @@ class StageLayer(nn.Module):
     The tensor-parallel plan is applied here because PipelineModule builds its layers in its own constructor.
     """
 
-    def __init__(self, name: str, cfg: ModelConfig, seed: int, tensor: TensorGroup) -> None:
+    def __init__(self, name: str, cfg: Config, tensor: TensorGroup) -> None:
         super().__init__()
-        self.name, self.cfg, self.tensor = name, cfg, tensor
+        self.name, model = name, cfg.model
         with torch.device("meta"):
-            piece = build_piece(name, cfg, padded_vocab(cfg))
+            piece = build_piece(name, model, padded_vocab(model))
         outer, _, index = name.partition(".")
         self.add_module(outer, nn.ModuleDict({index: piece}) if index else piece)
-        apply_plan(self, tensor, functools.partial(init_tensor, cfg=cfg, seed=seed))
+        apply_plan(self, tensor, functools.partial(init_tensor, cfg=model, seed=cfg.train.seed))
+        if index:
+            apply_recompute(piece, cfg.parallel.recompute)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Tokens [b, s] for the embedding, else activations [b, s, h]; the head only hands on both its factors."""
@@ -81,7 +84,7 @@ def layer_specs(cfg: Config, tensor: TensorGroup) -> list[LayerSpec]:
     """One specification per piece; tied, the head is a second use of the embedding."""
     specs = []
     for name in piece_names(cfg.model):
-        arguments = (cfg.model, cfg.train.seed, tensor)
+        arguments = (cfg, tensor)
         if cfg.model.tie_embeddings and name in ("embed", "head"):
             forward = tied_head if name == "head" else None
             specs.append(

@@ -22,7 +22,7 @@ class Memory:
     optimizer: float
     """fp32 masters and two Adam moments, sharded over dp by ZeRO-1."""
     activations: float
-    """What backward needs, no recomputation."""
+    """What backward needs, as parallel.recompute has it."""
 
     @property
     def total(self) -> float:
@@ -34,7 +34,7 @@ def memory_per_rank(config: Config) -> Memory:
 
     Model state: ZeRO (Rajbhandari et al., arXiv 1910.02054, section 3). Activations: Korthikanti et al., arXiv
     2205.05198, equation 2 without dropout masks and, as attention is fused, without the s × s scores; the first stage
-    holds pp micro-batches in flight (1F1B), and the head's fp32 logits are counted once.
+    holds pp micro-batches in flight (1F1B). What backward makes again is there for one block at a time.
     """
     model, parallel = config.model, config.parallel
     assert parallel.dp is not None and config.train.micro_batch_size is not None
@@ -45,13 +45,17 @@ def memory_per_rank(config: Config) -> Memory:
     tokens = config.train.micro_batch_size * model.seq_length
     projected = 2 * head_dim(model) * (model.num_heads + num_kv_heads(model))  # queries, keys, values and output
     inner = (3 if is_gated(model) else 2) * ffn_size(model)
-    per_token = width * (4 * model.hidden_size + (projected + inner) / parallel.tp)
+    attention, kept = projected / parallel.tp, model.hidden_size
+    per_token = width * (4 * kept + attention + inner / parallel.tp)
+    again = {"none": 0.0, "selective": width * attention, "full": per_token - width * kept}[parallel.recompute]
     in_flight = min(parallel.pp, config.train.grad_accum or 1)
     layers = model.num_layers / parallel.pp
-    logits = 2 * 4 * tokens * padded_vocab(model) / parallel.tp
+    # One chunk of fp32 logits (kernels/linear_cross_entropy) and the sum of the head's gradient, which is fp32 too.
+    rows = padded_vocab(model) / parallel.tp
+    head = 4 * (min(tokens * rows, 1 << 24) + rows * model.hidden_size)
     return Memory(
         weights=width * parameters,
         gradients=4 * parameters,
         optimizer=(masters + 8) * parameters / parallel.dp,
-        activations=tokens * per_token * layers * in_flight + logits,
+        activations=tokens * ((per_token - again) * layers * in_flight + again) + head,
     )

@@ -95,6 +95,7 @@ def test_defaults_of_gpt_neox_apply_where_a_key_is_not_set(tmp_path: Path) -> No
         ({"gpt_j_residual": True, "gpt_j_tied": True}, "model.shared_norm", True),
         ({"gpt_j_tied": True}, "model.shared_norm", False),
         ({"pipe_parallel_size": 2}, "parallel.pp", 2),
+        ({"checkpoint_activations": True}, "parallel.recompute", "full"),
         ({"fp16": {"enabled": True, "type": "bfloat16"}}, "train.precision", "bf16"),
         ({"fp16": {"enabled": True, "loss_scale_window": 1000}}, "train.precision", "fp16"),
         ({"precision": "bfloat16"}, "train.precision", "bf16"),

@@ -63,7 +63,11 @@ def test_pythia_as_shipped_is_our_preset(tmp_path: Path) -> None:
     same += ["data.test_paths=[/data/pile_text_document]", "data.tokenizer=20B_tokenizer.json"]
     same += ["train.valid_interval=100000", "train.micro_batch_size=32", "model.vocab_size=50277"]
     preset = resolve(
-        load_config([presets / "base.yaml", presets / "70m.yaml"], [*same, "parallel.partition=uniform"]), 32
+        load_config(
+            [presets / "base.yaml", presets / "70m.yaml"],
+            [*same, "parallel.partition=uniform", "parallel.recompute=full"],
+        ),
+        32,
     )
     assert config == preset
     assert num_parameters(config.model) == 70_426_624 and config.train.global_batch_size == 1024

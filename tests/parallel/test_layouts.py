@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from functools import cache
 from pathlib import Path
@@ -35,7 +36,7 @@ TWO_RANKS = [
     Case("dp2", dp=2, save="dp2"),
     Case("pp2", pp=2, save="pp2"),
     Case("tp2", tp=2, save="tp2"),
-    Case("pp2 uniform", pp=2, partition="uniform"),
+    Case("pp2 uniform", pp=2, partition="uniform", recompute="selective"),
     Case("pp2 tied", pp=2, model=TIED, save="pp2 tied"),
     Case("tp2 tied", tp=2, model=TIED, load="pp2 tied"),
     Case("tp2 llama", tp=2, model=LLAMA),
@@ -71,8 +72,9 @@ FOUR_RANKS = [
     Case("tp4 mqa", tp=4, model=MULTI_QUERY, load="tp2 mqa"),
     Case("dp2 pp2 bf16", dp=2, pp=2, precision="bf16"),
 ]
+EIGHT_RANKS = [Case("dp2 tp2 pp2", dp=2, tp=2, pp=2, recompute="full")]
 ONE_RANK = [Case("1 rank"), Case("1 rank from tp2 pp2", load="tp2 pp2"), Case("1 rank bf16", precision="bf16")]
-CASES = [*TWO_RANKS, *FOUR_RANKS, *ONE_RANK]
+CASES = [*TWO_RANKS, *FOUR_RANKS, *EIGHT_RANKS, *ONE_RANK]
 FP32 = [case.name for case in CASES if case.precision == "fp32"]
 HALF = [case.name for case in CASES if case.precision != "fp32"]
 WHOLE = [case.name for case in CASES if case.load is None]
@@ -89,7 +91,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[st
     """Name of the case → what each rank recorded. One launch per world size: starting a rank takes seconds."""
     folder = tmp_path_factory.mktemp("pieces")
     outcomes: dict[str, list[dict[str, Any]]] = {}
-    for world_size, cases in ((2, TWO_RANKS), (4, FOUR_RANKS), (1, ONE_RANK)):
+    for world_size, cases in ((2, TWO_RANKS), (4, FOUR_RANKS), (8, EIGHT_RANKS), (1, ONE_RANK)):
         placed = [_with_folder(case, folder) for case in cases]
         by_rank = run_ranks(run_cases, world_size, placed)
         outcomes |= {case.name: [outs[i] for outs in by_rank] for i, case in enumerate(cases)}
@@ -99,7 +101,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[st
 def _with_folder(case: Case, folder: Path) -> Case:
     load = None if case.load is None else str(folder / f"{case.load}.npz")
     save = None if case.save is None else str(folder / f"{case.save}.npz")
-    return Case(case.name, case.dp, case.tp, case.pp, case.model, case.precision, case.partition, load, save)
+    return dataclasses.replace(case, load=load, save=save)
 
 
 def case_of(name: str) -> Case:
@@ -141,14 +143,14 @@ def test_gradients_and_weights_equal_plain_pytorch(outcomes: dict[str, list[dict
     Weights are compared where there is a gradient: the key's bias has none but rounding, which Adam blows up.
     """
     want = reference(case_of(name).model)
-    for moment, state in (("first", want.first), ("saved", want.saved)):
+    for moment, state, allowed in (("first", want.first, 1e-5), ("saved", want.saved, 5e-5)):
         got = pieces_of(outcomes[name], moment)
         assert set(got) == set(state)
         for (kind, logical), tensor in state.items():
             difference = (got[kind, logical] - tensor).abs()
             if kind == "weight":
                 difference = difference[state["exp_avg_sq", logical].sqrt() > 1e-6]
-            assert float(difference.max()) <= 5e-5 * float(tensor.abs().max()), (moment, kind, logical)
+            assert float(difference.max()) <= allowed * float(tensor.abs().max()), (moment, kind, logical)
 
 
 @pytest.mark.parametrize("name", WHOLE)

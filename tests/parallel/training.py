@@ -60,6 +60,7 @@ class Case:
     model: ModelConfig = NEOX
     precision: str = "fp32"
     partition: str = "parameters"
+    recompute: str = "none"
     load: str | None = None
     save: str | None = None
 
@@ -67,7 +68,12 @@ class Case:
         """The resolved configuration of this case."""
         config = Config(
             model=self.model,
-            parallel=ParallelConfig(tp=self.tp, pp=self.pp, partition=self.partition),  # type: ignore[arg-type]
+            parallel=ParallelConfig(
+                tp=self.tp,
+                pp=self.pp,
+                partition=self.partition,  # type: ignore[arg-type]
+                recompute=self.recompute,  # type: ignore[arg-type]
+            ),
             optim=OptimConfig(weight_decay=0.1, grad_clip=CLIP),
             train=TrainConfig(
                 steps=STEPS,

@@ -20,3 +20,6 @@ class ParallelConfig:
     """ZeRO stage. DeepSpeed's stage 0 was measured to be numerically wrong in two cases, so 1 is the least."""
     partition: Literal["uniform", "parameters"] = "parameters"
     """How layers are dealt to pipeline stages: equal counts, or equal parameters."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """What backward makes again instead of keeping it: nothing, attention (selective), or every block from its input
+    (full; GPT-NeoX: checkpoint_activations)."""
