@@ -116,7 +116,7 @@ def check_model(model: ModelConfig, parallel: ParallelConfig) -> None:
 
 def check_run(config: Config, batch: Batch) -> None:
     """Ranges of what is not about shapes."""
-    _positive("train", config.train, ("steps",))
+    _positive("train", config.train, ("steps", "fp16_scale_window", "fp16_hysteresis"))
     _positive("checkpoint", config.checkpoint, ("interval", "keep_last", "keep_every"))
     _positive("log", config.log, ("interval",))
     _positive("optim", config.optim, ("decay_steps",))

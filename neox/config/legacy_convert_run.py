@@ -8,9 +8,15 @@ from collections.abc import Callable
 
 from neox.config.legacy_convert import Converted, Flat, attention, mlp, norms, pipeline, positions, shape, weights, zero
 
-FP16 = {"loss_scale": (0,), "loss_scale_window": (1000,), "hysteresis": (2,), "min_loss_scale": (1,)}
-FP16_ANY = {**FP16, "auto_cast": (False,), "initial_scale_power": (12, 16), "enabled": (True, False)}
-"""What the fp16 block may say: the loss scaler has GPT-NeoX's usual settings, and no others yet."""
+LOSS_SCALER = {
+    "initial_scale_power": ("train.fp16_initial_scale_power", 16),
+    "loss_scale_window": ("train.fp16_scale_window", 1000),
+    "hysteresis": ("train.fp16_hysteresis", 2),
+    "min_loss_scale": ("train.fp16_min_scale", 1),
+}
+"""Key of the fp16 block → ours, and the default of DeepSpeed, which GPT-NeoX hands the block to."""
+FP16_ONLY = {"loss_scale": (0, None), "auto_cast": (False, None), "enabled": (True, False)}
+"""The block's other keys, with the values they may have."""
 
 
 def optimizer(flat: Flat) -> Converted:
@@ -49,25 +55,18 @@ def precision(flat: Flat) -> Converted:
         name = "precision" if flat.is_set("precision") else "bf16"
         raise flat.refusal(name, f"the blocks and precision ask for {' and '.join(sorted(map(str, found)))}")
     chosen = found.pop() if found else "fp32"
-    if chosen == "fp16":
-        check_loss_scaler(flat)
-    return {"train.precision": chosen}
+    return {"train.precision": chosen, **(loss_scaler(flat) if chosen == "fp16" else {})}
 
 
-def check_loss_scaler(flat: Flat) -> None:
-    """Refuses what the loss scaler here does not do; a start at 2^16 instead of 2^12 only skips more steps at first."""
+def loss_scaler(flat: Flat) -> Converted:
+    """The dynamic loss scale of fp16."""
     block = flat.block("fp16")
     for name, value in block.items():
-        if name in ("fp16", "type"):
-            continue
-        if value not in FP16_ANY.get(name, ()):
-            allowed = FP16_ANY.get(name, ())
-            reason = f"only {' or '.join(map(str, allowed))} here" if allowed else "is not in this trainer yet"
+        if name not in ("fp16", "type", *LOSS_SCALER) and value not in FP16_ONLY.get(name, ()):
+            allowed = FP16_ONLY.get(name)
+            reason = f"only {allowed[0]} here" if allowed else "is not in this trainer yet"
             raise flat.refusal("fp16", reason, name, value)
-    if block.get("initial_scale_power", 16) != 12:
-        flat.notices.append(
-            "fp16.initial_scale_power: the loss scale starts at 2^12 here, not 2^16; fewer first steps skip"
-        )
+    return {ours: block.get(name, default) for name, (ours, default) in LOSS_SCALER.items()}
 
 
 def schedule(flat: Flat) -> Converted:

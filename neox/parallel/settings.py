@@ -28,13 +28,12 @@ def deepspeed_config(cfg: Config) -> dict[str, Any]:
     if cfg.train.precision == "bf16":
         settings["bf16"] = {"enabled": True}
     if cfg.train.precision == "fp16":
-        # GPT-NeoX's defaults: start at 2^12, halve after two overflows, double after 1000 steps without one.
         settings["fp16"] = {
             "enabled": True,
-            "loss_scale": 0,
-            "initial_scale_power": 12,
-            "loss_scale_window": 1000,
-            "hysteresis": 2,
-            "min_loss_scale": 1,
+            "loss_scale": 0,  # dynamic
+            "initial_scale_power": cfg.train.fp16_initial_scale_power,
+            "loss_scale_window": cfg.train.fp16_scale_window,
+            "hysteresis": cfg.train.fp16_hysteresis,
+            "min_loss_scale": cfg.train.fp16_min_scale,
         }
     return settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -12,9 +13,10 @@ from neox.config.errors import UserError
 from neox.model.gpt import GPT
 from neox.parallel.groups import TensorGroup
 from neox.parallel.plan import apply_plan, shard, sharded_dim
+from neox.parallel.settings import deepspeed_config
 from neox.parallel.stages import deal_by_weight, deal_uniform
 from neox.parallel.topology import Topology
-from tests.parallel.training import LLAMA, NEOX
+from tests.parallel.training import LLAMA, NEOX, Case
 
 
 @pytest.mark.parametrize(("dp", "tp", "pp"), [(1, 1, 1), (2, 3, 4), (3, 1, 2), (1, 4, 2)])
@@ -88,3 +90,19 @@ def test_the_heaviest_stage_is_as_light_as_possible(num_stages: int) -> None:
 def test_uniform_stages_differ_by_one_at_most() -> None:
     assert deal_uniform(7, 3) == [0, 2, 4, 7]
     assert deal_uniform(4, 4) == [0, 1, 2, 3, 4]
+
+
+def test_deepspeed_is_told_of_the_loss_scale() -> None:
+    config = Case("", precision="fp16").config()
+    scaler = {"fp16_initial_scale_power": 20, "fp16_scale_window": 7, "fp16_hysteresis": 3, "fp16_min_scale": 8.0}
+    changed = dataclasses.replace(config, train=dataclasses.replace(config.train, **scaler))
+    told = deepspeed_config(changed)["fp16"]
+    assert told == {
+        "enabled": True,
+        "loss_scale": 0,
+        "initial_scale_power": 20,
+        "loss_scale_window": 7,
+        "hysteresis": 3,
+        "min_loss_scale": 8.0,
+    }
+    assert "fp16" not in deepspeed_config(Case("").config())

@@ -20,6 +20,14 @@ class TrainConfig:
     """Micro-batches per step and rank; under a pipeline, the micro-batches in flight."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Number format of weights and activations; masters, gradients' sum and moments stay fp32."""
+    fp16_initial_scale_power: int = 12
+    """fp16 multiplies the loss by a scale that follows the gradients; it starts at 2 to this power."""
+    fp16_scale_window: int = 1000
+    """Steps without overflow after which the scale doubles."""
+    fp16_hysteresis: int = 2
+    """Overflows, each a skipped step, after which the scale is halved."""
+    fp16_min_scale: float = 1.0
+    """The scale is not halved below this."""
     seed: int = 1234
     """Seed of the initial weights."""
     valid_interval: int = 100
