@@ -14,11 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from jobs import segments, warning
+from jobs import mpi, segments, warning
 from jobs.errors import UserError
 from jobs.launch import LAUNCHERS
 from jobs.launch.contract import Launcher
-from jobs.ranks import code_file, signal_file, started_file
+from jobs.ranks import code_file, port_of, signal_file, started_file
 from jobs.scheduler import SCHEDULERS
 from jobs.scheduler.contract import Scheduler
 from jobs.shell import Process, exit_code, start
@@ -42,8 +42,16 @@ def plan_launch(
         raise UserError(f"jobs launch: no {site.scheduler} allocation here ({words['job_id']} is not set)")
     if held is not None and nodes > held:
         raise UserError(f"--nodes {nodes}: the allocation has {held}")
+    if held is None and nodes > 1:
+        raise UserError(f"--nodes {nodes}: site {site.name} has one node")
     cpus = int(environ.get(words.get("cpus_per_rank", "")) or max(1, site.cores // ranks))
-    return Launch(tuple(command), nodes, ranks, cpus, folder, site.gpus, site.device_choice, site.launch_args)
+    hosts = _hosts(SCHEDULERS[site.scheduler], environ)[:nodes]
+    return Launch(tuple(command), nodes, ranks, cpus, folder, site.gpus, site.device_choice, site.launch_args, hosts)
+
+
+def _hosts(scheduler: Scheduler, environ: Mapping[str, str]) -> tuple[str, ...]:
+    listed = environ.get(scheduler.environment.get("nodes", ""))
+    return tuple(scheduler.hosts(listed)) if listed else (os.uname().nodename,)
 
 
 def _num_nodes(scheduler: Scheduler, environ: Mapping[str, str]) -> int | None:
@@ -52,6 +60,11 @@ def _num_nodes(scheduler: Scheduler, environ: Mapping[str, str]) -> int | None:
     if "num_nodes" in words:
         return int(environ[words["num_nodes"]]) if words["num_nodes"] in environ else None
     return len(scheduler.hosts(environ[words["nodes"]])) if words["nodes"] in environ else None
+
+
+def _port(scheduler: Scheduler, environ: Mapping[str, str]) -> int | None:
+    job_id = environ.get(scheduler.environment.get("job_id", ""))
+    return port_of(job_id) if job_id else None
 
 
 def launch_environment(site: Site, launch: Launch, environ: Mapping[str, str]) -> dict[str, str]:
@@ -75,9 +88,10 @@ def run(site: Site, command: list[str], nodes: int, ranks_per_node: int | None, 
     launch = replace(launch, folder=folder)
     began = segments.now()
     try:
-        running = Running(
-            LAUNCHERS[site.launcher], launch, {**os.environ, **launch_environment(site, launch, os.environ)}
-        )
+        environ = {**os.environ, **launch_environment(site, launch, os.environ)}
+        if not LAUNCHERS[site.launcher].keeps_environment:
+            mpi.write_environment(folder, environ, launch.hosts[0], _port(SCHEDULERS[site.scheduler], environ))
+        running = Running(LAUNCHERS[site.launcher], launch, environ)
         if run_dir:
             warning.follow(os.environ, run_dir)
         with warning.registered(os.environ):  # a job that is ended waits for us until the segment is written

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 
+from jobs import mpi
+from jobs.errors import UserError
 from jobs.scheduler import SCHEDULERS
 from jobs.shell import Process, exit_code, signal_on_parent_death, start
 from jobs.spec import Launch
@@ -65,8 +67,12 @@ def rank_environment(ranks_from: str, environ: Mapping[str, str]) -> dict[str, s
         "LOCAL_RANK": words["local_rank"],
         "LOCAL_WORLD_SIZE": words["tasks_per_node"].split("(")[0].split(",")[0],  # `2(x4)`: 2 on each of 4 nodes
         "MASTER_ADDR": scheduler.hosts(words.get("step_nodes") or words["nodes"])[0],
-        "MASTER_PORT": str(FIRST_PORT + int(words["job_id"]) % NUM_PORTS),
+        "MASTER_PORT": str(port_of(words["job_id"])),
     }
+
+
+def port_of(job_id: str) -> int:
+    return FIRST_PORT + int(job_id) % NUM_PORTS
 
 
 def one_device(choice: str, local_rank: str) -> dict[str, str]:
@@ -118,13 +124,16 @@ class Rank:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m jobs.ranks", description=__doc__)
-    parser.add_argument("--from", dest="ranks_from", required=True, choices=["torchrun", *SCHEDULERS])
+    parser.add_argument("--from", dest="ranks_from", required=True, choices=["torchrun", "mpi", *SCHEDULERS])
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--device-choice", help="scheduler, or the variable that shows one GPU")
     parser.add_argument("--signals-by-file", action="store_true", help="the launcher passes no signals on")
     parser.add_argument("command", nargs="+")
     arguments = parser.parse_args()
-    environ = {**os.environ, **rank_environment(arguments.ranks_from, os.environ)}
+    if arguments.ranks_from == "mpi":
+        environ = mpi.rank_environment(arguments.folder, os.environ)
+    else:
+        environ = {**os.environ, **rank_environment(arguments.ranks_from, os.environ)}
     rank = int(environ["RANK"])
     if arguments.device_choice:
         environ |= one_device(arguments.device_choice, environ["LOCAL_RANK"])
@@ -151,4 +160,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except UserError as error:
+        sys.exit(f"jobs: error: {error}")

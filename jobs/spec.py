@@ -50,6 +50,8 @@ class Launch:
     """Who shows each rank one GPU: `scheduler`, or a variable set to the local rank; empty: all ranks see all."""
     extra: tuple[str, ...] = ()
     """Further options of the launcher, one argument each."""
+    hosts: tuple[str, ...] = ()
+    """One per node, in the allocation's order; this machine where there is no allocation."""
 
     @property
     def world_size(self) -> int:

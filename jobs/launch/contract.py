@@ -19,5 +19,7 @@ class Launcher:
     forwards_signals: bool
     """Whether signals it receives reach the ranks; otherwise they go through a file in the launch folder."""
     is_single_node: bool
+    keeps_environment: bool = True
+    """Whether ranks have the launcher's environment; otherwise they read it from a file in the launch folder."""
     one_task: Callable[[Launch], list[str]] | None = None
     """The command as one plain process on a compute node, for sites whose batch scripts run elsewhere."""

@@ -60,7 +60,7 @@ def test_slurm_submit_line(name: str, spec: JobSpec) -> None:
 
 @pytest.mark.parametrize("name", LAUNCHERS)
 def test_launch_line(name: str) -> None:
-    launch = Launch(("train", NASTY), nodes=1, ranks_per_node=4, cpus_per_rank=7, folder=Path("folder"))
+    launch = Launch(("train", NASTY), nodes=1, ranks_per_node=4, cpus_per_rank=7, folder=Path("folder"), hosts=("n1",))
     assert_golden(f"{name}.txt", "\n".join(map(repr, LAUNCHERS[name].argv(launch))) + "\n")
 
 

@@ -1,0 +1,50 @@
+"""A rank's place from the variables of MPI's launchers, and what these do not carry to other nodes."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+from jobs.errors import UserError
+
+NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+# In the order of NAMES. MVAPICH2 and Cray PALS also set PMI_RANK, so Hydra, whose ranks have nothing else, is the last.
+FAMILIES = {
+    "Open MPI": tuple(f"OMPI_COMM_WORLD_{word}" for word in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")),
+    "MVAPICH2": tuple(f"MV2_COMM_WORLD_{word}" for word in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")),
+    "Cray PALS": ("PMI_RANK", "PMI_SIZE", "PMI_LOCAL_RANK", "PMI_LOCAL_SIZE"),
+    "Hydra (MPICH, Intel MPI)": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+}
+
+
+def place(environ: Mapping[str, str]) -> dict[str, str]:
+    """RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE of this process. Raises UserError outside of an MPI launch."""
+    for words in FAMILIES.values():
+        if all(word in environ for word in words):
+            return {name: environ[word] for name, word in zip(NAMES, words, strict=True)}
+    raise UserError(f"no rank of an MPI launcher: none has set its variables; known: {', '.join(FAMILIES)}")
+
+
+def environment_file(folder: Path) -> Path:
+    return folder / "environment.json"
+
+
+def write_environment(folder: Path, environ: Mapping[str, str], host: str, port: int | None) -> None:
+    """Leaves the ranks' environment in a file, private to the user: which variables reach other nodes differs between
+    MPI's launchers, and values would show on their command lines. `port` None: one that is free on this host now.
+    """
+    if port is None:
+        with socket.create_server(("", 0)) as server:
+            port = server.getsockname()[1]
+    values = {**environ, "MASTER_ADDR": host, "MASTER_PORT": str(port)}
+    descriptor = os.open(environment_file(folder), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(values, file)
+
+
+def rank_environment(folder: Path, environ: Mapping[str, str]) -> dict[str, str]:
+    """The launch's environment, with what the MPI launcher has added for this rank, and the rank's place."""
+    return {**environ, **json.loads(environment_file(folder).read_text()), **place(environ)}
