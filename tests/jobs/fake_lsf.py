@@ -122,11 +122,12 @@ def end(job_id: str) -> None:
     if os.fork():
         return
     os.setsid()
+    pid = read(job_id)["pid"]  # a job that is run again has another, and is not ended again
     for stream in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         try:
-            os.killpg(read(job_id)["pid"], number)
+            os.killpg(pid, number)
         except ProcessLookupError:
             break
         time.sleep(INTERVAL_S)
