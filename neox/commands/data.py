@@ -51,6 +51,8 @@ def _add_tokenize(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="PREFIX")
     parser.add_argument("--shard", default="0/1", metavar="I/N", help="only part I of N, I from 0 to N-1")
     parser.add_argument("--workers", type=int, default=1, metavar="W", help="processes (default: %(default)s)")
+    engines = ("auto", "gigatoken", "tokenizers")
+    parser.add_argument("--engine", choices=engines, default="auto", help="(default: the fastest that is proven equal)")
     parser.add_argument("--no-append-eod", action="store_true", help="do not end documents with <|endoftext|>")
 
 
@@ -108,7 +110,7 @@ def _tokenize(args: argparse.Namespace) -> str:
 
     if args.workers < 1:
         raise UserError(f"--workers {args.workers}: must be at least 1")
-    encoding = Encoding(args.tokenizer, args.key, not args.no_append_eod)
+    encoding = Encoding(args.tokenizer, args.key, not args.no_append_eod, args.engine)
     return _describe(args.output, tokenize(args.inputs, encoding, args.output, _parse_shard(args.shard), args.workers))
 
 

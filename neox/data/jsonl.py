@@ -184,6 +184,23 @@ def read_texts(paths: Sequence[Path], key: str = "text") -> Iterator[str]:
         raise no_document(paths)
 
 
+def first_texts(paths: Sequence[Path], key: str, sample_bytes: int = 1 << 19) -> Iterator[str]:
+    """The first documents of up to 64 of the files, evenly chosen; each file gives its share of `sample_bytes`.
+
+    A file's first wrong line ends its share: the whole reading will name it.
+    """
+    chosen = paths[:: -(-len(paths) // 64) or 1]
+    for path in chosen:
+        share = sample_bytes // len(chosen)
+        first = next(batches(Span(path, 0, None), share), None)
+        for line in first.lines if first else []:
+            try:
+                texts = parse_texts([line], key)
+            except BadLineError:
+                break
+            yield from (text[:share] for text in texts)
+
+
 def no_document(paths: Sequence[Path]) -> UserError:
     """What to raise for a corpus without a document."""
     return UserError(f"{', '.join(map(str, paths))}: no document, only blank lines")

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ import numpy as np
 
 from neox.config.errors import UserError
 from neox.data.durable import dump_json
+from neox.data.engine import Engine, choose_engine, make_engine
 from neox.data.indexed import IndexedWriter, open_alike, token_dtype
-from neox.data.jsonl import BadLineError, Batch, Span, batches, no_document, parse_texts, shard_spans
+from neox.data.jsonl import BadLineError, Batch, Span, batches, first_texts, no_document, parse_texts, shard_spans
 from neox.data.statistics import UnigramCounts
 from neox.data.tokenizer import LoadedTokenizer, load_tokenizer
 
@@ -37,6 +38,8 @@ class Encoding:
     """Where a line's JSON object keeps its text."""
     append_eod: bool = True
     """End each document with `<|endoftext|>`."""
+    engine: str = "auto"
+    """`auto`, `gigatoken` or `tokenizers`: how fast, never what is written."""
 
 
 @dataclass(frozen=True)
@@ -51,33 +54,28 @@ class EncodedBatch:
 class Encoder:
     """Turns batches of lines into tokens; each process has one."""
 
-    def __init__(self, encoding: Encoding, loaded: LoadedTokenizer) -> None:
-        self._encoding = encoding
-        self._loaded = loaded
-        tokenizer = loaded.tokenizer
-        self._encode_batch = getattr(tokenizer, "encode_batch_fast", tokenizer.encode_batch)
-        self._dtype = token_dtype(loaded.vocab_size)
+    def __init__(self, encoding: Encoding, engine: Engine, eod: int, dtype: np.dtype[Any]) -> None:
+        self._key = encoding.key
+        self._engine = engine
+        self._ending = np.array([eod] if encoding.append_eod else [], np.uint32)
+        self._dtype = dtype
 
     def encode(self, lines: list[bytes]) -> EncodedBatch:
         """Each line that is not blank is one item, an empty text too. BadLineError when a line holds no document."""
-        texts = parse_texts(lines, self._encoding.key)
-        # Text that spells a special token becomes that token, as in GPT-NeoX.
-        ending = [self._loaded.eod] if self._encoding.append_eod else []
-        items = [
-            np.array(encoded.ids + ending, dtype=self._dtype)
-            for encoded in self._encode_batch(texts, add_special_tokens=False)
-        ]
-        sizes = np.fromiter(map(len, items), np.int32, len(items))
-        tokens = np.concatenate(items) if items else np.zeros(0, self._dtype)
+        texts = parse_texts(lines, self._key)
+        found = self._engine.encode(texts)
+        sizes = np.fromiter(map(len, found), np.int32, len(found)) + np.int32(len(self._ending))
+        pieces = [piece for ids in found for piece in (ids, self._ending)]
+        tokens = np.concatenate(pieces).astype(self._dtype) if pieces else np.zeros(0, self._dtype)
         return EncodedBatch(tokens, sizes, sum(len(text.encode()) for text in texts))
 
 
 _encoder: Encoder
 
 
-def _start_worker(encoding: Encoding) -> None:
+def _start_worker(encoding: Encoding, eod: int, dtype: np.dtype[Any]) -> None:
     global _encoder
-    _encoder = Encoder(encoding, load_tokenizer(encoding.tokenizer))
+    _encoder = Encoder(encoding, make_engine(encoding.engine, encoding.tokenizer), eod, dtype)
 
 
 def _encode_in_worker(lines: list[bytes]) -> EncodedBatch:
@@ -98,6 +96,8 @@ def tokenize(
     """
     loaded = load_tokenizer(encoding.tokenizer)
     spans = shard_spans(inputs, *shard)
+    sample = first_texts([span.path for span in spans], encoding.key)
+    encoding = replace(encoding, engine=choose_engine(encoding.engine, encoding.tokenizer, loaded, sample))
     counts = UnigramCounts()
     sources = [_Source(span) for span in spans]
     dtype = token_dtype(loaded.vocab_size)
@@ -116,6 +116,7 @@ def tokenize(
             "append_eod": encoding.append_eod,
             "inputs": [source.describe() for source in sources],
             "shard": f"{shard[0]}/{shard[1]}",
+            "tokenizer_engine": encoding.engine,
             "tokenizer_sha256": loaded.sha256,
             "vocab_size": loaded.vocab_size,
         }
@@ -178,12 +179,13 @@ def _all_batches(sources: Iterable[_Source]) -> Iterator[Batch]:
 @contextmanager
 def _encoders(encoding: Encoding, loaded: LoadedTokenizer, workers: int) -> Iterator[Executor | Encoder]:
     """A pool of processes, or for one worker this process."""
+    dtype = token_dtype(loaded.vocab_size)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     if workers == 1:
-        yield Encoder(encoding, loaded)
+        yield Encoder(encoding, make_engine(encoding.engine, encoding.tokenizer, loaded), loaded.eod, dtype)
         return
     # spawn: a fork would copy the tokenizer library's threads in an unknown state.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (encoding,))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (encoding, loaded.eod, dtype))
     try:
         # Started before any file is: being stopped half-way through the start then leaves none.
         pool.submit(os.getpid).result()

@@ -1,0 +1,131 @@
+"""What turns text into token ids: gigatoken where proven equal to the `tokenizers` library, that library elsewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from neox.config.errors import UserError
+from neox.data.tokenizer import LoadedTokenizer, load_tokenizer
+
+CACHE_BYTES = 64 << 20
+"""By how much gigatoken's cache of words, which has no bound of its own, may grow before it is thrown away."""
+
+# NFC is where the two follow different Unicode versions: marks and composites younger than the tables of `tokenizers`.
+# Whole blocks of rare scripts are named rather than single characters; tests/data/test_engine.py tries every other one.
+DISPUTED = re.compile(
+    "[\u07fd\u0897-\u089f\u08ca-\u08d3\u09fe\u0c3c\u0d3b\u0d3c\u0eba\u1715\u1abf-\u1aff\u1df6-\u1dff\ua82c"
+    "\U00010500-\U00016fff\U0001e000-\U0001efff]"
+)
+
+TRICKY = (
+    "",
+    " \t\n\r\n  \n\u0085\u00a0\u2003\u2028\u3000x   \v\f",
+    "I'll we've DON'T 'S 's ’s ſ's''t",
+    "x=1234567.89e-10 ٣٤ Ⅷ ½ ²",
+    "e\u0301\u0323 \u1112\u1161\u11ab a\u0328\u0301 \u212b \uac00\u11a8 \u0344 \u0958",
+    "naïve Straße Ελλάδα Привет हिन्दी ไทย 東京 한국어 ﬁ 👩‍👩‍👧‍👦 🇫🇷 \U0001f3fd",
+    "\x00\x01\x7f\ufeff\ufffd\U0010ffff",
+    "a" * 300 + "-" * 300 + " " * 300 + "\n" * 300,
+    "word " * 10_000,  # a tokenizer that truncates would show here
+)
+
+
+class Engine(Protocol):
+    """Encodes texts; text that spells a special token becomes that token, as in GPT-NeoX."""
+
+    def encode(self, texts: list[str]) -> list[np.ndarray[Any, Any]]:
+        """The token ids of each text, none added."""
+
+
+class TokenizersEngine:
+    """The reference."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._encode_batch = getattr(tokenizer, "encode_batch_fast", tokenizer.encode_batch)
+
+    def encode(self, texts: list[str]) -> list[np.ndarray[Any, Any]]:
+        return [np.array(found.ids, np.uint32) for found in self._encode_batch(texts, add_special_tokens=False)]
+
+
+class GigatokenEngine:
+    """gigatoken, but the reference for the few texts whose characters the two normalise differently."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises what gigatoken raises when it is absent or does not know the kind of tokenizer."""
+        self._path = path
+        self._load()
+
+    def _load(self) -> None:
+        from gigatoken.gigatoken_rs import load_hf_json
+
+        self._encode = load_hf_json(self._path.read_bytes()).encode
+        self._resident_bytes = resident_bytes()
+
+    @cached_property
+    def _reference(self) -> TokenizersEngine:
+        return TokenizersEngine(load_tokenizer(self._path).tokenizer)
+
+    def encode(self, texts: list[str]) -> list[np.ndarray[Any, Any]]:
+        if resident_bytes() > self._resident_bytes + CACHE_BYTES:
+            del self._encode  # freed before the new one is made
+            self._load()
+        return [
+            self._reference.encode([text])[0] if not text.isascii() and DISPUTED.search(text) else self._encode(text)
+            for text in texts
+        ]
+
+
+def make_engine(name: str, path: Path, loaded: LoadedTokenizer | None = None) -> Engine:
+    """The engine of that name for a tokenizer.json; `loaded` spares the reference reading it again."""
+    if name == "gigatoken":
+        return GigatokenEngine(path)
+    return TokenizersEngine((loaded or load_tokenizer(path)).tokenizer)
+
+
+def resident_bytes() -> int:
+    """Memory this process holds now; 0 where the system does not say so (not Linux)."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except FileNotFoundError:
+        return 0
+
+
+def choose_engine(wanted: str, path: Path, loaded: LoadedTokenizer, sample: Iterable[str]) -> str:
+    """`gigatoken` or `tokenizers`: the fast one when it encodes the sample and the tricky texts as the reference does.
+
+    Says in one line on stderr why `auto` settles for the reference. UserError when `gigatoken` is wanted and cannot be.
+    """
+    if wanted == "tokenizers":
+        return wanted
+    reason = _why_not(path, loaded, sample)
+    if reason is None:
+        return "gigatoken"
+    if wanted == "gigatoken":
+        raise UserError(f"--engine gigatoken: {reason}; use --engine tokenizers")
+    print(f"neox: tokenising with the slower engine `tokenizers`: {reason}", file=sys.stderr)
+    return "tokenizers"
+
+
+def _why_not(path: Path, loaded: LoadedTokenizer, sample: Iterable[str]) -> str | None:
+    try:
+        fast = GigatokenEngine(path)
+    except ImportError:
+        return "gigatoken is not installed"
+    except Exception as error:  # its Rust side names no type of its own
+        return f"gigatoken cannot load {path} ({str(error).strip().splitlines()[0]})"
+    reference = TokenizersEngine(loaded.tokenizer)
+    added = [token.content for token in loaded.tokenizer.get_added_tokens_decoder().values()]
+    spelled = [f"{token}a {token} b{token[:-1]}{token}\n{token}" for token in added]
+    for texts in (TRICKY, spelled, sample):
+        for text in texts:  # one by one: the library's answer for a whole sample takes hundreds of MB
+            if not np.array_equal(fast.encode([text])[0], reference.encode([text])[0]):
+                return f"gigatoken gives other tokens for {text[:40]!r}"
+    return None

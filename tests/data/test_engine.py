@@ -1,0 +1,165 @@
+"""gigatoken against the `tokenizers` library: the same ids wherever it is used, and not used anywhere else."""
+
+import json
+import random
+import subprocess
+import sys
+import unicodedata
+
+import pytest
+from data_inputs import make_texts, write_jsonl
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, normalizers
+
+from neox.config.errors import UserError
+from neox.data import engine
+from neox.data.engine import DISPUTED, GigatokenEngine, TokenizersEngine, choose_engine
+from neox.data.jsonl import first_texts
+from neox.data.prepare import Encoding, tokenize
+from neox.data.tokenizer import load_tokenizer
+
+SPECIAL = ["<|endoftext|>", "<|padding|>", "<|endoftext", "    ", "\n\n", " \t"]
+
+
+@pytest.fixture(scope="session")
+def nfc_file(tokenizer_file, tmp_path_factory):
+    """As GPT-NeoX-20B's tokenizer: text is brought to NFC, and runs of spaces are tokens added to the vocabulary."""
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.add_tokens([" " * n for n in range(24, 1, -1)])
+    path = tmp_path_factory.mktemp("nfc") / "tokenizer.json"
+    tokenizer.save(str(path))
+    return path
+
+
+@pytest.fixture(scope="session")
+def both(nfc_file):
+    return GigatokenEngine(nfc_file), TokenizersEngine(load_tokenizer(nfc_file).tokenizer)
+
+
+def without(fixed, change, path):
+    """A tokenizer file with something changed in its JSON."""
+    settings = json.loads(fixed.read_text())
+    change(settings)
+    path.write_text(json.dumps(settings))
+    return path
+
+
+def assert_same(both, texts):
+    fast, reference = (engine.encode(texts) for engine in both)
+    assert [ids.tolist() for ids in fast] == [ids.tolist() for ids in reference]
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+MARKED = st.text(st.characters(categories=["Mn", "Mc", "Lo"]), max_size=12)
+
+
+@settings(max_examples=400, deadline=None)
+@given(pieces=st.lists(st.one_of(TEXT, MARKED, st.sampled_from(SPECIAL)), max_size=8))
+def test_engines_give_the_same_ids(both, pieces):
+    assert_same(both, ["".join(pieces)])
+
+
+def test_only_disputed_characters_are_normalised_differently(both, monkeypatch):
+    """Every mark, composite and unassigned character, next to letters, digits, itself and marks of other classes."""
+    kinds = {"Mn", "Mc", "Me", "Cn"}
+    planes = [chr(code) for code in (*range(0xD800), *range(0xE000, 0x20000))]
+    undisputed = [c for c in planes if unicodedata.category(c) in kinds or unicodedata.decomposition(c)]
+    undisputed = [c for c in undisputed if not DISPUTED.search(c)]
+    assert len(undisputed) > 10_000
+    assert_same(both, [f"a{c}b 1{c}1 {c}{c}. e{c}\u0323\u0301" for c in undisputed])
+    disputed = "\U00011935\U00011930"
+    assert_same(both, [disputed])
+    monkeypatch.setattr(engine, "DISPUTED", engine.re.compile("x"))
+    with pytest.raises(AssertionError):  # it is the dispute that sends this text to the reference
+        assert_same(both, [disputed])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_files_are_the_same(tmp_path, nfc_file, capsys, workers):
+    texts = [text + random.Random(i).choice(SPECIAL) * 3 for i, text in enumerate(make_texts(300))]
+    path = write_jsonl(tmp_path / "a.jsonl", [*texts, "\U00011935\U00011930"])
+    for name in ("gigatoken", "tokenizers", "auto"):
+        manifest = tokenize([path], Encoding(nfc_file, engine=name), tmp_path / name, workers=workers)
+        assert manifest["tokenizer_engine"] == ("tokenizers" if name == "tokenizers" else "gigatoken")
+    for end in ("bin", "idx"):
+        files = [(tmp_path / f"{name}.{end}").read_bytes() for name in ("gigatoken", "tokenizers", "auto")]
+        assert files[0] == files[1] == files[2]
+    assert capsys.readouterr().err == ""
+
+
+def reason(capsys, path, sample=()):
+    """Why `auto` falls back, which must be what a forced gigatoken is refused for."""
+    loaded = load_tokenizer(path)
+    assert choose_engine("auto", path, loaded, sample) == "tokenizers"
+    notice = capsys.readouterr().err
+    assert notice.startswith("neox: tokenising with the slower engine `tokenizers`: ") and notice.count("\n") == 1
+    with pytest.raises(UserError) as error:
+        choose_engine("gigatoken", path, loaded, sample)
+    said = notice.strip().partition("`: ")[2]
+    assert str(error.value) == f"--engine gigatoken: {said}; use --engine tokenizers"
+    return said
+
+
+def test_falls_back_where_gigatoken_is_absent(nfc_file, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gigatoken.gigatoken_rs", None)
+    assert reason(capsys, nfc_file) == "gigatoken is not installed"
+
+
+def test_falls_back_where_gigatoken_knows_no_such_tokenizer(nfc_file, capsys, tmp_path):
+    path = without(nfc_file, lambda of: of.update(normalizer={"type": "NFKC"}), tmp_path / "t.json")
+    assert "Unsupported normalizer type: NFKC" in reason(capsys, path)
+
+
+def test_falls_back_where_a_tricky_text_differs(nfc_file, capsys, tmp_path):
+    cut = {"direction": "Right", "max_length": 1500, "strategy": "LongestFirst", "stride": 0}
+    path = without(nfc_file, lambda of: of.update(truncation=cut), tmp_path / "t.json")
+    assert "gigatoken gives other tokens for 'word word" in reason(capsys, path)
+
+
+def test_falls_back_where_the_corpus_differs(nfc_file, capsys, monkeypatch):
+    monkeypatch.setattr(engine, "DISPUTED", engine.re.compile("x"))
+    sample = ["fine", "\U00011935\U00011930 differs"]
+    assert reason(capsys, nfc_file, sample) == f"gigatoken gives other tokens for {sample[1]!r}"
+
+
+def test_sample_is_the_first_documents_of_every_input(tmp_path):
+    inputs = [write_jsonl(tmp_path / f"{i}.jsonl", [f"{i}-{n}" * 20 for n in range(50)]) for i in range(3)]
+    inputs[1].write_text('{"text": "good"}\n{"text": 1}\n{"text": "unseen"}\n')
+    sample = list(first_texts(inputs, "text", 600))
+    assert sample == [text * 20 for text in ("0-0", "0-1", "0-2")] + ["good"] + [
+        text * 20 for text in ("2-0", "2-1", "2-2")
+    ]
+    assert [len(text) for text in first_texts(inputs[:1], "text", 20)] == [20]
+    assert list(first_texts([], "text")) == []
+
+
+GROW = """
+import random, string, sys
+from pathlib import Path
+from neox.data import engine
+engine.CACHE_BYTES = int(sys.argv[2]) << 20
+fast, draw = engine.GigatokenEngine(Path(sys.argv[1])), random.Random(0)
+for _ in range(60):
+    fast.encode([" ".join("".join(draw.choices(string.ascii_letters, k=9)) for _ in range(30_000))])
+print(engine.resident_bytes() >> 20)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory in use is read from /proc")
+def test_memory_is_bounded(nfc_file):
+    """1.8 M words never seen before fill gigatoken's cache, unless it is thrown away in time."""
+
+    def resident_mib(cache_mib):
+        command = [sys.executable, "-c", GROW, nfc_file, str(cache_mib)]
+        return int(subprocess.run(command, capture_output=True, check=True, timeout=120).stdout)
+
+    bounded, unbounded = resident_mib(16), resident_mib(1 << 20)
+    assert bounded < unbounded - 64
+
+
+def test_encoding_goes_on_after_the_cache_is_thrown_away(both, monkeypatch):
+    monkeypatch.setattr(engine, "CACHE_BYTES", -1)
+    for text in make_texts(12):
+        assert_same(both, [text])
