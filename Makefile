@@ -7,7 +7,7 @@ DEV := $(VENV)/.dev-installed
 PIP := $(BIN)/pip install --disable-pip-version-check --quiet -c requirements/constraints.txt
 export PYTHONWARNINGS := ignore::FutureWarning
 
-.PHONY: help install demo test lint bench cluster-up cluster-down cluster-demo clean
+.PHONY: help install demo test soak lint bench cluster-up cluster-down cluster-demo clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 \t/p' Makefile | expand -t 16
@@ -33,6 +33,10 @@ demo: $(RUN) ## corpus to evaluated models on this machine
 test: $(DEV) ## every test; as root, installs the Debian packages they need
 	tests/install_packages.sh
 	$(BIN)/python -m pytest
+
+soak: $(DEV) ## one training through preemption, kills and a lost node on a real Slurm (root, Debian; minutes)
+	tests/install_packages.sh
+	$(BIN)/python -m pytest -m soak tests/cluster
 
 lint: $(DEV) ## ruff, mypy, snakefmt
 	$(BIN)/ruff check .
