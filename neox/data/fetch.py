@@ -6,6 +6,7 @@ import hashlib
 import http.client
 import json
 import os
+import re
 import sys
 import time
 import urllib.error
@@ -105,16 +106,34 @@ def _check(download: Download, wanted: str | None, digest: str) -> None:
         raise UserError(f"{download.output}: {problem} from {download.url}")
 
 
+@dataclass(frozen=True)
+class _Origin:
+    """What a part is a part of."""
+
+    validator: str
+    """What the server gives to tell versions of a file apart; empty when it gives nothing."""
+    total: int | None
+    """Bytes of the whole file, None where the server does not say."""
+
+
+@dataclass(frozen=True)
+class _Extent:
+    """What an answer holds: the bytes from `start` on of a file of `total`, None where the server does not say."""
+
+    start: int
+    total: int | None
+
+
 class _Transfer:
     """One attempt: from where the part ends, or from the start where the server or the part's history demands it."""
 
     def __init__(self, download: Download) -> None:
         self._download = download
-        self._validator: str | None = None
+        self._origin: _Origin | None = None
         self._have = 0
         if download.part.is_file():
-            self._validator = _read_origin(download)
-            if self._validator is None:
+            self._origin = _read_origin(download)
+            if self._origin is None:
                 _discard(download)
             else:
                 self._have = download.part.stat().st_size
@@ -138,8 +157,8 @@ class _Transfer:
         request = urllib.request.Request(self._download.url, headers={"User-Agent": "neox-hpc"})
         if self._have:
             request.add_header("Range", f"bytes={self._have}-")
-            if self._validator:
-                request.add_header("If-Range", self._validator)
+            if self._origin and self._origin.validator:
+                request.add_header("If-Range", self._origin.validator)
         return urllib.request.urlopen(request, timeout=TIMEOUT_S)
 
     def _refused(self, error: urllib.error.HTTPError) -> None:
@@ -149,29 +168,44 @@ class _Transfer:
             raise _InterruptedError("the part does not belong to the file, starting over") from error
         if error.code >= 500 or error.code in RETRIED_STATUSES:
             raise _InterruptedError(f"HTTP status {error.code}") from error
-        raise UserError(f"{self._download.url}: HTTP status {error.code} ({error.reason})") from error
+        reason = " ".join(str(error.reason).split())  # of a redirect without end it is several lines
+        raise UserError(f"{self._download.url}: HTTP status {error.code} ({reason})") from error
 
     def _receive(self, response: Any) -> str:
         download = self._download
-        validator = _validator(response)
-        is_resumed = self._have > 0 and _resumes_at(response, self._have) and validator == self._validator
-        if self._have and not is_resumed and getattr(response, "status", 200) == 206:
+        extent, validator = _extent(response), _validator(response)
+        is_resumed = self._continues(extent, validator)
+        if extent.start and not is_resumed:
             _discard(download)
-            raise _InterruptedError("the file changed on the server, starting over")
+            raise _InterruptedError("the server sent another part than was asked for, or of a file that has changed")
         if not is_resumed:
             self._have = 0
-        length = response.headers.get("Content-Length")
-        expected = self._have + int(length) if length is not None else download.size
-        if download.size is not None and expected != download.size:
-            _discard(download)
-            raise _InterruptedError(f"the server offers {expected} bytes where {download.size} are expected")
-        write_json(download.origin, {"url": download.url, "validator": validator})
+        total = self._total(extent, is_resumed)
+        if total is None and not download.sha256 and not getattr(response, "chunked", False):
+            print(f"{download.url}: does not say how long the file is; only a sha256 can tell", file=sys.stderr)
+        write_json(download.origin, {"url": download.url, "validator": validator, "bytes": total})
         digest = _hash_file(download.part) if is_resumed else hashlib.sha256()
         with download.part.open("ab" if is_resumed else "wb") as file:
-            self._copy(response, file, digest, expected)
-        if expected is not None and self._have < expected:
-            raise _InterruptedError(f"the transfer ended after {self._have} of {expected} bytes")
+            self._copy(response, file, digest, total)
+        if total is not None and self._have < total:
+            raise _InterruptedError(f"the transfer ended after {self._have} of {total} bytes")
         return digest.hexdigest()
+
+    def _continues(self, extent: _Extent, validator: str) -> bool:
+        """Whether an answer goes on where the part ends, in the same version of the file, to an end that is known."""
+        if self._origin is None or not 0 < self._have == extent.start:
+            return False
+        totals = {extent.total, self._origin.total} - {None}
+        return len(totals) == 1 and validator == self._origin.validator
+
+    def _total(self, extent: _Extent, is_resumed: bool) -> int | None:
+        """Bytes the file must have, by the server or, where it is silent, by the user."""
+        download = self._download
+        total = self._origin.total if self._origin and is_resumed and extent.total is None else extent.total
+        if total is not None and download.size not in (None, total):
+            _discard(download)
+            raise _InterruptedError(f"the server offers {total} bytes where {download.size} are expected")
+        return download.size if total is None else total
 
     def _copy(self, response: Any, file: BinaryIO, digest: Any, expected: int | None) -> None:
         last = time.monotonic()
@@ -182,6 +216,9 @@ class _Transfer:
                 raise _InterruptedError(f"the transfer broke after {self._have} bytes ({error})") from error
             if not chunk:
                 return
+            if expected is not None and self._have + len(chunk) > expected:
+                _discard(self._download)
+                raise _InterruptedError(f"more than the {expected} bytes expected")
             file.write(chunk)
             digest.update(chunk)
             self._have += len(chunk)
@@ -199,17 +236,24 @@ def _validator(response: Any) -> str:
     return response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
 
 
-def _resumes_at(response: Any, offset: int) -> bool:
-    content_range = response.headers.get("Content-Range") or ""
-    return getattr(response, "status", None) == 206 and content_range.startswith(f"bytes {offset}-")
+def _extent(response: Any) -> _Extent:
+    if getattr(response, "status", None) != 206:
+        length = response.headers.get("Content-Length") or ""
+        return _Extent(0, int(length) if length.isdecimal() else None)
+    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range") or "")
+    if not match:
+        raise _InterruptedError("the server sent a part without saying which")
+    return _Extent(int(match[1]), None if match[2] == "*" else int(match[2]))
 
 
-def _read_origin(download: Download) -> str | None:
-    """The validator of the part, or None when it is unknown or the part is of another URL."""
+def _read_origin(download: Download) -> _Origin | None:
+    """None when the origin is unknown or the part is of another URL."""
     try:
         origin = json.loads(download.origin.read_text())
-        return str(origin["validator"]) if origin["url"] == download.url else None
-    except (OSError, ValueError, KeyError, TypeError):
+        total = origin.get("bytes")
+        found = _Origin(str(origin["validator"]), total if isinstance(total, int) else None)
+        return found if origin["url"] == download.url else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
