@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_inputs(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help=".jsonl, .jsonl.gz or .jsonl.zst")
+    parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help=".jsonl, plain or .gz, .bz2, .xz, .zst")
     parser.add_argument("--key", default="text", help="where each line keeps its text (default: %(default)s)")
 
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import zstandard
 
 from neox.config.errors import UserError
 
 BATCH_BYTES = 1 << 20
-COMPRESSED = {".gz", ".zst"}
+OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+COMPRESSED = {*OPENERS, ".zst"}
 
 
 class BadLineError(Exception):
@@ -53,10 +57,10 @@ class Batch:
 
 
 def open_lines(path: Path) -> BinaryIO:
-    """Open a .jsonl, .gz or .zst file for reading bytes of text. UserError when it is missing."""
+    """Open a .jsonl, .gz, .bz2, .xz or .zst file for reading bytes of text. UserError when it is missing."""
     try:
-        if path.suffix == ".gz":
-            return cast(BinaryIO, gzip.open(path, "rb"))
+        if path.suffix in OPENERS:
+            return cast(BinaryIO, OPENERS[path.suffix](path, "rb"))
         raw = path.open("rb")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
@@ -125,21 +129,26 @@ def shard_spans(paths: Sequence[Path], index: int, count: int) -> list[Span]:
 
 def batches(span: Span, batch_bytes: int = BATCH_BYTES) -> Iterator[Batch]:
     """The lines of a span in batches of about `batch_bytes`. UserError when the file cannot be decompressed."""
-    with open_lines(span.path) as file:
-        try:
-            offset = _seek_line(file, span)
-            while span.stop is None or offset < span.stop:
-                lines = file.readlines(batch_bytes)
-                if not lines:
-                    return
-                if span.stop is not None:
-                    lines = _lines_before(lines, span.stop - offset)
-                yield Batch(span.path, offset, lines)
-                offset += sum(map(len, lines))
-        except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
-            raise UserError(
-                f"{span.path}: cannot be decompressed, the file is damaged or truncated ({error})"
-            ) from error
+    with open_lines(span.path) as file, _damage_named(span.path):
+        offset = _seek_line(file, span)
+        while span.stop is None or offset < span.stop:
+            lines = file.readlines(batch_bytes)
+            if not lines:
+                return
+            if span.stop is not None:
+                lines = _lines_before(lines, span.stop - offset)
+            yield Batch(span.path, offset, lines)
+            offset += sum(map(len, lines))
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise UserError(f"{path}: {error.strerror}") from error
+        raise UserError(f"{path}: cannot be decompressed, the file is damaged or truncated ({error})") from error
 
 
 def parse_texts(lines: list[bytes], key: str) -> list[str]:
@@ -224,7 +233,7 @@ def _read_blocks(file: BinaryIO, length: int | None) -> Iterator[bytes]:
 
 
 def _text_length(path: Path) -> int:
-    with open_lines(path) as file:
+    with open_lines(path) as file, _damage_named(path):
         return sum(map(len, _read_blocks(file, None)))
 
 

@@ -1,9 +1,11 @@
 """Tokenising JSON lines: every worker and shard count gives the same files; wrong lines are named."""
 
+import bz2
 import errno
 import gzip
 import hashlib
 import json
+import lzma
 import math
 from collections import Counter
 
@@ -21,7 +23,7 @@ from neox.data.jsonl import Span, batches, read_texts, shard_spans
 from neox.data.prepare import Encoding, merge_prefixes, tokenize
 from neox.data.tokenizer import load_tokenizer, train_tokenizer
 
-COMPRESS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
+COMPRESS = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard.compress}
 
 
 def compressed(path, suffix):
@@ -134,7 +136,7 @@ def test_wrong_line_is_named(tmp_path, tokenizer_file, monkeypatch, suffix, line
             tokenize([path], Encoding(tokenizer_file), tmp_path / "x", shard)
     with pytest.raises(UserError, match=f"line 22: .*{message}"):
         list(read_texts([path]))
-    assert not list(tmp_path.glob("*x*"))
+    assert {file.name for file in tmp_path.iterdir()} == {"a.jsonl", path.name}
 
 
 def test_wrong_line_is_named_by_a_worker(tmp_path, tokenizer_file):
@@ -145,13 +147,15 @@ def test_wrong_line_is_named_by_a_worker(tmp_path, tokenizer_file):
     assert [file.name for file in tmp_path.iterdir()] == ["a.jsonl"]
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
 @pytest.mark.parametrize("keep", [-3, 40])
 def test_damaged_compression_is_named(tmp_path, tokenizer_file, suffix, keep):
     path = compressed(write_jsonl(tmp_path / "a.jsonl", make_texts(500)), suffix)
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(UserError, match=f"a.jsonl{suffix}: cannot be decompressed"):
         tokenize([path], Encoding(tokenizer_file), tmp_path / "x")
+    with pytest.raises(UserError, match=f"a.jsonl{suffix}: cannot be decompressed"):
+        shard_spans([path], 0, 2)
     path.write_bytes(b"plain text")
     with pytest.raises(UserError, match=f"a.jsonl{suffix}: cannot be decompressed"):
         list(read_texts([path]))
