@@ -76,7 +76,8 @@ class Engine:
             self._deepspeed, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=deepspeed_config(cfg))
         self._module = module
         self._zero = self._deepspeed.optimizer
-        self._veto = Veto(self._deepspeed)
+        # DeepSpeed's optimizer for bf16 has no check of overflows to hook into.
+        self._veto = Veto(self._deepspeed) if hasattr(self._zero, "has_overflow") else None
         self._zero_scaler = self._zero.loss_scaler if cfg.train.precision == "fp16" else None
         create_moments(self._zero.optimizer)
         self._zero._lazy_init_hp_params_optimizer_state()
@@ -110,10 +111,14 @@ class Engine:
         """
         for group in self._zero.param_groups:
             group["lr"] = lr
-        self._veto.arm(is_bad)
+        if self._veto is not None:
+            self._veto.arm(is_bad)
         loss = self._deepspeed.train_batch(micro_batches)
-        self._veto.restore_scale()
-        return StepResult(float(loss), float(self._zero._global_grad_norm), bool(self._zero.overflow))
+        if self._veto is not None:
+            self._veto.restore_scale()
+        return StepResult(
+            float(loss), float(self._zero._global_grad_norm), bool(getattr(self._zero, "overflow", False))
+        )
 
     def eval_loss(self, micro_batches: MicroBatches, num_micro_batches: int) -> float:
         """Mean loss over `num_micro_batches` per dp rank, without gradients; equal on every rank."""
