@@ -24,7 +24,7 @@ from neox.parallel.pipeline import PipelineModel, StageLayer
 from neox.parallel.plan import sharded_dim
 from neox.parallel.settings import SCALER_STATE, deepspeed_config
 from neox.parallel.topology import Topology
-from neox.parallel.veto import Veto
+from neox.parallel.veto import refusing
 
 # Compiled at first use for minutes, and of use to DeepSpeed's inference only.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -76,8 +76,6 @@ class Engine:
             self._deepspeed, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=deepspeed_config(cfg))
         self._module = module
         self._zero = self._deepspeed.optimizer
-        # DeepSpeed's optimizer for bf16 has no check of overflows to hook into.
-        self._veto = Veto(self._deepspeed) if hasattr(self._zero, "has_overflow") else None
         self._zero_scaler = self._zero.loss_scaler if cfg.train.precision == "fp16" else None
         create_moments(self._zero.optimizer)
         self._zero._lazy_init_hp_params_optimizer_state()
@@ -107,18 +105,13 @@ class Engine:
     ) -> StepResult:
         """One optimizer step over grad_accum micro-batches taken from the iterator.
 
-        `is_bad` is asked, on every rank, about the loss before the weights change; true skips the step.
+        `is_bad` is asked, on every rank, about the loss before the weights change; true skips the step. Not in bf16.
         """
         for group in self._zero.param_groups:
             group["lr"] = lr
-        if self._veto is not None:
-            self._veto.arm(is_bad)
-        loss = self._deepspeed.train_batch(micro_batches)
-        if self._veto is not None:
-            self._veto.restore_scale()
-        return StepResult(
-            float(loss), float(self._zero._global_grad_norm), bool(getattr(self._zero, "overflow", False))
-        )
+        with refusing(self._deepspeed, is_bad) if is_bad else contextlib.nullcontext():
+            loss = self._deepspeed.train_batch(micro_batches)
+        return StepResult(float(loss), float(self._zero._global_grad_norm), bool(self._zero.overflow))
 
     def eval_loss(self, micro_batches: MicroBatches, num_micro_batches: int) -> float:
         """Mean loss over `num_micro_batches` per dp rank, without gradients; equal on every rank."""

@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from neox.parallel.settings import SCALER_STATE
 
 
-class Veto:
-    """Hooked into DeepSpeed's overflow check: a refused step drops its gradients and changes nothing else."""
+@contextmanager
+def refusing(engine: Any, is_bad: Callable[[float], bool]) -> Iterator[None]:
+    """While it lasts, a step whose loss `is_bad` drops its gradients and changes nothing else, not even a loss scale.
 
-    def __init__(self, engine: Any) -> None:
-        """`engine`: DeepSpeed's pipeline engine with a ZeRO-1 optimizer."""
-        self._engine, self._zero = engine, engine.optimizer
-        self._has_overflow = self._zero.has_overflow
-        self._checks_overflow = self._zero.check_grad_overflow
-        self._is_bad: Callable[[float], bool] | None = None
-        self._scaler_state: dict[str, Any] = {}
-        self._zero.has_overflow = self._refuse
+    `engine`: DeepSpeed's pipeline engine with a ZeRO-1 optimizer; the one for bf16 has no overflow check to hook into.
+    `is_bad` must answer alike on every rank.
+    """
+    zero = engine.optimizer
+    has_overflow, checks_overflow = zero.has_overflow, zero.check_grad_overflow
+    scaler_state: dict[str, Any] = {}
 
-    def arm(self, is_bad: Callable[[float], bool] | None) -> None:
-        """For the next step: `is_bad(loss)`, equal on every rank, refuses it; None refuses nothing."""
-        self._is_bad = is_bad
-        self._zero.check_grad_overflow = self._checks_overflow or is_bad is not None
-        self._scaler_state = {}
-
-    def restore_scale(self) -> None:
-        """After the step: a loss scale that was halved for a refused step is as before."""
-        for name, value in self._scaler_state.items():
-            setattr(self._zero.loss_scaler, name, value)
-
-    def _refuse(self, *arguments: Any, **options: Any) -> bool:
-        if self._is_bad is not None and self._is_bad(float(self._engine._aggregate_total_loss())):
-            scaler = self._zero.loss_scaler
-            self._scaler_state = {name: getattr(scaler, name) for name in SCALER_STATE if hasattr(scaler, name)}
+    def refuse(*arguments: Any, **options: Any) -> bool:
+        if is_bad(float(engine._aggregate_total_loss())):
+            scaler = zero.loss_scaler
+            scaler_state.update({name: getattr(scaler, name) for name in SCALER_STATE if hasattr(scaler, name)})
             return True
-        return self._checks_overflow and bool(self._has_overflow(*arguments, **options))
+        return checks_overflow and bool(has_overflow(*arguments, **options))
+
+    zero.has_overflow, zero.check_grad_overflow = refuse, True
+    try:
+        yield
+    finally:
+        zero.has_overflow, zero.check_grad_overflow = has_overflow, checks_overflow
+        for name, value in scaler_state.items():
+            setattr(zero.loss_scaler, name, value)

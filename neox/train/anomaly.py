@@ -69,8 +69,7 @@ class Watch:
 
     def _find(self, result: StepResult) -> Anomaly | None:
         if not math.isfinite(result.loss):
-            is_taken = self._cfg.on_nonfinite == "skip" and not result.is_skipped  # bf16: the weights have taken it
-            return Anomaly("stop" if is_taken else self._cfg.on_nonfinite, f"the loss is {result.loss}")
+            return Anomaly(self._cfg.on_nonfinite, f"the loss is {result.loss}")
         if self.is_spike(result.loss):
             mean, deviation = statistics.fmean(self._losses), statistics.stdev(self._losses)
             return Anomaly(

@@ -55,15 +55,7 @@ def train(
     engine = Engine(cfg, Topology(cfg.parallel.dp, cfg.parallel.tp, cfg.parallel.pp))
     stop.catch_signals()
     try:
-        inputs = build_inputs(cfg, parts, engine)
-        run.store = take_over(run.store, engine)
-        loop = Loop(cfg, run, engine, inputs)
-        loop.resume()
-        if engine.rank == 0:
-            run.prepare(cfg, sources, overrides, loop.step)
-            loop.open_metrics()
-        engine.barrier()
-        code = loop.run_steps(stop)
+        code = begin(cfg, run, parts, engine, sources, overrides).run_steps(stop)
     except (UserError, SaveError):  # on every rank alike
         engine.close()  # a process that ends with the group open may be aborted by gloo's threads
         raise
@@ -71,6 +63,26 @@ def train(
     engine.barrier()
     engine.close()
     return code
+
+
+def begin(
+    cfg: Config,
+    run: RunDirectory,
+    parts: Parts,
+    engine: Engine,
+    sources: Sequence[Path] = (),
+    overrides: Sequence[str] = (),
+) -> Loop:
+    """The loop where the newest intact checkpoint left it, with its directory and logs ready; as `train`."""
+    inputs = build_inputs(cfg, parts, engine)
+    run.store = take_over(run.store, engine)
+    loop = Loop(cfg, run, engine, inputs)
+    loop.resume()
+    if engine.rank == 0:
+        run.prepare(cfg, sources, overrides, loop.step)
+        loop.open_metrics()
+    engine.barrier()
+    return loop
 
 
 class Loop:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from neox.checkpoint.resume import take_over
 from neox.config.derive import resolve
 from neox.config.load import load_config
 from neox.config.schema import Config
@@ -20,8 +19,7 @@ from neox.parallel.engine import Engine
 from neox.parallel.topology import Topology
 from neox.train.determinism import make_deterministic
 from neox.train.directory import RunDirectory
-from neox.train.inputs import build_inputs
-from neox.train.loop import Loop
+from neox.train.loop import begin
 from neox.train.stop import StopRequest
 from tests.train.launch import VOCAB, records
 
@@ -82,14 +80,7 @@ def _run(case: Case, config: Path, run_dir: Path) -> dict[str, Any]:
             if step > case.copy_step:
                 shutil.rmtree(run.store.path(step))
     engine.barrier()
-    inputs = build_inputs(cfg, plan_parts(cfg, run.saved_state(run.store.latest())), engine)
-    run.store = take_over(run.store, engine)
-    loop = Loop(cfg, run, engine, inputs)
-    loop.resume()
-    if engine.rank == 0:
-        run.prepare(cfg, [], [], loop.step)
-        loop.open_metrics()
-    engine.barrier()
+    loop = begin(cfg, run, plan_parts(cfg, run.saved_state(run.store.latest())), engine)
     code = loop.run_steps(StopRequest())
     engine.barrier()
     batches = {step: loop.inputs.train.step(8 * (step - 1)) for step in range(1, 41)}

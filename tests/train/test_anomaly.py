@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from neox.config.schema import TrainConfig
+from neox.config.derive import resolve
+from neox.config.errors import UserError
+from neox.config.schema import Config, ModelConfig, TrainConfig
 from neox.parallel.engine import StepResult
 from neox.train.anomaly import Watch
 from tests.distributed import run_ranks
@@ -82,6 +84,7 @@ def weight_cases(folder: Path) -> list[Case]:
     return [
         Case("dp2 skip", SHORT, poison=True),
         Case("pp2 skip", (*SHORT, "parallel.pp=2"), poison=True),
+        Case("bf16 skip", (*SHORT, "train.precision=bf16"), poison=True),
         Case("dp2 rewind", REWIND, poison=True),
         Case("pp2 rewind", (*REWIND, "parallel.pp=2"), poison=True),
         Case("dp2 rewind resumed", REWIND, copy=folder / "dp2 rewind", copy_step=0),
@@ -105,13 +108,19 @@ def steps(outcome: dict[str, Any]) -> list[dict[str, Any]]:
     return [record for record in outcome["records"] if "loss" in record]
 
 
+def test_bf16_has_nothing_to_refuse_a_spike_with() -> None:
+    cfg = Config(ModelConfig(2, 32, 4, vocab_size=128), train=TrainConfig(precision="bf16", on_spike="skip"))
+    with pytest.raises(UserError, match=r"train\.on_spike = skip: not with train\.precision = bf16"):
+        resolve(cfg, 1)
+
+
 def test_all_ranks_agree(outcomes: dict[str, list[dict[str, Any]]]) -> None:
     for name, (first, second) in outcomes.items():
         first, second = ({k: out[k] for k in ("code", "samples", "updates", "watch")} for out in (first, second))
         assert json.dumps(first) == json.dumps(second), name
 
 
-@pytest.mark.parametrize("layout", ["dp2", "pp2"])
+@pytest.mark.parametrize("layout", ["dp2", "pp2", "bf16"])
 def test_steps_that_meet_the_bad_weight_are_skipped_and_no_others(outcomes: Any, layout: str) -> None:
     out = outcomes[f"{layout} skip"][0]
     bad = [step for step in out["bad_steps"] if step <= 30]
