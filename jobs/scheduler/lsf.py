@@ -11,6 +11,7 @@ from pathlib import Path
 
 from jobs.errors import UserError
 from jobs.scheduler.contract import Batch, Query, Scheduler
+from jobs.scheduler.script import render_script
 from jobs.spec import JobSpec
 from jobs.state import State
 
@@ -47,15 +48,6 @@ _ID = re.compile(r"^Job <(\d+)> is submitted to ", re.MULTILINE)
 _NO_JOB = re.compile(r"^Job <\S+> is not found|^No (?:unfinished )?job found", re.MULTILINE)
 _REASON = re.compile(r"TERM_\w+")
 FIELDS = "jobid stat exit_reason"
-
-
-def render_script(spec: JobSpec) -> str:
-    """The batch script: `exec`, so that the process LSF signals is the command itself.
-
-    Options are not in it as #BSUB lines but on the command line of bsub, where nothing reads them a second time.
-    """
-    exports = [f"export {name}={shlex.quote(value)}" for name, value in sorted(spec.env.items())]
-    return "\n".join(["#!/bin/bash", *exports, *spec.setup, f"exec {shlex.join(spec.command)}", ""])
 
 
 def submit_argv(spec: JobSpec, script: Path) -> list[str]:

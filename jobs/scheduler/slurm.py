@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.errors import UserError
 from jobs.scheduler.contract import Batch, Query, Scheduler
+from jobs.scheduler.script import render_script
 from jobs.spec import JobSpec
 from jobs.state import State
 
@@ -43,15 +43,6 @@ ENVIRONMENT = {
     "step_nodes": "SLURM_STEP_NODELIST",
     "tasks_per_node": "SLURM_STEP_TASKS_PER_NODE",
 }
-
-
-def render_script(spec: JobSpec) -> str:
-    """The batch script: `exec`, so that the batch process is the command itself and receives B: signals.
-
-    Options are not in it but on the command line of sbatch, where nothing reads them a second time.
-    """
-    exports = [f"export {name}={shlex.quote(value)}" for name, value in sorted(spec.env.items())]
-    return "\n".join(["#!/bin/bash", *exports, *spec.setup, f"exec {shlex.join(spec.command)}", ""])
 
 
 def submit_argv(spec: JobSpec, script: Path) -> list[str]:

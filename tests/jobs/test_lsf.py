@@ -20,6 +20,7 @@ from jobs.queue import Queue, Submission
 from jobs.ranks import rank_environment
 from jobs.resources import job_spec, placed
 from jobs.scheduler import lsf
+from jobs.scheduler.script import render_script
 from jobs.site import Site, load_site
 from jobs.spec import JobSpec
 from jobs.state import State
@@ -67,7 +68,7 @@ BJOBS_STATES = {
 
 def test_script_and_submit_lines() -> None:
     spec = replace(full_spec(), setup=("module load python",), extra=())
-    assert_golden("lsf_script.sh", lsf.render_script(spec))
+    assert_golden("lsf_script.sh", render_script(spec))
     for name, each in (("full", spec), ("least", JobSpec(name="x", requeue=False))):
         assert_golden(f"bsub_{name}.txt", "\n".join(map(repr, lsf.submit_argv(each, Path("a b/job.sh")))) + "\n")
 

@@ -59,7 +59,9 @@ def test_binding_of_the_site_replaces_ours() -> None:
 
 @pytest.mark.parametrize("name", INSTALLED)
 def test_ranks_know_their_place_and_share_the_environment(tmp_path: Path, name: str) -> None:
-    line = 'import os; print(os.environ["SECRET"] == "a b\\n$c", *(os.environ[k] for k in "{}".split()))'
+    # One write: ranks run unbuffered, and the pieces of a print would mix with another rank's.
+    values = 'str(os.environ["SECRET"] == "a b\\n$c"), *map(os.environ.get, "{}".split())'
+    line = f'import os; print(" ".join([{values}]) + "\\n", end="")'
     words = "RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR OMP_NUM_THREADS"
     process = start(tmp_path, name, sys.executable, "-c", line.format(words))
     output, errors = process.communicate(timeout=60)
@@ -74,6 +76,13 @@ def test_failed_rank_ends_the_others(tmp_path: Path, name: str) -> None:
     process = start(tmp_path, name, "bash", "-c", "[ $RANK = 1 ] && exit 3; exec sleep 300")
     process.communicate(timeout=60)
     assert process.returncode == 3
+
+
+@pytest.mark.parametrize("name", INSTALLED)
+def test_the_first_rank_that_has_saved_does_not_end_the_others(tmp_path: Path, name: str) -> None:
+    process = start(tmp_path, name, "bash", "-c", "[ $RANK = 1 ] && exit 85; sleep 3; touch saved; exit 85")
+    process.communicate(timeout=60)
+    assert process.returncode == 85 and (tmp_path / "saved").exists()
 
 
 @pytest.mark.parametrize("name", INSTALLED)

@@ -13,6 +13,7 @@ from jobs.hostlist import expand
 from jobs.launch import LAUNCHERS
 from jobs.ranks import rank_environment
 from jobs.scheduler import slurm
+from jobs.scheduler.script import render_script
 from jobs.spec import JobSpec, Launch
 from jobs.state import State
 
@@ -50,7 +51,7 @@ def full_spec() -> JobSpec:
 
 
 def test_slurm_script() -> None:
-    assert_golden("slurm_script.sh", slurm.render_script(full_spec()))
+    assert_golden("slurm_script.sh", render_script(full_spec()))
 
 
 @pytest.mark.parametrize(("name", "spec"), [("full", full_spec()), ("least", JobSpec(name="x", requeue=False))])
