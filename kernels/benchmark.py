@@ -22,9 +22,10 @@ def inputs(device: str) -> dict[str, tuple[Any, ...]]:
     angles = torch.rand(SEQ, HIDDEN // HEADS // 2, device=device)
     logits = torch.randn(BATCH, SEQ, VOCAB, device=device, requires_grad=True)
     return {
-        "attention": (*heads, None, None, None),
+        "attention": (*heads, None, None, None, None, 0.0, None),
         "bias_gelu": (hidden[0], vectors[0]),
         "cross_entropy": (logits, torch.randint(VOCAB, (BATCH, SEQ), device=device)),
+        "dropout": (hidden[0], 0.1, torch.arange(BATCH * SEQ, device=device).view(BATCH, SEQ)),
         "layer_norm": (hidden[0], *vectors, 1e-5),
         "linear_cross_entropy": (
             hidden[0],

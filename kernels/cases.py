@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels.attention import Documents
+
 DTYPES = (torch.float32, torch.bfloat16)
 """What each case is run in."""
 
@@ -31,6 +33,8 @@ class Case:
         return tuple(self._place(index, value, dtype, device) for index, value in enumerate(values))
 
     def _place(self, index: int, value: Any, dtype: torch.dtype, device: str) -> Any:
+        if isinstance(value, Documents):
+            return Documents(value.numbers.to(device))
         if not isinstance(value, Tensor):
             return value
         if not value.is_floating_point() or index in self.keep_fp32:
@@ -49,13 +53,26 @@ def _attention(
     softcap: float | None = None,
     bias: bool = False,
     scale: float = 1.0,
+    starts: tuple[tuple[int, ...], ...] = (),
+    dropout_p: float = 0.0,
 ) -> Callable[[torch.Generator], tuple[Any, ...]]:
     def make(generator: torch.Generator) -> tuple[Any, ...]:
         tensors = [scale * torch.randn(shape, generator=generator) for shape in (q, kv, kv)]
         added = torch.randn(q[1], q[2], kv[2], generator=generator) if bias else None
-        return (*tensors, added, window, softcap)
+        rows = torch.randint(1 << 62, q[:3], generator=generator) if dropout_p else None
+        return (*tensors, added, window, softcap, _documents(q[2], starts), dropout_p, rows)
 
     return make
+
+
+def _documents(length: int, starts: tuple[tuple[int, ...], ...]) -> Documents | None:
+    """For each sample, documents that begin at its first token and at those in `starts`; None where there are none."""
+    if not starts:
+        return None
+    numbers = torch.zeros(len(starts), length, dtype=torch.int64)
+    for row, places in zip(numbers, starts, strict=True):
+        row[list(places)] = 1
+    return Documents(numbers.cumsum(1))
 
 
 def _norm(*shape: int, has_bias: bool, offset: float = 0.0) -> Callable[[torch.Generator], tuple[Any, ...]]:
@@ -79,6 +96,13 @@ def _loss(shape: tuple[int, ...], vocab: int, scale: float) -> Callable[[torch.G
         labels = torch.randint(vocab, shape, generator=generator)
         labels.flatten()[0], labels.flatten()[-1] = 0, vocab - 1
         return scale * torch.randn((*shape, vocab), generator=generator), labels
+
+    return make
+
+
+def _dropout(shape: tuple[int, ...], p: float) -> Callable[[torch.Generator], tuple[Any, ...]]:
+    def make(generator: torch.Generator) -> tuple[Any, ...]:
+        return torch.randn(shape, generator=generator), p, torch.randint(1 << 62, shape[:-1], generator=generator)
 
     return make
 
@@ -113,12 +137,18 @@ CASES: tuple[Case, ...] = (
     Case("attention", "one new token with a bias", _attention((1, 4, 1, 8), (1, 2, 7, 8), bias=True)),
     Case("attention", "a cap", _attention((2, 4, 7, 8), (2, 4, 7, 8), softcap=1.5)),
     Case("attention", "everything", _attention((2, 6, 5, 8), (2, 3, 13, 8), window=6, softcap=2.0, bias=True)),
+    Case("attention", "documents", _attention((2, 4, 9, 8), (2, 2, 9, 8), starts=((1, 8), ()))),
+    Case("attention", "documents, window, bias", _attention((1, 3, 9, 8), (1, 3, 9, 8), 3, bias=True, starts=((4,),))),
+    Case("attention", "documents and a cap", _attention((1, 2, 9, 8), (1, 1, 9, 8), softcap=2.0, starts=((2, 3),))),
+    Case("attention", "dropout", _attention((2, 4, 7, 8), (2, 2, 7, 8), dropout_p=0.4, starts=((5,), (3,)))),
     Case("bias_gelu", "odd width", _randn((2, 5, 33), (33,))),
     Case("bias_gelu", "far from zero", _randn((64, 8), (8,), scale=6.0)),
     Case("bias_gelu", "no bias", lambda generator: (torch.randn(3, 17, generator=generator), None)),
     Case("cross_entropy", "odd vocabulary", _loss((2, 7), 101, 1.0)),
     Case("cross_entropy", "large logits", _loss((3, 5), 64, 30.0)),
     Case("cross_entropy", "one position", _loss((1,), 33, 1.0)),
+    Case("dropout", "odd width", _dropout((2, 5, 33), 0.1)),
+    Case("dropout", "one column, nearly all dropped", _dropout((64, 1), 0.9)),
     Case("layer_norm", "odd width", _norm(2, 5, 33, has_bias=True)),
     Case("layer_norm", "mean far from zero", _norm(4, 96, has_bias=True, offset=50.0)),
     Case(

@@ -14,6 +14,7 @@ IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "attention": ("sdpa", "reference"),
     "bias_gelu": ("aten", "reference"),
     "cross_entropy": ("aten", "reference"),
+    "dropout": ("reference",),
     "layer_norm": ("aten", "reference"),
     "linear_cross_entropy": ("chunked", "reference"),
     "rms_norm": ("aten", "reference"),

@@ -10,7 +10,7 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     Args:
         x: [batch, heads, seq, head_dim].
-        cos, sin: [seq, r] fp32; dimension i is paired with i + r.
+        cos, sin: [seq, r] fp32, or [batch, 1, seq, r] where samples differ; dimension i is paired with i + r.
 
     Returns:
         The shape and dtype of `x`; computed in fp32.

@@ -11,6 +11,8 @@ from neox.config.derive import rotary_dims
 from neox.config.schema import ModelConfig
 from neox.config.shape import has_attention_bias, head_dim, is_multi_query, num_kv_heads
 from neox.model.cache import LayerCache
+from neox.model.context import PLAIN, Context
+from neox.model.dropout import Dropout
 from neox.model.linear import Linear
 from neox.model.norm import build_norm
 from neox.model.positions import Rotary
@@ -42,17 +44,21 @@ class SelfAttention(nn.Module):
         self.out = Linear(queries, hidden, has_attention_bias(cfg))
         self.q_norm = build_norm(cfg, self.head_dim) if cfg.qk_norm else None
         self.k_norm = build_norm(cfg, self.head_dim) if cfg.qk_norm else None
+        self.dropout = Dropout(cfg.attention_dropout)
         self.position_bias = BIASES[cfg.positions](cfg) if cfg.positions in BIASES else None
 
-    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context = PLAIN, cache: LayerCache | None = None) -> Tensor:
         """[b, s, h] → [b, s, h]; with a cache, `x` continues the tokens in it."""
         q, k, v = self._project(x)
         if self.rotary is not None:
-            cos, sin = self.rotary.tables(cache.length if cache is not None else 0, x.shape[1], x.device)
+            start = cache.length if cache is not None else 0
+            cos, sin = self.rotary.tables(start, q.shape[2], q.device, context.positions)
             q, k = rotary(q, cos, sin), rotary(k, cos, sin)
         if cache is not None:
             k, v = cache.extend(k, v)
-        y = attention(q, k, v, self._bias(q, k), self.window, self.softcap)
+        rows = self.dropout.probability_rows(context, self.heads, q.shape[2])
+        bias = self._bias(q, k)
+        y = attention(q, k, v, bias, self.window, self.softcap, context.documents, self.dropout.p, rows)
         return self.out(y.transpose(1, 2).flatten(2))
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neox.config.derive import rotary_dims
 from neox.config.schema import ModelConfig
 from neox.config.shape import num_position_rows
+from neox.model.context import PLAIN, Context
 
 
 def frequencies(dims: int, base: float, device: torch.device | None = None) -> Tensor:
@@ -28,8 +30,10 @@ class LearnedPositions(nn.Module):
         self.offset = cfg.position_offset
         self.weight = nn.Parameter(torch.empty(num_position_rows(cfg), cfg.hidden_size))
 
-    def forward(self, x: Tensor, start: int = 0) -> Tensor:
-        """[b, s, h] at positions start … start + s - 1."""
+    def forward(self, x: Tensor, context: Context = PLAIN, start: int = 0) -> Tensor:
+        """[b, s, h] at the context's positions, else at start … start + s - 1."""
+        if context.positions is not None:
+            return x + F.embedding(self.offset + context.positions, self.weight)
         first = self.offset + start
         return x + self.weight[first : first + x.shape[1]]
 
@@ -41,10 +45,10 @@ class SinusoidalPositions(nn.Module):
         super().__init__()
         self.base = cfg.rotary_base
 
-    def forward(self, x: Tensor, start: int = 0) -> Tensor:
-        """[b, s, h] at positions start … start + s - 1."""
-        positions = torch.arange(start, start + x.shape[1], dtype=torch.float32, device=x.device)
-        angles = torch.outer(positions, frequencies(x.shape[2], self.base, x.device))
+    def forward(self, x: Tensor, context: Context = PLAIN, start: int = 0) -> Tensor:
+        """[b, s, h] at the context's positions, else at start … start + s - 1."""
+        positions = consecutive(start, x.shape[1], x.device) if context.positions is None else context.positions
+        angles = positions.unsqueeze(-1) * frequencies(x.shape[2], self.base, x.device)
         return x + torch.cat((angles.sin(), angles.cos()), -1).to(x.dtype)
 
 
@@ -59,11 +63,21 @@ class Rotary:
         self.cfg = cfg
         self.magnitude = _yarn_magnitude(cfg)
 
-    def tables(self, start: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """cos and sin, each [length, rotated / 2] fp32, of positions start … start + length - 1."""
-        positions = torch.arange(start, start + length, dtype=torch.float32, device=device)
-        angles = torch.outer(positions, rotary_frequencies(self.cfg, device))
+    def tables(
+        self, start: int, length: int, device: torch.device, positions: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """cos and sin, each [length, rotated / 2] fp32, of positions start … start + length - 1.
+
+        Where samples differ, positions [b, length]: each [b, 1, length, rotated / 2].
+        """
+        places = consecutive(start, length, device) if positions is None else positions.unsqueeze(1)
+        angles = places.unsqueeze(-1) * rotary_frequencies(self.cfg, device)
         return angles.cos() * self.magnitude, angles.sin() * self.magnitude
+
+
+def consecutive(start: int, length: int, device: torch.device) -> Tensor:
+    """[length]: start … start + length - 1."""
+    return torch.arange(start, start + length, device=device)
 
 
 def rotary_frequencies(cfg: ModelConfig, device: torch.device | None = None) -> Tensor:

@@ -13,7 +13,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import attention, bias_gelu, cross_entropy, layer_norm, linear_cross_entropy, rms_norm, rotary, swiglu
+from kernels import (
+    attention,
+    bias_gelu,
+    cross_entropy,
+    dropout,
+    layer_norm,
+    linear_cross_entropy,
+    rms_norm,
+    rotary,
+    swiglu,
+)
 from kernels.cases import CASES, DTYPES, Case
 from kernels.dispatch import IMPLEMENTATIONS, available, find, forced
 
@@ -21,6 +31,7 @@ PUBLIC: dict[str, Callable[..., Tensor]] = {
     "attention": attention.attention,
     "bias_gelu": bias_gelu.bias_gelu,
     "cross_entropy": cross_entropy.cross_entropy,
+    "dropout": dropout.dropout,
     "layer_norm": layer_norm.layer_norm,
     "linear_cross_entropy": linear_cross_entropy.linear_cross_entropy,
     "rms_norm": rms_norm.rms_norm,

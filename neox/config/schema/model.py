@@ -53,6 +53,11 @@ class ModelConfig:
     """Attention scores s become cap · tanh(s / cap) before the mask (Gemma 2: 50). None: as they are."""
     logit_softcap: float | None = None
     """The same for the logits (Gemma 2: 30)."""
+    hidden_dropout: float = 0.0
+    """Share of the elements set to 0, in training, of the embedding and of what attention and MLP add to the residual
+    stream. Masks depend on train.seed, sample and place, not on the layout."""
+    attention_dropout: float = 0.0
+    """The same of attention's probabilities, whose whole matrix is then written out."""
     qk_norm: bool = False
     """Normalise every head of the queries and keys, before positions, with weights that the heads share (Qwen 3)."""
     positions: Literal["rotary", "alibi", "learned", "sinusoidal", "t5", "none"] = "rotary"

@@ -1,0 +1,46 @@
+"""Documents that are packed into one sample, and what attention needs to keep them apart."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+class Documents:
+    """Which document each token of a micro-batch belongs to; what follows from it is made once for all layers."""
+
+    def __init__(self, numbers: Tensor) -> None:
+        """numbers [batch, seq] int64, never falling along a sample: tokens of one number see each other."""
+        self.numbers = numbers
+        self._masks: dict[int | None, Tensor] = {}
+
+    def mask(self, window: int | None) -> Tensor:
+        """[batch, 1, seq, seq] bool, true where a query may look: at its own document, up to itself, in its window."""
+        if window not in self._masks:
+            length, device = self.numbers.shape[1], self.numbers.device
+            same = self.numbers[:, None, :, None] == self.numbers[:, None, None, :]
+            self._masks[window] = same & visible(length, length, window, device)
+        return self._masks[window]
+
+    @cached_property
+    def bounds(self) -> Tensor:
+        """[documents + 1] int32: where each begins in the samples laid end to end, and the end of the last."""
+        is_first = torch.ones_like(self.numbers, dtype=torch.bool)  # a sample begins a document too
+        is_first[:, 1:] = self.numbers[:, 1:] != self.numbers[:, :-1]
+        starts = is_first.flatten().nonzero().flatten()
+        return torch.cat([starts, starts.new_tensor([self.numbers.numel()])]).int()
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest document."""
+        return int(self.bounds.diff().max())
+
+
+def visible(num_queries: int, num_keys: int, window: int | None, device: torch.device) -> Tensor:
+    """[queries, keys] bool, true where a query may look; the last query sees the last key."""
+    ones = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device)
+    last = num_keys - num_queries
+    mask = ones.tril(last)
+    return mask if window is None else mask & ones.triu(last - window + 1)
