@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from jobs.errors import UserError
-from jobs.site import load_site
+from jobs.site import find_site, load_site
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -21,11 +21,20 @@ def build_parser() -> argparse.ArgumentParser:
     launch.add_argument("--run-dir", type=Path, help="append how this allocation ended to its segments.jsonl")
     launch.add_argument("--dry-run", action="store_true", help="print environment and launch line, start nothing")
     launch.add_argument("argv", nargs="+", metavar="-- COMMAND", help="the command and its arguments, passed untouched")
-    site = commands.add_parser("site", help="facts of a site")
-    show = site.add_subparsers(dest="action", required=True).add_parser("show", help="print what is known of a site")
-    show.add_argument("site", help="a folder of site_configs/, or a path to a site.yaml")
+    add_sites(commands)
     add_watching(commands)
     return parser
+
+
+def add_sites(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """`site show`, `site check` and `site new`."""
+    site = commands.add_parser("site", help="facts of a site").add_subparsers(dest="action", required=True)
+    show = site.add_parser("show", help="print what is known of a site")
+    check = site.add_parser("check", help="compare a site's profile with the machine, on one of its login nodes")
+    for parser in (show, check):
+        parser.add_argument("site", help="a folder of site_configs/, or a path to a site.yaml")
+    new = site.add_parser("new", help="write a profile for a Slurm cluster, on one of its login nodes")
+    new.add_argument("name", help="of the new folder in site_configs/")
 
 
 def add_watching(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -63,10 +72,31 @@ def run_launch(arguments: argparse.Namespace) -> int:
     return launcher.run(site, arguments.argv, *size, arguments.run_dir)
 
 
+def run_site(arguments: argparse.Namespace) -> int:
+    return {"show": show_site, "check": check_site, "new": new_site}[arguments.action](arguments)
+
+
 def show_site(arguments: argparse.Namespace) -> int:
     import yaml
 
     print(yaml.safe_dump(asdict(load_site(arguments.site)), sort_keys=False), end="")
+    return 0
+
+
+def check_site(arguments: argparse.Namespace) -> int:
+    """1 where something differs."""
+    from jobs import site_check
+
+    findings = site_check.check(load_site(arguments.site), find_site(arguments.site).parent)
+    print("\n".join(map(str, findings)))
+    return 1 if any(finding.agrees is False for finding in findings) else 0
+
+
+def new_site(arguments: argparse.Namespace) -> int:
+    from jobs import machine, site_new
+
+    folder = site_new.write_profile(arguments.name, machine.read_machine())
+    print(f"{folder}: written; see {folder / 'README.md'} for what is yours to fill in")
     return 0
 
 
@@ -113,7 +143,7 @@ def cancel_runs(arguments: argparse.Namespace) -> int:
 
 COMMANDS = {
     "launch": run_launch,
-    "site": show_site,
+    "site": run_site,
     "status": show_status,
     "logs": show_logs,
     "cancel": cancel_runs,

@@ -76,10 +76,11 @@ def _fit_queue(spec: JobSpec, site: Site) -> JobSpec:
             f"rule {spec.name}: nodes={spec.nodes}: site {site.name} takes {ranges} (queues in its site.yaml)"
         )
     queue = fitting[0]
-    if spec.runtime_min > queue.walltime_max_min:
-        what = f"runtime={spec.runtime_min} becomes {queue.walltime_max_min} minutes"
+    most_min = queue.walltime_max_min or spec.runtime_min
+    if spec.runtime_min > most_min:
+        what = f"runtime={spec.runtime_min} becomes {most_min} minutes"
         print(f"jobs: rule {spec.name}: {what}: the most of {queue.partition} at {spec.nodes} nodes", file=sys.stderr)
-    return replace(spec, partition=queue.partition, runtime_min=min(spec.runtime_min, queue.walltime_max_min))
+    return replace(spec, partition=queue.partition, runtime_min=min(spec.runtime_min, most_min))
 
 
 def _number(resources: Mapping[str, Any], name: str, default: int) -> int:

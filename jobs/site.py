@@ -19,7 +19,8 @@ class Queue:
     """A partition for jobs of a range of nodes, and how long they may run there."""
 
     partition: str
-    walltime_max_min: int
+    walltime_max_min: int | None = None
+    """None: as long as they like."""
     min_nodes: int = 1
     max_nodes: int = 1_000_000
 
