@@ -32,7 +32,7 @@ demo: $(RUN) ## corpus to evaluated models on this machine
 
 test: $(DEV) ## every test; as root, installs the Debian packages they need
 	tests/install_packages.sh
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 soak: $(DEV) ## one training through preemption, kills and a lost node on a real Slurm (root, Debian; minutes)
 	tests/install_packages.sh
