@@ -10,6 +10,7 @@ from neox.config.check_model import check_choices
 from neox.config.check_train import check_anomalies, check_schedule
 from neox.config.compat import check_compat
 from neox.config.errors import UserError
+from neox.config.optimizers import resolve_optimizer
 from neox.config.schema import CheckpointConfig, Config, ModelConfig, ParallelConfig, TrainConfig
 from neox.config.shape import (
     attention_parameters,
@@ -74,7 +75,7 @@ def resolve_batch(train: TrainConfig, dp: int) -> Batch:
 def resolve(config: Config, world_size: int) -> Config:
     """The configuration with nothing left open, valid for `world_size` ranks.
 
-    Fills in dp, the batch sizes, decay_steps and vocab_size (counted in `data.tokenizer`).
+    Fills in dp, the batch sizes, the optimizer's keys, decay_steps and vocab_size (counted in `data.tokenizer`).
 
     Raises:
         UserError: one line with the key, the equation or the allowed values.
@@ -86,7 +87,8 @@ def resolve(config: Config, world_size: int) -> Config:
     check_model(model, parallel)
     check_run(config, batch)
     check_data(config)
-    optim = dataclasses.replace(config.optim, decay_steps=config.optim.decay_steps or config.train.steps)
+    optim = resolve_optimizer(config.optim)
+    optim = dataclasses.replace(optim, decay_steps=optim.decay_steps or config.train.steps)
     train = dataclasses.replace(config.train, **dataclasses.asdict(batch))
     resolved = dataclasses.replace(config, model=model, parallel=parallel, optim=optim, train=train)
     check_compat(resolved)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from typing import Any
 
 from neox.config.legacy_convert import Converted, Flat, attention, mlp, norms, pipeline, positions, shape, weights, zero
+from neox.config.optimizers import REFUSED
 
 LOSS_SCALER = {
     "initial_scale_power": ("train.fp16_initial_scale_power", 16),
@@ -19,25 +21,44 @@ FP16_ONLY = {"loss_scale": (0, None), "auto_cast": (False, None), "enabled": (Tr
 """The block's other keys, with the values they may have."""
 
 
+ADAM_KEYS = {"betas": [0.9, 0.999], "eps": 1e-8}
+OPTIMIZER_KEYS: dict[str, dict[str, Any]] = {
+    "adam": ADAM_KEYS,
+    "adamw": ADAM_KEYS,
+    "lion": {"betas": [0.9, 0.99]},
+    "sgd": {"momentum": 0.0, "nesterov": False},
+}
+"""optim.name → the keys of optimizer.params that are read beside lr, with the defaults of GPT-NeoX's classes."""
+WRONG_OPTIMIZERS = {
+    **REFUSED,
+    "sm3": "is not in this trainer; adamw is",
+    "madgrad_wd": "is not in this trainer; adamw and sgd are",
+}
+
+
 def optimizer(flat: Flat) -> Converted:
-    """AdamW: what GPT-NeoX's Adam is. The betas not given are (0.9, 0.999), the default of its Adam."""
+    """GPT-NeoX's Adam, its CPU forms too, is AdamW unless adam_w_mode is false."""
     block = flat.block("optimizer")
-    kind, params = block.get("type", "Adam"), block.get("params") or {}
-    if str(kind).lower() not in ("adam", "adamw"):
-        raise flat.refusal("optimizer", "is not in this trainer yet: Adam is", "type", kind)
-    for name, value in params.items():
-        if name not in ("lr", "betas", "eps"):
-            raise flat.refusal("optimizer", "only lr, betas and eps are read: leave it out", f"params.{name}", value)
+    kind, params = str(block.get("type", "Adam")), dict(block.get("params") or {})
+    name = {"adam": "adamw", "cpu_adam": "adamw", "cpu_torch_adam": "adamw"}.get(kind.lower(), kind.lower())
+    if name not in OPTIMIZER_KEYS:
+        reason = WRONG_OPTIMIZERS.get(name, "allowed are Adam, cpu_adam, cpu_torch_adam, Lion and SGD")
+        raise flat.refusal("optimizer", reason, "type", kind)
+    if kind.lower().startswith("cpu_"):
+        flat.notices.append(f"optimizer.type {kind}: the same AdamW, on the device that trains")
+    if name == "adamw" and params.pop("adam_w_mode", True) is False:
+        name = "adam"
+    for key, value in params.items():
+        if key not in ("lr", *OPTIMIZER_KEYS[name]):
+            read = ", ".join(("lr", *OPTIMIZER_KEYS[name]))
+            raise flat.refusal("optimizer", f"only {read} are read: leave it out", f"params.{key}", value)
     if params.get("lr") is None:
         raise flat.refusal("optimizer", "needs params.lr, the peak learning rate")
-    for name, value in (("lr", params["lr"]), ("optimizer_type", str(kind).lower())):
-        if flat.get(name) not in (None, value):
-            raise flat.refusal(name, f"the optimizer block says {value!r}")
-    return {
-        "optim.lr": params["lr"],
-        "optim.betas": params.get("betas", [0.9, 0.999]),
-        "optim.eps": params.get("eps", 1e-8),
-    }
+    for key, value in (("lr", params["lr"]), ("optimizer_type", kind.lower())):
+        if flat.get(key) not in (None, value):
+            raise flat.refusal(key, f"the optimizer block says {value!r}")
+    own = {f"optim.{key}": params.get(key, default) for key, default in OPTIMIZER_KEYS[name].items()}
+    return {"optim.name": name, "optim.lr": params["lr"], **own}
 
 
 def precision(flat: Flat) -> Converted:

@@ -18,8 +18,8 @@ from neox.config.schema import Config
 from neox.parallel import groups
 from neox.parallel.allocator import keep_freed_memory
 from neox.parallel.collectives import broadcast_json
-from neox.parallel.optimizer import build_adamw, create_moments, step_counters
-from neox.parallel.pieces import KINDS, Piece, PieceReader
+from neox.parallel.optimizer import build_optimizer, create_state, state_kinds, step_counters
+from neox.parallel.pieces import WEIGHT, Piece, PieceReader
 from neox.parallel.pipeline import PipelineModel, StageLayer
 from neox.parallel.plan import sharded_dim
 from neox.parallel.settings import SCALER_STATE, deepspeed_config
@@ -72,12 +72,13 @@ class Engine:
         with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints its partition and its configuration
             deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False)
             module = PipelineModel(cfg, topology, self._tensor)
-            optimizer = build_adamw(named_parameters(module), cfg.optim)
+            optimizer = build_optimizer(named_parameters(module), cfg.optim)
             self._deepspeed, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=deepspeed_config(cfg))
         self._module = module
         self._zero = self._deepspeed.optimizer
         self._zero_scaler = self._zero.loss_scaler if cfg.train.precision == "fp16" else None
-        create_moments(self._zero.optimizer)
+        self._kinds = (WEIGHT, *state_kinds(cfg.optim))
+        create_state(self._zero.optimizer, cfg.optim)
         self._zero._lazy_init_hp_params_optimizer_state()
 
     @property
@@ -141,7 +142,8 @@ class Engine:
 
     def optimizer_scalars(self) -> dict[str, Any]:
         """The rest of the optimizer's state, JSON-able and equal on every rank: {"step": Adam's counter, …}."""
-        scalars: dict[str, Any] = {"step": int(step_counters(self._zero.optimizer)[0])}
+        counters = step_counters(self._zero.optimizer)
+        scalars: dict[str, Any] = {"step": int(counters[0])} if counters else {}
         if self._zero_scaler is not None:
             scalars["loss_scale"] = {name: getattr(self._zero_scaler, name) for name in SCALER_STATE}
         return scalars
@@ -191,7 +193,7 @@ class Engine:
             shape = list(parameter.shape)
             if dim is not None:
                 shape[dim] *= tensor.size
-            for kind in KINDS:
+            for kind in self._kinds:
                 yield (
                     Piece(
                         kind=kind,
@@ -202,7 +204,7 @@ class Engine:
                         num_shards=tensor.size if dim is not None else 1,
                         start=fragment.lp_fragment_address.start,
                         numel=fragment.lp_fragment_address.numel,
-                        tensor=fragment.get_hp_fragment(None if kind == "weight" else kind).detach(),
+                        tensor=fragment.get_hp_fragment(None if kind == WEIGHT else kind).detach(),
                     ),
                     parameter,
                 )

@@ -7,8 +7,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-KINDS = ("weight", "exp_avg", "exp_avg_sq")
-"""fp32 master weight, and Adam's first and second moment."""
+WEIGHT = "weight"
+"""The kind of an fp32 master weight; the others are the optimizer's (`neox.parallel.optimizer.BUILDERS`)."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Piece:
     """
 
     kind: str
-    """One of KINDS."""
+    """WEIGHT, or the name of a state tensor of the optimizer."""
     name: str
     """Logical name: that of the parameter in the single-device model."""
     global_shape: tuple[int, ...]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from neox.config.derive import ffn_size, num_parameters, padded_vocab
+from neox.config.optimizers import num_moments
 from neox.config.schema import Config
 from neox.config.shape import head_dim, is_gated, num_kv_heads
 
@@ -20,7 +21,7 @@ class Memory:
     gradients: float
     """Their gradients, summed in fp32."""
     optimizer: float
-    """fp32 masters and two Adam moments, sharded over dp by ZeRO-1."""
+    """fp32 masters and what the optimizer keeps, sharded over dp by ZeRO-1."""
     activations: float
     """What backward needs, as parallel.recompute has it."""
 
@@ -56,6 +57,6 @@ def memory_per_rank(config: Config) -> Memory:
     return Memory(
         weights=width * parameters,
         gradients=4 * parameters,
-        optimizer=(masters + 8) * parameters / parallel.dp,
+        optimizer=(masters + 4 * num_moments(config.optim)) * parameters / parallel.dp,
         activations=tokens * ((per_token - again) * layers * in_flight + again) + head,
     )

@@ -90,6 +90,15 @@ def test_dp_is_what_remains_of_the_world() -> None:
         ("model.rotary_pct=0.2", "model.rotary_pct = 0.2"),
         ("model.num_layers=0", "model.num_layers = 0: must be at least 1"),
         ("train.global_batch_size=0", "train.global_batch_size = 0"),
+        ("optim.name=onebitadam", "optim.name = onebitadam: DeepSpeed has 1-bit Adam no more"),
+        (
+            "optim.name=lion optim.eps=1e-8",
+            "optim.eps = 1e-08: optim.name = lion does not take it; it takes",
+        ),
+        ("optim.momentum=0.9", "optim.momentum = 0.9: optim.name = adamw does not take it"),
+        ("optim.name=sgd optim.nesterov=true", "optim.nesterov = true: needs optim.momentum above 0"),
+        ("optim.betas=[0.9,1.0]", "optim.betas = [0.9, 1.0]: each must be"),
+        ("optim.weight_decay=-0.1", "optim.weight_decay = -0.1: must be at least 0"),
         ("optim.warmup=1.0", "optim.warmup = 1.0"),
         ("optim.min_lr=1.0", "optim.min_lr = 1.0 is above"),
         ("checkpoint.steps=[5000]", "5000 is not in 0…train.steps = 1000"),
@@ -109,6 +118,7 @@ def test_resolve_leaves_nothing_open() -> None:
     resolved = derive.resolve(config("parallel.tp=2", "train.global_batch_size=8"), 8)
     assert (resolved.parallel.dp, resolved.train.micro_batch_size, resolved.train.grad_accum) == (4, 2, 1)
     assert resolved.optim.decay_steps == resolved.train.steps
+    assert (resolved.optim.betas, resolved.optim.eps, resolved.optim.momentum) == ((0.9, 0.95), 1e-8, None)
     assert derive.resolve(resolved, 8) == resolved
 
 
@@ -145,6 +155,9 @@ def test_plan_shards_what_is_sharded() -> None:
     parameters = derive.num_parameters(derive.resolve(config(), 1).model)
     assert one.weights == one.gradients == 4 * parameters
     assert (one.optimizer, two.optimizer) == (8 * parameters, 4 * parameters)
+    lion = memory_per_rank(derive.resolve(config("train.micro_batch_size=1", "optim.name=lion"), 1))
+    sgd = memory_per_rank(derive.resolve(config("train.micro_batch_size=1", "optim.name=sgd"), 1))
+    assert (lion.optimizer, sgd.optimizer) == (4 * parameters, 0)
     assert two.weights == one.weights and tensor.weights == one.weights / 2
     resolved = derive.resolve(config("train.global_batch_size=8", "train.steps=100"), 8)
     plan = cost(resolved, world_size=8, ranks_per_node=4, rank_tflops=1.0, mfu=0.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,11 +48,15 @@ RELATIVE = dataclasses.replace(NEOX, positions="t5", norm="rmsnorm", t5_buckets=
 BARE = dataclasses.replace(NEOX, positions="sinusoidal", norm="non_parametric_layernorm", bias=False)
 LEARNING_RATES = [2e-3 * (step + 1) / STEPS for step in range(STEPS)]
 CLIP = 0.8  # below the gradients' norm of about 1.1, so that it acts at every step
+OPTIM = OptimConfig(weight_decay=0.1, grad_clip=CLIP)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One run to STEPS: from SAVE_STEP and the tensors in `load` if set, writing those of SAVE_STEP to `save`."""
+    """One run to STEPS: from SAVE_STEP and the tensors in `load` if set, writing those of SAVE_STEP to `save`.
+
+    `rate` multiplies LEARNING_RATES.
+    """
 
     name: str
     dp: int = 1
@@ -61,6 +66,8 @@ class Case:
     precision: str = "fp32"
     partition: str = "parameters"
     recompute: str = "none"
+    optim: OptimConfig = OPTIM
+    rate: float = 1.0
     load: str | None = None
     save: str | None = None
 
@@ -74,7 +81,7 @@ class Case:
                 partition=self.partition,  # type: ignore[arg-type]
                 recompute=self.recompute,  # type: ignore[arg-type]
             ),
-            optim=OptimConfig(weight_decay=0.1, grad_clip=CLIP),
+            optim=self.optim,
             train=TrainConfig(
                 steps=STEPS,
                 global_batch_size=GLOBAL_BATCH,
@@ -109,20 +116,32 @@ class Run:
     saved: dict[tuple[str, str], Tensor]
 
 
-def plain_run(model_config: ModelConfig, dtype: torch.dtype = torch.float32) -> Run:
-    """Single-device PyTorch, no engine: fp32 masters and sums of gradients, AdamW, clipping; the model in `dtype`."""
+def plain_adamw(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """PyTorch's, element by element."""
+    return torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8, foreach=False)
+
+
+def plain_run(
+    model_config: ModelConfig,
+    dtype: torch.dtype = torch.float32,
+    build: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] = plain_adamw,
+    rate: float = 1.0,
+) -> Run:
+    """Single-device PyTorch, no engine: fp32 masters and sums of gradients, clipping; the model in `dtype`.
+
+    `build` makes the optimizer from what is decayed and what is not.
+    """
     model = GPT(model_config, padded_vocab(model_config))
     init_weights(model, model_config, seed=7)
     model = model.to(dtype)  # before the masters are made: they start from rounded weights, as DeepSpeed's do
     masters = {name: nn.Parameter(p.detach().float().clone()) for name, p in model.named_parameters()}
     decayed = [p for p in masters.values() if p.dim() == 2]
     rest = [p for p in masters.values() if p.dim() == 1]
-    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8, foreach=False)
+    optimizer = build([{"params": decayed, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}])
     run = Run([], [], 0.0, {}, {})
     for step, lr in enumerate(LEARNING_RATES):
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * rate
         run.losses.append(plain_gradients(model, masters, *batch(step)))
         run.grad_norms.append(float(nn.utils.clip_grad_norm_(masters.values(), CLIP)))
         optimizer.step()
@@ -160,8 +179,9 @@ def plain_state(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Opti
     state: dict[tuple[str, str], Tensor] = {}
     for name, parameter in parameters.items():
         state["weight", name] = parameter.detach().clone()
-        for kind in ("exp_avg", "exp_avg_sq"):
-            state[kind, name] = optimizer.state[parameter][kind].clone()
+        for kind, tensor in optimizer.state[parameter].items():
+            if isinstance(tensor, Tensor) and tensor.dim() > 0:
+                state[kind, name] = tensor.clone()
     return state
 
 
@@ -251,7 +271,7 @@ def run_case(case: Case) -> dict[str, Any]:
         scaler = {"cur_scale": 4096, "cur_iter": SAVE_STEP, "last_overflow_iter": -1, "cur_hysteresis": 2}
         engine.load_optimizer_scalars({"step": SAVE_STEP, "loss_scale": scaler})
     for step in range(start, STEPS):
-        result = engine.train_step(micro_batches(step), LEARNING_RATES[step])
+        result = engine.train_step(micro_batches(step), LEARNING_RATES[step] * case.rate)
         out["losses"].append(result.loss)
         out["grad_norms"].append(result.grad_norm)
         if step == 0:

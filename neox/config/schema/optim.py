@@ -10,18 +10,23 @@ from typing import Literal
 class OptimConfig:
     """Optimizer and learning-rate curve."""
 
-    name: Literal["adamw"] = "adamw"
-    """AdamW with decoupled weight decay; norms and biases are not decayed."""
+    name: Literal["adamw", "adam", "lion", "sgd", "onebitadam"] = "adamw"
+    """adamw: decay decoupled from the gradient; adam: decay added to it; lion: the sign of a moment, decoupled decay;
+    sgd: decay added to the gradient; onebitadam is refused, with the reason."""
     lr: float = 6e-4
     """Peak learning rate."""
     min_lr: float = 6e-5
     """Learning rate at the end of the decay."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """Decay rates of the two moments."""
-    eps: float = 1e-8
-    """Added to the denominator."""
+    betas: tuple[float, float] | None = None
+    """adamw, adam, lion: decay rates of the moments. None: 0.9 and 0.95; lion 0.9 and 0.99."""
+    eps: float | None = None
+    """adamw, adam: added to the denominator. None: 1e-8."""
+    momentum: float | None = None
+    """sgd: share of the sum of gradients before that is kept. None: 0."""
+    nesterov: bool | None = None
+    """sgd: take the step that the momentum would lead to next (Nesterov). None: false."""
     weight_decay: float = 0.1
-    """Decoupled weight decay."""
+    """Weight decay; norms and biases are not decayed."""
     grad_clip: float = 1.0
     """Largest global L2 norm of the gradients; 0 does not clip."""
     schedule: Literal["cosine", "linear", "exponential", "constant", "wsd", "infinite"] = "cosine"

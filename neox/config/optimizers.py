@@ -1,0 +1,74 @@
+"""Which keys of `optim` each optimizer takes, their values where none is given, and their ranges; no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from neox.config.errors import UserError
+from neox.config.schema import OptimConfig
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What one optimizer is told beside lr, weight_decay and grad_clip, and what it keeps."""
+
+    defaults: dict[str, Any]
+    """Keys of `optim` that it takes, each with its value where the user gives none."""
+    num_moments: int
+    """fp32 numbers that it keeps for each parameter."""
+
+
+ADAM: dict[str, Any] = {"betas": (0.9, 0.95), "eps": 1e-8}
+OPTIMIZERS: dict[str, Rule] = {
+    "adamw": Rule(ADAM, 2),
+    "adam": Rule(ADAM, 2),
+    "lion": Rule({"betas": (0.9, 0.99)}, 1),
+    "sgd": Rule({"momentum": 0.0, "nesterov": False}, 1),
+}
+"""By the value of optim.name; `neox/parallel/optimizer.py` builds them."""
+OWN_KEYS = tuple(dict.fromkeys(key for rule in OPTIMIZERS.values() for key in rule.defaults))
+"""Keys of `optim` that some optimizers do not take."""
+REFUSED = {
+    "onebitadam": "DeepSpeed has 1-bit Adam no more, and had it only without ZeRO, which is always on here; use adamw",
+}
+"""Optimizers that cannot be right here, and the reason."""
+
+
+def resolve_optimizer(optim: OptimConfig) -> OptimConfig:
+    """The section with the optimizer's own keys filled in; those that it does not take stay None.
+
+    Raises:
+        UserError: the optimizer is refused, does not take a key that is given, or a value is out of range.
+    """
+    if optim.name in REFUSED:
+        raise UserError(f"optim.name = {optim.name}: {REFUSED[optim.name]}")
+    defaults = OPTIMIZERS[optim.name].defaults
+    given = {key: getattr(optim, key) for key in OWN_KEYS if getattr(optim, key) is not None}
+    for key, value in given.items():
+        if key not in defaults:
+            own = f"it takes {', '.join(f'optim.{name}' for name in defaults)}"
+            raise UserError(f"optim.{key} = {value}: optim.name = {optim.name} does not take it; {own}")
+    resolved = dataclasses.replace(optim, **{**defaults, **given})
+    _check_ranges(resolved)
+    return resolved
+
+
+def num_moments(optim: OptimConfig) -> int:
+    """fp32 numbers that the optimizer of a resolved section keeps for each parameter."""
+    return 0 if optim.momentum == 0 else OPTIMIZERS[optim.name].num_moments
+
+
+def _check_ranges(optim: OptimConfig) -> None:
+    for name in ("lr", "weight_decay", "grad_clip"):
+        if not 0 <= getattr(optim, name) < float("inf"):
+            raise UserError(f"optim.{name} = {getattr(optim, name)}: must be at least 0")
+    if optim.betas is not None and not all(0 <= beta < 1 for beta in optim.betas):
+        raise UserError(f"optim.betas = {list(optim.betas)}: each must be in 0…1, and below 1")
+    if optim.eps is not None and not 0 <= optim.eps < float("inf"):
+        raise UserError(f"optim.eps = {optim.eps}: must be at least 0")
+    if optim.momentum is not None and not 0 <= optim.momentum < 1:
+        raise UserError(f"optim.momentum = {optim.momentum}: must be in 0…1, and below 1")
+    if optim.nesterov and not optim.momentum:
+        raise UserError(f"optim.nesterov = true: needs optim.momentum above 0, which is {optim.momentum}")
