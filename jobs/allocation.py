@@ -56,6 +56,8 @@ class Allocation:
             if code == 0:
                 return 0
             outcome = warning.read_outcome(self.folder)
+            if outcome == warning.UNHEALTHY and SCHEDULERS[self.scheduler].batch is not None:
+                return warning.SAVED  # not requeued: the same nodes would be as good as any
             if outcome != warning.SAVED and (outcome in (None, warning.REFUSED) or not restarts.has_progress()):
                 raise PayloadError(f"exit code {code}")
             if refusal := restarts.refusal():

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from jobs import mpi, segments, warning
+from jobs import examination, mpi, segments, warning
 from jobs.errors import UserError
 from jobs.launch import LAUNCHERS
 from jobs.launch.contract import Launcher
@@ -89,11 +89,17 @@ def run(site: Site, command: list[str], nodes: int, ranks_per_node: int | None, 
     began = segments.now()
     try:
         environ = {**os.environ, **launch_environment(site, launch, os.environ)}
+        if run_dir:
+            warning.follow(os.environ, run_dir)
+        if site.health and (unfit := _unfit(site, launch, environ)):
+            warning.report_outcome(os.environ, warning.UNHEALTHY)
+            if run_dir:
+                scheduler = SCHEDULERS[site.scheduler]
+                segments.record(run_dir, scheduler, os.environ, began, warning.UNHEALTHY, f"unfit nodes: {unfit}")
+            return warning.UNHEALTHY
         if not LAUNCHERS[site.launcher].keeps_environment:
             mpi.write_environment(folder, environ, launch.hosts[0], _port(SCHEDULERS[site.scheduler], environ))
         running = Running(LAUNCHERS[site.launcher], launch, environ)
-        if run_dir:
-            warning.follow(os.environ, run_dir)
         with warning.registered(os.environ):  # a job that is ended waits for us until the segment is written
             code = combine(folder, launch.world_size, running.wait())
             warning.report_outcome(os.environ, code)
@@ -106,6 +112,15 @@ def run(site: Site, command: list[str], nodes: int, ranks_per_node: int | None, 
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return code
+
+
+def _unfit(site: Site, launch: Launch, environ: Mapping[str, str]) -> str:
+    """Names and problems of nodes that are not fit, which the job's next allocation avoids; "" if all are."""
+    bad = examination.examine(site, launch, environ, _port(SCHEDULERS[site.scheduler], environ))
+    warning.exclude(environ, bad)
+    for node, problem in bad.items():
+        print(f"jobs: error: node {node}: {problem}", file=sys.stderr, flush=True)
+    return "; ".join(f"{node}: {problem}" for node, problem in bad.items())
 
 
 def _shared_folder(run_dir: Path | None, environ: Mapping[str, str]) -> Path:

@@ -6,7 +6,7 @@ import sys
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from jobs.restarts import Restarts
 from jobs.site import Site
 from jobs.spec import JobSpec
 from jobs.state import State
-from jobs.warning import SAVED, runs_of
+from jobs.warning import SAVED, excluded, runs_of
 
 CONFIRMATIONS = 2
 """Answers that must agree that a job without a result ended: shared files lag, and so does a requeue."""
@@ -85,7 +85,13 @@ class Queue:
         site, name = self.site, submission.spec.name
         allocation = Allocation(submission.command, submission.cwd, site.scheduler, site.grace_s, site.max_idle, notes)
         folder = self.folder / name / "%j"
-        handle = executor.submit(site, folder, submission.spec, allocation)
+        avoid = tuple(excluded(notes, site.health.max_excluded)) if site.health else ()
+        try:
+            handle = executor.submit(site, folder, replace(submission.spec, exclude=avoid), allocation)
+        except UserError:
+            if not avoid:
+                raise
+            handle = executor.submit(site, folder, submission.spec, allocation)  # too few nodes are left without them
         self.active.add(key, ActiveJob(handle.job_id, site.scheduler, folder, name, submission.outputs, notes))
         return handle
 

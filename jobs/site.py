@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from jobs.errors import UserError
+from jobs.health import Health
 
 FOLDER = Path("site_configs")
 
@@ -47,6 +48,8 @@ class Site:
     submit_args: tuple[str, ...] = ()
     setup: tuple[str, ...] = ()
     queues: tuple[Queue, ...] = ()
+    health: Health | None = None
+    """What nodes are examined for before ranks start; None: they are not."""
 
 
 def load_site(name_or_path: str) -> Site:
@@ -80,7 +83,12 @@ def load_site(name_or_path: str) -> Site:
         queues=tuple(
             Queue(**{key: value for key, value in row.items() if key != "source"}) for row in data.get("queues", [])
         ),
+        health=_health(data.get("health")),
     )
+
+
+def _health(data: dict[str, Any] | None) -> Health | None:
+    return Health(**{**data, "folders": tuple(data.get("folders", ()))}) if data else None
 
 
 def _values(data: dict[str, Any], key: str) -> tuple[str, ...]:

@@ -43,6 +43,12 @@ queues:
 signal_delay_s: {signal_delay_s}  # our choice: long enough to save a large checkpoint
 grace_s: {grace_s}  # below {grace_limit}
 
+health:  # before ranks start; nodes that fail are named in segments.jsonl and avoided: our choice, all of it
+  timeout_s: 60
+  disk_free_gb: 1
+  clock_offset_s: 30
+  folders: [/tmp]
+
 requeue:
   max_idle: 3  # our choice: thrice ended before a checkpoint, something is wrong
 """

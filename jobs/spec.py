@@ -22,6 +22,8 @@ class JobSpec:
     account: str | None = None
     partition: str | None = None
     qos: str | None = None
+    exclude: tuple[str, ...] = ()
+    """Nodes to stay away from."""
     extra: tuple[str, ...] = ()
     """Further options of the submit command, one argument each."""
     setup: tuple[str, ...] = ()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +17,8 @@ RESTART_VARIABLE = "JOBS_RESTART_COUNT"
 """How many allocations of the job began before this one."""
 REFUSED = 2
 """Exit code for: the user's input is wrong, and one line has said how. Running again would not help."""
+UNHEALTHY = 84
+"""Exit code of a launch whose nodes were not fit: no rank was started."""
 SAVED = 85
 """Exit code of a rank, and so of a launch, for: state saved, run me again."""
 
@@ -66,9 +68,27 @@ def report_outcome(environ: Mapping[str, str], code: int) -> None:
 
 
 def has_saved(environ: Mapping[str, str]) -> bool:
-    """Whether a launch of this allocation already saved and asked to be run again."""
+    """Whether a launch of this allocation already asked to be run again: it saved, or its nodes were not fit."""
     folder = folder_of(environ)
-    return folder is not None and read_outcome(folder) == SAVED
+    return folder is not None and read_outcome(folder) in (SAVED, UNHEALTHY)
+
+
+def exclude(environ: Mapping[str, str], nodes: Iterable[str]) -> None:
+    """Has the job's next allocation avoid some nodes."""
+    if folder := folder_of(environ):
+        with _excluded_file(folder).open("a") as file:
+            file.writelines(f"{node}\n" for node in nodes)
+
+
+def excluded(folder: Path, most: int) -> list[str]:
+    """Nodes that the job's next allocation should avoid: those last found, so that it is never left without any."""
+    file = _excluded_file(folder)
+    nodes = list(dict.fromkeys(reversed(file.read_text().split()))) if file.exists() else []
+    return sorted(nodes[:most])
+
+
+def _excluded_file(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.excluded")
 
 
 def read_outcome(folder: Path) -> int | None:

@@ -70,10 +70,16 @@ def submit_argv(spec: JobSpec, script: Path) -> list[str]:
     if "-nnodes" not in spec.extra:
         slots = spec.ranks_per_node * spec.cpus_per_rank
         gpus = f"num={spec.gpus_per_node}" if spec.gpus_per_node else None
-        options |= {"-n": spec.nodes * slots, "-R": f"span[ptile={slots}]", "-gpu": gpus}
+        options |= {"-n": spec.nodes * slots, "-R": f"{_select(spec.exclude)}span[ptile={slots}]", "-gpu": gpus}
     given = [word for key, value in options.items() if value is not None for word in (key, str(value))]
     rerun = "-r" if spec.requeue else "-rn"
     return ["bsub", *given, rerun, *spec.extra, "/bin/bash", shlex.quote(str(script))]
+
+
+def _select(exclude: Sequence[str]) -> str:
+    """Nodes to stay away from, as a requirement; there is none beside -nnodes, which takes no -R."""
+    terms = " && ".join(f"hname!='{node}'" for node in exclude)
+    return f"select[{terms}] " if terms else ""
 
 
 def _path(path: Path | None) -> str | None:

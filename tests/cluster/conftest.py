@@ -18,6 +18,7 @@ import pytest
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+SITE = ROOT / "site_configs" / "slurm" / "site.yaml"
 
 
 class Slurm:
@@ -31,10 +32,10 @@ class Slurm:
         done = subprocess.run(argv, env=self.environ, capture_output=True, text=True, timeout=60, check=True)
         return done.stdout.split("\n")[:-1]
 
-    def start(self, folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, folder: Path, *arguments: str, site: Path = SITE) -> subprocess.Popen[str]:
         """Snakemake with the submitit executor in `folder`; its output is in `folder`/out.log."""
         snakemake = [sys.executable, "-m", "snakemake", "--snakefile", HERE / "Snakefile", "--executor", "submitit"]
-        options = ["--submitit-site", "slurm", "--jobs", "8", "--nolock", "--rerun-incomplete", "--keep-going"]
+        options = ["--submitit-site", str(site), "--jobs", "8", "--nolock", "--rerun-incomplete", "--keep-going"]
         options += [
             "--seconds-between-status-checks",
             "5",
@@ -44,7 +45,7 @@ class Slurm:
             "--retries",
             "1",
         ]
-        config = ["--config", f"site={ROOT / 'site_configs' / 'slurm' / 'site.yaml'}", "--"]
+        config = ["--config", f"site={site}", "--"]
         with (folder / "out.log").open("a") as log:
             return subprocess.Popen(
                 [*snakemake, *options, *config, *arguments],
@@ -55,8 +56,8 @@ class Slurm:
                 text=True,
             )
 
-    def run(self, folder: Path, *arguments: str) -> tuple[int, str]:
-        code = self.start(folder, *arguments).wait(timeout=150)
+    def run(self, folder: Path, *arguments: str, site: Path = SITE) -> tuple[int, str]:
+        code = self.start(folder, *arguments, site=site).wait(timeout=150)
         return code, (folder / "out.log").read_text()
 
     def status(self, folder: Path) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import HERE, Slurm
+from jobs.hostlist import expand
+from tests.cluster.conftest import HERE, SITE, Slurm
 
 pytestmark = pytest.mark.cluster
 
@@ -41,3 +43,19 @@ def test_a_written_profile_agrees_with_the_cluster_and_runs(cluster: Slurm, tmp_
     wrong.write_text(re.sub(r"cores: \d+", "cores: 64", wrong.read_text()))
     code, said = call("jobs", "site", "check", "here")
     assert code == 1 and "differs  nodes of batch: 64 cores; they have 8" in said, said
+
+
+def test_a_job_lands_elsewhere_than_on_an_unfit_node(cluster: Slurm, tmp_path: Path) -> None:
+    """node2 lacks its scratch folder; node1 and node2 are what the first allocation gets."""
+    for node in (1, 3, 4):
+        (tmp_path / "scratch" / f"node{node}").mkdir(parents=True)
+    site = tmp_path / "site.yaml"
+    health = {"timeout_s": 20, "clock_offset_s": 60, "folders": [f"{tmp_path}/scratch/$SLURMD_NODENAME"]}
+    site.write_text(re.sub(r"health:\n(  .*\n)+", "", SITE.read_text()) + f"health: {json.dumps(health)}\n")
+    code, log = cluster.run(tmp_path, "counted_batch_3_no.txt", site=site)
+    assert code == 0, log
+    first, second = map(json.loads, (tmp_path / "run_batch_no" / "segments.jsonl").read_text().splitlines())
+    cause = f"unfit nodes: node2: {tmp_path}/scratch/node2: No such file or directory"
+    assert (first["exit_code"], first["cause"], first["nodes"]) == (84, cause, "node[1-2]")
+    assert second["cause"] == "finished" and "node2" not in expand(second["nodes"])
+    assert log.count("submitted as") == 1 and "runs on as job" in log
