@@ -22,6 +22,9 @@ def check_choices(model: ModelConfig, tp: int) -> None:
         )
     _check_attention(model)
     _check_positions(model)
+    for name in ("hidden_dropout", "attention_dropout"):
+        if not 0 <= getattr(model, name) < 1:
+            raise UserError(f"model.{name} = {getattr(model, name)}: must be at least 0 and below 1")
     if model.shared_norm and not model.parallel_residual:
         raise UserError("model.shared_norm = true needs model.parallel_residual = true: the branches are side by side")
 

@@ -171,6 +171,11 @@ def check_data(config: Config) -> None:
             raise UserError(f"data.{part}_weights = {list(weights)}: one weight above 0 for each of {len(paths)} paths")
     if data.train_paths and config.train.valid_interval and not data.valid_paths:
         raise UserError("data.valid_paths is required with data.train_paths, unless train.valid_interval is 0")
+    if data.reset_positions and config.model.positions in ("alibi", "t5", "none"):
+        raise UserError(
+            f"data.reset_positions: model.positions = {config.model.positions} knows no places, only distances, which "
+            "stay the same: leave it out; data.mask_documents keeps documents apart"
+        )
     if data.weight_by_documents and not 0 <= data.weight_alpha <= 1:
         raise UserError(f"data.weight_alpha = {data.weight_alpha}: must be in 0…1")
 

@@ -53,7 +53,7 @@ TRAINING: dict[str, Key] = {
     **_null("refused", PAIRS, "neg_train_label_data_paths pos_valid_data_paths neg_valid_data_paths"),
     **_null("refused", PAIRS, "pos_valid_label_data_paths neg_valid_label_data_paths pos_test_data_paths"),
     **_null("refused", PAIRS, "neg_test_data_paths pos_test_label_data_paths neg_test_label_data_paths"),
-    **_block("off", f"dropout {LATER}: only 0 is accepted", attention_dropout=0.0, hidden_dropout=0.0),
+    **_copied(attention_dropout=("model.attention_dropout", 0.0), hidden_dropout=("model.hidden_dropout", 0.0)),
     **_off("data_impl", "infer", "only mmap token files (.bin and .idx) are read", "mmap"),
     **_off("dataset_impl", "gpt2", PAIRS),
     **_off("train_impl", "normal", PAIRS),

@@ -17,13 +17,13 @@ def count_vocabulary(tokenizer: str | None) -> int:
     return max(read_vocabulary(tokenizer).values()) + 1
 
 
-def end_of_document(tokenizer: str | None) -> int:
-    """Id of the token that ends documents."""
+def end_of_document(tokenizer: str | None, asked_by: str) -> int:
+    """Id of the token that ends documents, for the configuration key `asked_by`."""
     if tokenizer is None:
-        raise UserError(f"data.mask_eod needs data.tokenizer, the file that says which id {END_OF_DOCUMENT} has")
+        raise UserError(f"{asked_by} needs data.tokenizer, the file that says which id {END_OF_DOCUMENT} has")
     vocabulary = read_vocabulary(tokenizer)
     if END_OF_DOCUMENT not in vocabulary:
-        raise UserError(f"data.mask_eod: data.tokenizer {tokenizer} has no {END_OF_DOCUMENT}")
+        raise UserError(f"{asked_by}: data.tokenizer {tokenizer} has no {END_OF_DOCUMENT}")
     return vocabulary[END_OF_DOCUMENT]
 
 

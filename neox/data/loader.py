@@ -1,12 +1,35 @@
-"""Micro-batches of tokens and labels, in GPT-NeoX's order, from any sample onward."""
+"""Micro-batches in GPT-NeoX's order, from any sample onward: tokens, labels, and what the model must know beside."""
 
 from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from kernels.attention import Documents
 from neox.data.dataset import Dataset
 from neox.data.whole import IGNORED
+from neox.model.context import Context, MicroBatch, document_numbers, restarted_positions
+from neox.model.dropout import sample_keys
+
+
+@dataclass(frozen=True)
+class Ends:
+    """What changes at the ends of documents within a sample; each is a key of the `data` section."""
+
+    token: int
+    """Id that ends a document, and belongs to it."""
+    mask_eod: bool = False
+    mask_documents: bool = False
+    reset_positions: bool = False
+
+    def context(self, tokens: torch.Tensor) -> Context:
+        """Documents and positions of tokens [b, s], where they are asked for."""
+        numbers = document_numbers(tokens, self.token)
+        documents = Documents(numbers) if self.mask_documents else None
+        return Context(documents, restarted_positions(numbers) if self.reset_positions else None)
 
 
 class Batches:
@@ -23,11 +46,13 @@ class Batches:
         grad_accum: int,
         dp: int,
         dp_index: int,
-        ignored_after: int | None = None,
+        ends: Ends | None = None,
+        dropout_seed: int | None = None,
     ) -> None:
-        """ignored_after: id of a token after which the next does not count in the loss."""
+        """ends: None where documents follow each other unmarked. dropout_seed: None where there is no dropout."""
         assert 0 <= dp_index < dp
-        self._ignored_after = ignored_after
+        self._ends = ends
+        self._dropout_seed = dropout_seed
         self._dataset = dataset
         self._micro_batch_size = micro_batch_size
         self._grad_accum = grad_accum
@@ -39,19 +64,20 @@ class Batches:
         """Samples that a step consumes on all ranks together."""
         return self._micro_batch_size * self._grad_accum * self._dp
 
-    def step(self, samples_consumed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """The step after `samples_consumed` samples: grad_accum pairs of tokens and labels, each [mbs, s] int64.
-
-        Labels below 0 do not count in the loss.
-        """
+    def step(self, samples_consumed: int) -> list[MicroBatch]:
+        """The step after `samples_consumed` samples: grad_accum micro-batches of [mbs, s] tokens."""
         size = self._micro_batch_size
         first = samples_consumed + self._dp_index * size
         return [self._micro_batch(first + k * size * self._dp) for k in range(self._grad_accum)]
 
-    def _micro_batch(self, first: int) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = [self._dataset[item] for item in range(first, first + self._micro_batch_size)]
+    def _micro_batch(self, first: int) -> MicroBatch:
+        items = range(first, first + self._micro_batch_size)
+        rows = [self._dataset[item] for item in items]
         text, labels = (torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
         tokens, labels = text[:, :-1].contiguous(), labels[:, 1:].contiguous()
-        if self._ignored_after is not None:
-            labels[tokens == self._ignored_after] = IGNORED
-        return tokens, labels
+        context = Context() if self._ends is None else self._ends.context(tokens)
+        if self._ends is not None and self._ends.mask_eod:
+            labels[tokens == self._ends.token] = IGNORED
+        if self._dropout_seed is not None:
+            context = dataclasses.replace(context, keys=sample_keys(self._dropout_seed, items))
+        return MicroBatch(tokens, labels, context)

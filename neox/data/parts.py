@@ -11,12 +11,13 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from neox.config.errors import UserError
-from neox.config.schema import Config
+from neox.config.schema import Config, DataConfig
 from neox.config.vocabulary import end_of_document
 from neox.data import blend
 from neox.data.dataset import BlendedDataset, Dataset, TokenDataset
 from neox.data.index_maps import IndexMaps, digest, index_stem
 from neox.data.indexed import IndexedReader
+from neox.data.loader import Ends
 from neox.data.samples import NAMES, PackedPlan, SampleOrder, plan_packed, requested_samples
 from neox.data.split import part_bounds
 from neox.data.whole import IGNORED, WholePlan
@@ -107,8 +108,8 @@ class Parts:
     train: Part
     valid: Part | None
     """None: the run does not validate."""
-    ignored_after: int | None
-    """Id of the token after which the next does not count in the loss."""
+    ends: Ends | None
+    """What the token that ends documents changes; None: nothing."""
 
     def make(self) -> None:
         """Makes the index maps that are not there."""
@@ -135,7 +136,16 @@ def plan_parts(config: Config, saved: Mapping[str, Any] | None = None) -> Parts:
     if saved is not None:
         check_same_data(config, train, saved)
     valid = plan_part(config, "valid") if config.train.valid_interval else None
-    return Parts(train, valid, end_of_document(config.data.tokenizer) if config.data.mask_eod else None)
+    return Parts(train, valid, plan_ends(config.data))
+
+
+def plan_ends(data: DataConfig) -> Ends | None:
+    """What changes at the ends of documents; None: nothing. UserError when the token that ends them is unknown."""
+    asking = [f"data.{name}" for name in ("mask_eod", "mask_documents", "reset_positions") if getattr(data, name)]
+    if not asking:
+        return None
+    token = end_of_document(data.tokenizer, asking[0])
+    return Ends(token, data.mask_eod, data.mask_documents, data.reset_positions)
 
 
 def check_same_data(config: Config, part: Part, saved: Mapping[str, Any]) -> None:

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from neox.config.errors import UserError
 from neox.config.schema import Config
+from neox.model.context import MicroBatch
 from neox.parallel import groups
 from neox.parallel.allocator import keep_freed_memory
 from neox.parallel.collectives import broadcast_json
+from neox.parallel.feed import Feed, Loaded, needs_context
 from neox.parallel.optimizer import build_optimizer, create_state, state_kinds, step_counters
 from neox.parallel.pieces import WEIGHT, Piece, PieceReader
 from neox.parallel.pipeline import PipelineModel, StageLayer
@@ -29,8 +31,8 @@ from neox.parallel.veto import refusing
 # Compiled at first use for minutes, and of use to DeepSpeed's inference only.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
-MicroBatches = Iterator[tuple[Tensor, Tensor]]
-"""(tokens, labels), each [micro_batch_size, seq_length] int64, of this rank's dp index."""
+MicroBatches = Iterator[tuple[Tensor, Tensor] | MicroBatch]
+"""Tokens and labels, each [micro_batch_size, seq_length] int64, of this rank's dp index, and their context if any."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,10 @@ class Engine:
         check_precision(cfg)
         self._topology = topology
         self._tensor = groups.tensor_group(topology)
+        self._feed, self._needs_context = Feed(cfg), needs_context(cfg)
         with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints its partition and its configuration
             deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False)
-            module = PipelineModel(cfg, topology, self._tensor)
+            module = PipelineModel(cfg, topology, self._tensor, self._feed)
             optimizer = build_optimizer(named_parameters(module), cfg.optim)
             self._deepspeed, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=deepspeed_config(cfg))
         self._module = module
@@ -98,8 +101,8 @@ class Engine:
 
     @property
     def reads_data(self) -> bool:
-        """Whether this rank looks at the micro-batches (first and last stage); the others may be given anything."""
-        return self._topology.pp_index(self.rank) in (0, self._topology.pp - 1)
+        """Whether this rank looks at the micro-batches; if not, none need be given to it."""
+        return self._needs_context or self._topology.pp_index(self.rank) in (0, self._topology.pp - 1)
 
     def train_step(
         self, micro_batches: MicroBatches, lr: float, is_bad: Callable[[float], bool] | None = None
@@ -111,12 +114,13 @@ class Engine:
         for group in self._zero.param_groups:
             group["lr"] = lr
         with refusing(self._deepspeed, is_bad) if is_bad else contextlib.nullcontext():
-            loss = self._deepspeed.train_batch(micro_batches)
+            loss = self._deepspeed.train_batch(self._load(micro_batches, self._deepspeed.gradient_accumulation_steps()))
         return StepResult(float(loss), float(self._zero._global_grad_norm), bool(self._zero.overflow))
 
     def eval_loss(self, micro_batches: MicroBatches, num_micro_batches: int) -> float:
         """Mean loss over `num_micro_batches` per dp rank, without gradients; equal on every rank."""
-        return float(self._deepspeed.eval_batch(micro_batches, num_micro_batches=num_micro_batches))
+        loaded = self._load(micro_batches, num_micro_batches)
+        return float(self._deepspeed.eval_batch(loaded, num_micro_batches=num_micro_batches))
 
     def pieces(self) -> Iterator[Piece]:
         """This rank's pieces of every kind; over all ranks, each element of each logical tensor appears once."""
@@ -182,6 +186,10 @@ class Engine:
         """Ends the process group; the engine cannot be used afterwards."""
         self._deepspeed.destroy()
         dist.destroy_process_group()
+
+    def _load(self, micro_batches: MicroBatches, count: int) -> Iterator[Loaded]:
+        data_group = self._deepspeed.mpu.get_data_parallel_group()
+        return self._feed.load(micro_batches, count, self._deepspeed.device, data_group)
 
     def _held_pieces(self) -> Iterator[tuple[Piece, nn.Parameter]]:
         """Every piece this rank holds, duplicates of other ranks' included, and the parameter it is of."""

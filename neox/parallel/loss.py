@@ -11,6 +11,14 @@ from neox.parallel.collectives import copy_to_group
 from neox.parallel.groups import TensorGroup
 
 
+def weighted_loss(
+    factors: tuple[Tensor, Tensor], targets: tuple[Tensor, Tensor], tensor: TensorGroup, softcap: float | None = None
+) -> Tensor:
+    """`head_loss` of the labels, times the weight, which are the two `targets`."""
+    labels, weight = targets
+    return weight * head_loss(factors, labels, tensor, softcap)
+
+
 def head_loss(
     factors: tuple[Tensor, Tensor], labels: Tensor, tensor: TensorGroup, softcap: float | None = None
 ) -> Tensor:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from neox.config.derive import padded_vocab
 from neox.config.schema import Config
-from neox.model.gpt import build_piece, piece_names
+from neox.model.gpt import build_piece, piece_names, takes_context
 from neox.model.init import init_tensor
+from neox.parallel.feed import Feed
 from neox.parallel.groups import TensorGroup
-from neox.parallel.loss import head_loss
+from neox.parallel.loss import weighted_loss
 from neox.parallel.plan import apply_plan
 from neox.parallel.recompute import apply_recompute
 from neox.parallel.stages import deal_by_weight, deal_uniform
@@ -27,9 +28,9 @@ class StageLayer(nn.Module):
     The tensor-parallel plan is applied here because PipelineModule builds its layers in its own constructor.
     """
 
-    def __init__(self, name: str, cfg: Config, tensor: TensorGroup) -> None:
+    def __init__(self, name: str, cfg: Config, tensor: TensorGroup, feed: Feed) -> None:
         super().__init__()
-        self.name, model = name, cfg.model
+        self.name, self.feed, model = name, feed, cfg.model
         with torch.device("meta"):
             piece = build_piece(name, model, padded_vocab(model))
         outer, _, index = name.partition(".")
@@ -42,7 +43,8 @@ class StageLayer(nn.Module):
         """Tokens [b, s] for the embedding, else activations [b, s, h]; the head only hands on both its factors."""
         if self.name == "head":
             return head_factors(x, self.get_parameter("head.weight"))
-        out: Tensor = self.get_submodule(self.name)(x)
+        piece = self.get_submodule(self.name)
+        out: Tensor = piece(x, self.feed.context) if takes_context(self.name) else piece(x)
         return out
 
 
@@ -63,12 +65,19 @@ def tied_head(layer: StageLayer, x: Tensor) -> tuple[Tensor, Tensor]:
 class PipelineModel(PipelineModule):
     """GPT dealt to pipeline stages."""
 
-    def __init__(self, cfg: Config, topology: Topology, tensor: TensorGroup) -> None:
+    def __init__(self, cfg: Config, topology: Topology, tensor: TensorGroup, feed: Feed) -> None:
         self._boundaries = deal_blocks(cfg, topology.pp)
         self._first_block = piece_names(cfg.model).index("layers.0")
         grid = PipeModelDataParallelTopology(num_pp=topology.pp, num_mp=topology.tp, num_dp=topology.dp)
-        loss = functools.partial(head_loss, tensor=tensor, softcap=cfg.model.logit_softcap)
-        super().__init__(layer_specs(cfg, tensor), topology=grid, loss_fn=loss)
+        loss = functools.partial(weighted_loss, tensor=tensor, softcap=cfg.model.logit_softcap)
+        super().__init__(layer_specs(cfg, tensor, feed), topology=grid, loss_fn=loss)
+        self._feed = feed
+
+    def forward(self, forward_input: Tensor) -> Tensor:
+        """One micro-batch through this stage."""
+        self._feed.advance()
+        out: Tensor = super().forward(forward_input)
+        return out
 
     def _partition_layers(self, method: str = "") -> None:
         """Replaces DeepSpeed's: it may leave the embedding alone in a stage, whose optimizer then lacks the group of
@@ -80,11 +89,11 @@ class PipelineModel(PipelineModule):
         self._set_bounds(start=self.parts[stage], stop=self.parts[stage + 1])
 
 
-def layer_specs(cfg: Config, tensor: TensorGroup) -> list[LayerSpec]:
+def layer_specs(cfg: Config, tensor: TensorGroup, feed: Feed) -> list[LayerSpec]:
     """One specification per piece; tied, the head is a second use of the embedding."""
     specs = []
     for name in piece_names(cfg.model):
-        arguments = (cfg, tensor)
+        arguments = (cfg, tensor, feed)
         if cfg.model.tie_embeddings and name in ("embed", "head"):
             forward = tied_head if name == "head" else None
             specs.append(

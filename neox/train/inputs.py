@@ -5,15 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from neox.config.errors import UserError
 from neox.config.schema import Config
 from neox.data.loader import Batches
 from neox.data.parts import Part, Parts
+from neox.model.context import MicroBatch
 from neox.parallel.engine import Engine
-
-MicroBatch = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,8 @@ def build_inputs(cfg: Config, parts: Parts, engine: Engine) -> Inputs:
         train = cfg.train
         assert train.micro_batch_size and train.grad_accum and cfg.parallel.dp
         sizes = (train.micro_batch_size, train.grad_accum, cfg.parallel.dp, engine.dp_index)
-        return Batches(part.open(), *sizes, ignored_after=parts.ignored_after)
+        dropout_seed = train.seed if cfg.model.hidden_dropout or cfg.model.attention_dropout else None
+        return Batches(part.open(), *sizes, parts.ends, dropout_seed)
 
     valid = None if parts.valid is None else batches(parts.valid)
     return Inputs(batches(parts.train), valid, parts.train.fingerprint())

@@ -11,7 +11,7 @@ from neox.config.derive import resolve
 from neox.config.errors import UserError
 from neox.config.load import load_config
 from neox.data.indexed import IndexedWriter
-from neox.data.loader import Batches
+from neox.data.loader import Batches, Ends
 from neox.data.parts import plan_part, plan_parts
 from tests.data.test_samples import slow_order
 
@@ -96,7 +96,7 @@ def test_batches_are_dealt_in_order(corpus, dp):
         steps = [rank.step(step * size) for rank in ranks]
         for k in range(2):
             for micro_batches in steps:
-                tokens, labels = micro_batches[k]
+                tokens, labels, _ = micro_batches[k]
                 assert tokens.shape == labels.shape == (2, 4)
                 assert tokens[:, 1:].equal(labels[:, :-1])
                 rows += [[*row, int(last)] for row, last in zip(tokens.tolist(), labels[:, -1], strict=True)]
@@ -108,10 +108,10 @@ def test_the_token_after_an_end_of_document_does_not_count(corpus, tmp_path):
     (tmp_path / "vocab.json").write_text(json.dumps({"a": 0, "<|endoftext|>": 30}))
     given = (f"data.path={corpus}", "data.split=[1]", f"data.tokenizer={tmp_path}/vocab.json")
     parts = plan_parts(config_of(*given, "data.mask_eod=true"))
-    assert parts.ignored_after == 30 and plan_parts(config_of(*given)).ignored_after is None
+    assert parts.ends == Ends(30, mask_eod=True) and plan_parts(config_of(*given)).ends is None
     parts.make()
-    plain, masked = (Batches(parts.train.open(), 38, 1, 1, 0, ignored_after=after) for after in (None, 30))
-    (tokens, labels), (_, targets) = plain.step(0)[0], masked.step(0)[0]
+    plain, masked = (Batches(parts.train.open(), 38, 1, 1, 0, ends) for ends in (None, parts.ends))
+    (tokens, labels, _), (_, targets, _) = plain.step(0)[0], masked.step(0)[0]
     after = tokens == 30
     assert after.any() and (targets[after] == -100).all() and targets[~after].equal(labels[~after])
 

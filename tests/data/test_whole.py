@@ -127,7 +127,7 @@ def test_samples_are_padded_cut_and_end_with_the_next_token(tmp_path):
             (labels[own] + labels[following][:1] + [-100] * 6)[:6],
         ]
         assert [row.tolist() for row in dataset[item]] == expected
-    tokens, targets = Batches(dataset, 2, 1, 1, 0).step(0)[0]
+    tokens, targets, _ = Batches(dataset, 2, 1, 1, 0).step(0)[0]
     assert targets.tolist() == [dataset[item][1][1:].tolist() for item in (0, 1)]
     assert tokens.tolist() == [dataset[item][0][:-1].tolist() for item in (0, 1)]
 

@@ -16,6 +16,7 @@ from tests.distributed import run_ranks
 from tests.parallel.training import (
     ALIBI,
     BARE,
+    DROPPED,
     GEMMA,
     LEARNED,
     LLAMA,
@@ -58,6 +59,10 @@ TWO_RANKS = [
     Case("pp2 bare", pp=2, model=BARE),
     Case("pp2 fp16 again", pp=2, precision="fp16", load="pp2 fp16"),
     Case("tp2 fp16 from pp2", tp=2, precision="fp16", load="pp2 fp16"),
+    Case("pp2 dropped", pp=2, model=DROPPED, recompute="selective", save="pp2 dropped"),
+    Case("pp2 dropped again", pp=2, model=DROPPED, recompute="selective", load="pp2 dropped"),
+    Case("tp2 dropped from pp2", tp=2, model=DROPPED, load="pp2 dropped"),
+    Case("dp2 dropped, one by one", dp=2, model=DROPPED, micro_batch=1),
 ]
 FOUR_RANKS = [
     Case("dp2 pp2", dp=2, pp=2, save="dp2 pp2"),
@@ -69,11 +74,20 @@ FOUR_RANKS = [
     Case("pp4 llama", pp=4, model=LLAMA),
     Case("tp2 pp2 gemma", tp=2, pp=2, model=GEMMA),
     Case("tp2 pp2 learned", tp=2, pp=2, model=LEARNED),
+    Case("pp4 dropped", pp=4, model=DROPPED, recompute="full"),
     Case("tp4 mqa", tp=4, model=MULTI_QUERY, load="tp2 mqa"),
     Case("dp2 pp2 bf16", dp=2, pp=2, precision="bf16"),
 ]
-EIGHT_RANKS = [Case("dp2 tp2 pp2", dp=2, tp=2, pp=2, recompute="full")]
-ONE_RANK = [Case("1 rank"), Case("1 rank from tp2 pp2", load="tp2 pp2"), Case("1 rank bf16", precision="bf16")]
+EIGHT_RANKS = [
+    Case("dp2 tp2 pp2", dp=2, tp=2, pp=2, recompute="full"),
+    Case("dp2 tp2 pp2 dropped", dp=2, tp=2, pp=2, model=DROPPED),
+]
+ONE_RANK = [
+    Case("1 rank"),
+    Case("1 rank dropped, four by four", model=DROPPED, micro_batch=4),
+    Case("1 rank from tp2 pp2", load="tp2 pp2"),
+    Case("1 rank bf16", precision="bf16"),
+]
 CASES = [*TWO_RANKS, *FOUR_RANKS, *EIGHT_RANKS, *ONE_RANK]
 FP32 = [case.name for case in CASES if case.precision == "fp32"]
 HALF = [case.name for case in CASES if case.precision != "fp32"]
@@ -190,6 +204,7 @@ def test_bf16_keeps_fp32_masters(outcomes: dict[str, list[dict[str, Any]]]) -> N
         ("tp2 pp2 again", "tp2 pp2"),
         ("tp2 bf16 again", "tp2 bf16"),
         ("pp2 fp16 again", "pp2 fp16"),
+        ("pp2 dropped again", "pp2 dropped"),
     ],
 )
 def test_resuming_in_the_same_layout_is_exact(
@@ -225,6 +240,7 @@ def test_ranks_agree(outcomes: dict[str, list[dict[str, Any]]], name: str) -> No
 
 def test_only_the_outer_stages_read_data(outcomes: dict[str, list[dict[str, Any]]]) -> None:
     assert [out["reads_data"] for out in outcomes["pp4 llama"]] == [True, False, False, True]
+    assert all(out["reads_data"] for out in outcomes["pp4 dropped"])
 
 
 def test_the_loss_falls() -> None:

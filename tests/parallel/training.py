@@ -13,13 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from neox.config.derive import padded_vocab, resolve
-from neox.config.schema import Config, ModelConfig, OptimConfig, ParallelConfig, TrainConfig
+from neox.config.schema import Config, DataConfig, ModelConfig, OptimConfig, ParallelConfig, TrainConfig
+from neox.data.loader import Ends
+from neox.model.context import MicroBatch
+from neox.model.dropout import sample_keys
 from neox.model.gpt import GPT
 from neox.model.init import init_weights
 from neox.model.loss import lm_loss
 
 STEPS, SAVE_STEP = 20, 10
-GLOBAL_BATCH, MICRO_BATCH, SEQ, VOCAB = 8, 2, 16, 100
+GLOBAL_BATCH, MICRO_BATCH, SEQ, VOCAB, END = 8, 2, 16, 100, 9
 NEOX = ModelConfig(num_layers=4, hidden_size=32, num_heads=4, seq_length=SEQ, vocab_size=VOCAB, rotary_pct=0.5)
 LLAMA = dataclasses.replace(
     NEOX, norm="rmsnorm", activation="swiglu", parallel_residual=False, bias=False, intermediate_size=88
@@ -45,10 +48,14 @@ LEARNED = dataclasses.replace(
     NEOX, positions="learned", position_offset=2, tie_embeddings=True, activation="relu", parallel_residual=False
 )
 RELATIVE = dataclasses.replace(NEOX, positions="t5", norm="rmsnorm", t5_buckets=8, t5_max_distance=12, bias=False)
+DROPPED = dataclasses.replace(NEOX, hidden_dropout=0.1, attention_dropout=0.2, num_kv_heads=2)
 BARE = dataclasses.replace(NEOX, positions="sinusoidal", norm="non_parametric_layernorm", bias=False)
 LEARNING_RATES = [2e-3 * (step + 1) / STEPS for step in range(STEPS)]
 CLIP = 0.8  # below the gradients' norm of about 1.1, so that it acts at every step
 OPTIM = OptimConfig(weight_decay=0.1, grad_clip=CLIP)
+
+
+WHOLE_BATCH = range(GLOBAL_BATCH)
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,7 @@ class Case:
     recompute: str = "none"
     optim: OptimConfig = OPTIM
     rate: float = 1.0
+    micro_batch: int = MICRO_BATCH
     load: str | None = None
     save: str | None = None
 
@@ -82,10 +90,11 @@ class Case:
                 recompute=self.recompute,  # type: ignore[arg-type]
             ),
             optim=self.optim,
+            data=DataConfig(mask_documents=self.model == DROPPED, reset_positions=self.model == DROPPED),
             train=TrainConfig(
                 steps=STEPS,
                 global_batch_size=GLOBAL_BATCH,
-                micro_batch_size=MICRO_BATCH,
+                micro_batch_size=self.micro_batch,
                 precision=self.precision,  # type: ignore[arg-type]
                 seed=7,
             ),
@@ -103,6 +112,30 @@ def batch(step: int) -> tuple[Tensor, Tensor]:
         columns.append(table[columns[-1], choice])
     tokens = torch.stack(columns, dim=1)
     return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+
+
+def packed_batch(step: int) -> tuple[Tensor, Tensor]:
+    """`batch` cut into documents by tokens END; each sample has another number of labels that count, the first none."""
+    tokens, labels = batch(step)
+    is_end = torch.rand(GLOBAL_BATCH, SEQ + 1, generator=torch.Generator().manual_seed(2000 + step)) < 0.15
+    tokens[is_end[:, :-1]], labels[is_end[:, 1:]] = END, END
+    labels[torch.arange(SEQ) >= 2 * torch.arange(GLOBAL_BATCH)[:, None]] = -100
+    return tokens, labels
+
+
+def micro_batches(model: ModelConfig, step: int, rows: range, size: int) -> list[MicroBatch]:
+    """The `rows` of a step's global batch, `size` in each; with a context where the model is DROPPED."""
+    if model != DROPPED:
+        tokens, labels = (part[rows.start : rows.stop].split(size) for part in batch(step))
+        return [MicroBatch(*pair) for pair in zip(tokens, labels, strict=True)]
+    tokens, labels = packed_batch(step)
+    found = []
+    for first in rows[::size]:
+        some = tokens[first : first + size]
+        context = Ends(END, mask_documents=True, reset_positions=True).context(some)
+        keys = sample_keys(7, range(GLOBAL_BATCH * step + first, GLOBAL_BATCH * step + first + size))
+        found.append(MicroBatch(some, labels[first : first + size], dataclasses.replace(context, keys=keys)))
+    return found
 
 
 @dataclass
@@ -142,7 +175,7 @@ def plain_run(
     for step, lr in enumerate(LEARNING_RATES):
         for group in optimizer.param_groups:
             group["lr"] = lr * rate
-        run.losses.append(plain_gradients(model, masters, *batch(step)))
+        run.losses.append(plain_gradients(model, masters, micro_batches(model_config, step, WHOLE_BATCH, MICRO_BATCH)))
         run.grad_norms.append(float(nn.utils.clip_grad_norm_(masters.values(), CLIP)))
         optimizer.step()
         with torch.no_grad():
@@ -153,20 +186,21 @@ def plain_run(
         if step + 1 == SAVE_STEP:
             run.saved = plain_state(masters, optimizer)
     with torch.no_grad():
-        tokens, labels = batch(STEPS)
-        run.valid_loss = lm_loss(model(tokens), labels).item()
+        tokens, labels, context = micro_batches(model_config, STEPS, WHOLE_BATCH, GLOBAL_BATCH)[0]
+        run.valid_loss = lm_loss(model.eval()(tokens, context), labels).item()
     return run
 
 
-def plain_gradients(model: nn.Module, masters: dict[str, nn.Parameter], tokens: Tensor, labels: Tensor) -> float:
-    """Sets the masters' gradients to the mean over micro-batches and returns the mean loss."""
-    micro_batches = list(zip(tokens.split(MICRO_BATCH), labels.split(MICRO_BATCH), strict=True))
+def plain_gradients(model: nn.Module, masters: dict[str, nn.Parameter], batches: list[MicroBatch]) -> float:
+    """Sets the masters' gradients to those of the mean loss over all tokens that count, and returns it."""
+    num_counted = sum(int((labels >= 0).sum()) for _, labels, _ in batches)
     for master in masters.values():
         master.grad = torch.zeros_like(master)
     total = 0.0
-    for some_tokens, some_labels in micro_batches:
+    for tokens, labels, context in batches:
         model.zero_grad()
-        loss = lm_loss(model(some_tokens), some_labels) / len(micro_batches)
+        logits = model(tokens, context).float().flatten(0, 1)
+        loss = nn.functional.cross_entropy(logits, labels.flatten(), ignore_index=-100, reduction="sum") / num_counted
         loss.backward()
         total += loss.item()
         for name, parameter in model.named_parameters():
@@ -259,9 +293,11 @@ def run_case(case: Case) -> dict[str, Any]:
         allow_fp16_on_cpu()
     engine = Engine(case.config(), Topology(case.dp, case.tp, case.pp))
 
-    def micro_batches(step: int) -> Any:
-        tokens, labels = (part.chunk(case.dp)[engine.dp_index] for part in batch(step))
-        return zip(tokens.split(MICRO_BATCH), labels.split(MICRO_BATCH), strict=True)
+    share = GLOBAL_BATCH // case.dp
+    rows = WHOLE_BATCH[engine.dp_index * share : (engine.dp_index + 1) * share]
+
+    def read(step: int) -> Any:
+        return iter(micro_batches(case.model, step, rows, case.micro_batch))
 
     out: dict[str, Any] = {"losses": [], "grad_norms": [], "initial": collect(engine)}
     start = 0
@@ -271,7 +307,7 @@ def run_case(case: Case) -> dict[str, Any]:
         scaler = {"cur_scale": 4096, "cur_iter": SAVE_STEP, "last_overflow_iter": -1, "cur_hysteresis": 2}
         engine.load_optimizer_scalars({"step": SAVE_STEP, "loss_scale": scaler})
     for step in range(start, STEPS):
-        result = engine.train_step(micro_batches(step), LEARNING_RATES[step] * case.rate)
+        result = engine.train_step(read(step), LEARNING_RATES[step] * case.rate)
         out["losses"].append(result.loss)
         out["grad_norms"].append(result.grad_norm)
         if step == 0:
@@ -279,8 +315,7 @@ def run_case(case: Case) -> dict[str, Any]:
         if step + 1 == SAVE_STEP:
             out["saved"], out["scalars"] = collect(engine), engine.optimizer_scalars()
     out["final"] = collect(engine)
-    num_micro_batches = GLOBAL_BATCH // case.dp // MICRO_BATCH
-    out["valid_loss"] = engine.eval_loss(micro_batches(STEPS), num_micro_batches)
+    out["valid_loss"] = engine.eval_loss(read(STEPS), share // case.micro_batch)
     out["broadcast"] = engine.broadcast({"from": engine.rank})
     out["any_of_last"] = engine.any_rank(engine.rank == case.dp * case.tp * case.pp - 1)
     out["any_of_none"] = engine.any_rank(False)
@@ -311,8 +346,8 @@ def run_overflow(case: Case) -> dict[str, Any]:
     out: dict[str, Any] = {"grad_norms": [], "scales": [], "steps": [], "pieces": [collect(engine)]}
     for step in range(3):
         tokens, labels = batch(step)
-        micro_batches = zip(tokens.split(MICRO_BATCH), labels.split(MICRO_BATCH), strict=True)
-        out["grad_norms"].append(engine.train_step(micro_batches, lr=1e-3).grad_norm)
+        pairs = zip(tokens.split(MICRO_BATCH), labels.split(MICRO_BATCH), strict=True)
+        out["grad_norms"].append(engine.train_step(pairs, lr=1e-3).grad_norm)
         out["pieces"].append(collect(engine))
         scalars = engine.optimizer_scalars()
         out["scales"].append(scalars["loss_scale"]["cur_scale"])

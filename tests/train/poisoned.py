@@ -89,7 +89,7 @@ def _run(case: Case, config: Path, run_dir: Path) -> dict[str, Any]:
         "records": records(run_dir),
         "updates": engine.optimizer_scalars()["step"],
         "samples": loop.samples,
-        "bad_steps": [step for step, pairs in batches.items() if any(RARE in tokens for tokens, _ in pairs)],
+        "bad_steps": [step for step, pairs in batches.items() if any(RARE in tokens for tokens, *_ in pairs)],
         "watch": loop.watch.state(),
     }
 

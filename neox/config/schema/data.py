@@ -30,8 +30,8 @@ class DataConfig:
     """As train_weights, for test_paths."""
     train_label_paths: tuple[str, ...] = ()
     """Prefixes of token files of labels, one for each of train_paths and as long: -100 where a token does not count in
-    the loss (GPT-NeoX: train_label_data_paths). Empty: the tokens themselves. The loss is the mean over what counts in
-    a micro-batch, and all micro-batches have equal weight, as there: with labels it depends on their size."""
+    the loss (GPT-NeoX: train_label_data_paths). Empty: the tokens themselves. The loss is the mean over all tokens of
+    the global batch that count; with `compat` it is the mean of micro-batches' means, as there, whatever their size."""
     valid_label_paths: tuple[str, ...] = ()
     """As train_label_paths, for valid_paths."""
     test_label_paths: tuple[str, ...] = ()
@@ -41,6 +41,12 @@ class DataConfig:
     padded; one in each sample, padded. Padding counts in the loss with `compat` and without label files, as there."""
     mask_eod: bool = False
     """Whether the token after each <|endoftext|> does not count in the loss (GPT-NeoX: eod_mask_loss)."""
+    mask_documents: bool = False
+    """Whether attention sees nothing before the last <|endoftext|>, which belongs to the document that it ends, in
+    training and validation (early GPT-NeoX and Megatron-LM: reset_attention_mask)."""
+    reset_positions: bool = False
+    """Whether positions begin at 0 again after each <|endoftext|> (early GPT-NeoX and Megatron-LM:
+    reset_position_ids)."""
     allow_chopped: bool = True
     """Whether unpacked and pack_until_overflow take documents longer than a sample, and cut them."""
     weight_by_documents: bool = False

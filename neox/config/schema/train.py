@@ -29,7 +29,7 @@ class TrainConfig:
     fp16_min_scale: float = 1.0
     """The scale is not halved below this."""
     seed: int = 1234
-    """Seed of the initial weights."""
+    """Seed of the initial weights and of dropout."""
     valid_interval: int = 100
     """Steps between validations; 0 never validates."""
     valid_batches: int = 10
