@@ -21,6 +21,8 @@ from jobs.shell import Process, exit_code, run, start
 POLL_S = 0.2
 LATE_SIGNAL_S = 1.0
 """A scheduler that ends a job signals all its processes; the command may be seen dead before our own TERM arrives."""
+LATE_START_S = 10.0
+"""The walltime runs from before our first line: a prolog, a script, Python's start."""
 REQUEUE_ATTEMPTS, REQUEUE_WAIT_S = 6, 5.0
 
 
@@ -41,14 +43,18 @@ class Allocation:
     max_idle: int
     folder: Path
     """Where this job's processes leave notes; private to the job."""
+    runtime_min: int
+    """The walltime that was asked for."""
     was_warned: bool = False
     ending: str = ""
     warned: set[int] = field(default_factory=set)
+    end_s: float = 0.0
 
     def __call__(self) -> int:
         for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         restarts = Restarts(self.folder, self.max_idle)
+        self.end_s = time.time() + 60 * self.runtime_min - LATE_START_S
         while True:
             if refusal := restarts.refusal():  # the scheduler itself may start a job again for ever
                 raise PayloadError(refusal)
@@ -82,7 +88,8 @@ class Allocation:
         self.folder.mkdir(parents=True, mode=0o700)
         self.warned.clear()
         self.was_warned = False
-        environ = {**os.environ, warning.VARIABLE: str(self.folder), warning.RESTART_VARIABLE: str(restart)}
+        words = {warning.RESTART_VARIABLE: str(restart), warning.END_VARIABLE: str(self.end_s)}
+        environ = {**os.environ, warning.VARIABLE: str(self.folder), **words}
         process = start(self.command, environ, cwd=self.cwd, new_session=True)
         while (code := process.poll()) is None:
             self._warn_launches()

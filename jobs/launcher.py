@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from jobs import examination, mpi, segments, warning
+from jobs import examination, mpi, runs, segments, warning
 from jobs.errors import UserError
 from jobs.launch import LAUNCHERS
 from jobs.launch.contract import Launcher
@@ -26,6 +26,8 @@ from jobs.site import Site
 from jobs.spec import Launch
 
 POLL_S = 0.1
+SAVE_POLL_S, SLACK_S = 2.0, 15.0
+"""How often the time that a save takes is looked up, and what is added to it."""
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -99,7 +101,7 @@ def run(site: Site, command: list[str], nodes: int, ranks_per_node: int | None, 
             return warning.UNHEALTHY
         if not LAUNCHERS[site.launcher].keeps_environment:
             mpi.write_environment(folder, environ, launch.hosts[0], _port(SCHEDULERS[site.scheduler], environ))
-        running = Running(LAUNCHERS[site.launcher], launch, environ)
+        running = Running(LAUNCHERS[site.launcher], launch, environ, run_dir)
         with warning.registered(os.environ):  # a job that is ended waits for us until the segment is written
             code = combine(folder, launch.world_size, running.wait())
             warning.report_outcome(os.environ, code)
@@ -133,8 +135,13 @@ def _shared_folder(run_dir: Path | None, environ: Mapping[str, str]) -> Path:
 class Running:
     """A started launcher, and the signals that wait until its ranks can take them."""
 
-    def __init__(self, launcher: Launcher, launch: Launch, environ: Mapping[str, str]) -> None:
-        self.launcher, self.folder = launcher, launch.folder
+    def __init__(
+        self, launcher: Launcher, launch: Launch, environ: Mapping[str, str], run_dir: Path | None = None
+    ) -> None:
+        """`run_dir`: of the run that is trained; the time that it takes to save is known from there."""
+        self.launcher, self.folder, self.run_dir = launcher, launch.folder, run_dir
+        self.end_s = float(environ.get(warning.END_VARIABLE, "inf"))
+        self.looked_s = time.monotonic()
         self.signals: list[str] = []
         self.num_forwarded = 0
         for number in FORWARDED:
@@ -144,6 +151,16 @@ class Running:
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         self.signals.append(signal.Signals(number).name)
+
+    def warn_in_time(self) -> None:
+        """The scheduler warns a fixed time before the walltime ends; a run that needs longer to save, we do."""
+        if self.signals or self.run_dir is None or time.monotonic() < self.looked_s + SAVE_POLL_S:
+            return
+        self.looked_s = time.monotonic()
+        needed_s = runs.time_to_save_s(self.run_dir)
+        if needed_s is not None and time.time() > self.end_s - needed_s - SLACK_S:
+            print(f"jobs: saving takes up to {needed_s:.0f} s, and the walltime ends: ranks save", file=sys.stderr)
+            self.signals.append(signal.SIGUSR2.name)
 
     def forward(self) -> None:
         """srun killed before its step exists would take the warning for its own; so wait for the first rank."""
@@ -160,6 +177,7 @@ class Running:
 
     def wait(self) -> int:
         while (code := self.process.poll()) is None:
+            self.warn_in_time()
             self.forward()
             time.sleep(POLL_S)
         return exit_code(code)

@@ -83,7 +83,15 @@ class Queue:
 
     def _submit(self, submission: Submission, key: Path, notes: Path) -> Any:
         site, name = self.site, submission.spec.name
-        allocation = Allocation(submission.command, submission.cwd, site.scheduler, site.grace_s, site.max_idle, notes)
+        allocation = Allocation(
+            submission.command,
+            submission.cwd,
+            site.scheduler,
+            site.grace_s,
+            site.max_idle,
+            notes,
+            submission.spec.runtime_min,
+        )
         folder = self.folder / name / "%j"
         avoid = tuple(excluded(notes, site.health.max_excluded)) if site.health else ()
         try:

@@ -69,13 +69,12 @@ def _fit_queue(spec: JobSpec, site: Site) -> JobSpec:
     known = [queue for queue in site.queues if spec.partition in (None, queue.partition)]
     if not known:
         return spec
-    fitting = [queue for queue in known if queue.min_nodes <= spec.nodes <= queue.max_nodes]
-    if not fitting:
+    queue = site.queue_for(spec.nodes, spec.partition)
+    if queue is None:
         ranges = ", ".join(f"{queue.partition} {queue.min_nodes} to {queue.max_nodes}" for queue in known)
         raise UserError(
             f"rule {spec.name}: nodes={spec.nodes}: site {site.name} takes {ranges} (queues in its site.yaml)"
         )
-    queue = fitting[0]
     most_min = queue.walltime_max_min or spec.runtime_min
     if spec.runtime_min > most_min:
         what = f"runtime={spec.runtime_min} becomes {most_min} minutes"

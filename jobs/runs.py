@@ -93,6 +93,19 @@ def _records(file: Path, key: str, num_bytes: int = 1 << 16) -> list[dict[str, A
     return found
 
 
+def time_to_save_s(folder: Path) -> float | None:
+    """How long a trainer of this run needs from a warning to a committed checkpoint, at worst; None if not known yet.
+
+    Twice the last save that reached the disk, for one may just have begun, and two steps, for the same reason.
+    """
+    try:
+        total_s = float(json.loads((folder / "last_save.json").read_text())["total_s"])
+    except (OSError, ValueError, KeyError):
+        return None
+    steps_s = [record["step_time_s"] for record in _records(folder / "metrics.jsonl", "step_time_s")[-RECENT_STEPS:]]
+    return 2 * total_s + 2 * max(steps_s, default=0.0)
+
+
 def _num_steps(folder: Path) -> int | None:
     try:
         return int(yaml.safe_load((folder / "config.yaml").read_text())["train"]["steps"])

@@ -51,6 +51,11 @@ class Site:
     health: Health | None = None
     """What nodes are examined for before ranks start; None: they are not."""
 
+    def queue_for(self, nodes: int, partition: str | None = None) -> Queue | None:
+        """The first queue that takes so many nodes, of one partition where it is given; None if none does."""
+        known = (queue for queue in self.queues if partition in (None, queue.partition))
+        return next((queue for queue in known if queue.min_nodes <= nodes <= queue.max_nodes), None)
+
 
 def load_site(name_or_path: str) -> Site:
     """The site of a name (a folder of `site_configs/` here or beside this package) or of a path to a site.yaml.

@@ -15,6 +15,8 @@ from pathlib import Path
 VARIABLE = "JOBS_ALLOCATION"
 RESTART_VARIABLE = "JOBS_RESTART_COUNT"
 """How many allocations of the job began before this one."""
+END_VARIABLE = "JOBS_ALLOCATION_END"
+"""When the allocation's walltime is over, in seconds since 1970."""
 REFUSED = 2
 """Exit code for: the user's input is wrong, and one line has said how. Running again would not help."""
 UNHEALTHY = 84

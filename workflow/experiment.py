@@ -24,6 +24,9 @@ from workflow.settings import check
 RUNTIME_MEMORY_MB = 1500
 """Host memory of one rank beside what the planner counts: interpreter, torch, communication buffers."""
 
+UNLIMITED_WALLTIME_MIN = 240
+"""What training asks for where the site sets no limit: short enough to be backfilled."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -39,6 +42,8 @@ class Run:
     nodes: int
     ranks_per_node: int
     cores_per_rank: int
+    walltime_min: int
+    """As long as the site lets a job of so many nodes run: what it does not finish, the next allocation does."""
     steps: tuple[int, ...]
     """Checkpoints to export and evaluate."""
 
@@ -179,7 +184,9 @@ def make_run(row: Row, config: Mapping[str, Any], site: Site) -> Run:
     except UserError as error:
         raise UserError(f"run {row.name}: {error}") from None
     cores = max(1, site.cores // on_each)
-    return Run(row.name, row.files, row.overrides, resolved, nodes, on_each, cores, steps)
+    queue = site.queue_for(nodes)
+    walltime_min = (queue and queue.walltime_max_min) or UNLIMITED_WALLTIME_MIN
+    return Run(row.name, row.files, row.overrides, resolved, nodes, on_each, cores, walltime_min, steps)
 
 
 def resolve_row(row: Row, tokenizer: Mapping[str, Any], ranks_per_node: int) -> Config:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shutil
 import sys
@@ -65,6 +67,7 @@ class Saver:
             flush_logs()
             commit(self._store, step, state)
             total_s = time.perf_counter() - begin
+            self._note_times(step, stall_s, total_s)
             self._say(f"saved step {step}: training waited {stall_s:.2f} s, on disk after {total_s:.2f} s")
             self._prune()
 
@@ -119,6 +122,12 @@ class Saver:
         except OSError as error:
             return error
         return None
+
+    def _note_times(self, step: int, stall_s: float, total_s: float) -> None:
+        """For whoever plans saves from outside, as before a walltime's end; of a save that stands already."""
+        with contextlib.suppress(OSError):
+            note = {"step": step, "stall_s": stall_s, "total_s": total_s}
+            (self._store.folder.parent / "last_save.json").write_text(json.dumps(note))
 
     def _prune(self) -> None:
         try:

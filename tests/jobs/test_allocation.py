@@ -46,7 +46,7 @@ def submission(folder: Path, output: str) -> Submission:
 
 
 def allocation(folder: Path, script: str, max_idle: int = 3) -> Allocation:
-    return Allocation(["bash", "-c", script], folder, "local", 1, max_idle, folder / "notes")
+    return Allocation(["bash", "-c", script], folder, "local", 1, max_idle, folder / "notes", 10)
 
 
 def test_saved_command_runs_again(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_ended_job_waits_for_its_launch(tmp_path: Path) -> None:
 from pathlib import Path
 from jobs.allocation import Allocation
 script = '( {launch} ) & sleep 1; touch ready; wait'
-Allocation(["bash", "-c", script], Path("."), "local", 10, 1, Path("notes").resolve())()
+Allocation(["bash", "-c", script], Path("."), "local", 10, 1, Path("notes").resolve(), 10)()
 """
     job = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, text=True, stderr=-1)
     wait_for(lambda: (tmp_path / "ready").exists())

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 from jobs.launcher import combine
 from jobs.ranks import code_file
+from jobs.runs import time_to_save_s
 
 LAUNCH = [sys.executable, "-m", "jobs", "launch", "--site", "local"]
 SAVER = """
@@ -34,14 +36,16 @@ def wait_for(condition: Callable[[], object], limit_s: float = 40) -> None:
         time.sleep(0.05)
 
 
-def launch(folder: Path, *command: str, options: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+def launch(
+    folder: Path, *command: str, options: tuple[str, ...] = (), environ: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*LAUNCH, *options, "--", *command],
         cwd=folder,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "3"},
+        env={**os.environ, "OMP_NUM_THREADS": "3", **(environ or {})},
     )
 
 
@@ -52,8 +56,8 @@ def is_alive(pid_file: Path) -> bool:
         return False
 
 
-def start_savers(folder: Path, *options: str) -> subprocess.Popen[str]:
-    process = launch(folder, sys.executable, "-c", SAVER, options=options)
+def start_savers(folder: Path, *options: str, environ: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    process = launch(folder, sys.executable, "-c", SAVER, options=options, environ=environ)
     wait_for(lambda: all((folder / f"ready_{rank}").exists() and is_alive(folder / f"ready_{rank}") for rank in (0, 1)))
     return process
 
@@ -89,6 +93,24 @@ def test_warned_ranks_save_and_the_launch_says_85(tmp_path: Path, name: str) -> 
     assert (tmp_path / "saved_0").exists() and (tmp_path / "saved_1").exists()
     (line,) = (tmp_path / "run" / "segments.jsonl").read_text().splitlines()
     assert json.loads(line)["cause"] == f"saved after {name}"
+
+
+def test_ranks_save_in_time_for_the_walltime(tmp_path: Path) -> None:
+    """The last save took 10 s and a step 2 s, so that 24 s and some slack before the end none is too early."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "last_save.json").write_text('{"step": 4, "stall_s": 0.1, "total_s": 10.0}')
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 5, "loss": 1.0, "step_time_s": 2.0}\n')
+    assert time_to_save_s(tmp_path / "run") == 24
+    assert time_to_save_s(tmp_path) is None
+    for left_s, code in ((34, 85), (600, None)):
+        environ = {"JOBS_ALLOCATION_END": str(time.time() + left_s)}
+        process = start_savers(tmp_path, "--run-dir", "run", environ=environ)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=30 if code else 4)
+        assert process.poll() == code
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
+    assert "saving takes" not in errors
 
 
 @pytest.mark.parametrize("victim", ["rank", "launch"])

@@ -72,6 +72,18 @@ def test_runtime_is_cut_to_the_queue(capsys: pytest.CaptureFixture[str]) -> None
         job_spec("train", {"nodes": 65, "slurm_partition": "extended"}, 1, frontier)
 
 
+def test_walltime_goes_by_bins() -> None:
+    queues = {nodes: load_site("frontier").queue_for(nodes) for nodes in (91, 92, 184, 9473)}
+    assert {nodes: queue and queue.walltime_max_min for nodes, queue in queues.items()} == {
+        91: 120,
+        92: 360,
+        184: 720,
+        9473: None,
+    }
+    extended = load_site("frontier").queue_for(64, "extended")
+    assert extended is not None and extended.walltime_max_min == 1440
+
+
 def test_rank_that_sees_one_device() -> None:
     assert one_device("scheduler", "3") == {"LOCAL_RANK": "0"}
     assert one_device("ROCR_VISIBLE_DEVICES", "3") == {"LOCAL_RANK": "0", "ROCR_VISIBLE_DEVICES": "3"}

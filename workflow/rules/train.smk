@@ -52,7 +52,7 @@ rule train:
         tasks_per_node=lambda wildcards: RUNS[wildcards.run].ranks_per_node,
         cpus_per_task=lambda wildcards: RUNS[wildcards.run].cores_per_rank,
         mem_mb=lambda wildcards: training_memory_mb(RUNS[wildcards.run]),
-        runtime=240,
+        runtime=lambda wildcards: RUNS[wildcards.run].walltime_min,
         launches=1,  # calls `jobs launch` itself (site key has_launch_node)
     params:
         run_dir=subpath(output[0], parent=True),
