@@ -36,5 +36,3 @@ def check_anomalies(train: TrainConfig) -> None:
     for name, least in (("spike_window", 2), ("max_skipped", 1), ("max_rewinds", 0), ("spike_sigma", 0)):
         if getattr(train, name) < least:
             raise UserError(f"train.{name} = {getattr(train, name)}: must be at least {least}")
-    if train.precision == "bf16" and train.on_spike == "skip":
-        raise UserError("train.on_spike = skip: not with train.precision = bf16; allowed there: log, rewind, stop")

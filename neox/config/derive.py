@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from neox.config.check_model import check_choices
 from neox.config.check_train import check_anomalies, check_schedule
+from neox.config.check_zero import check_zero
 from neox.config.compat import check_compat
 from neox.config.errors import UserError
 from neox.config.optimizers import resolve_optimizer
@@ -86,6 +87,7 @@ def resolve(config: Config, world_size: int) -> Config:
     model = dataclasses.replace(config.model, vocab_size=vocab_size)
     check_model(model, parallel)
     check_run(config, batch)
+    check_zero(config)
     check_data(config)
     optim = resolve_optimizer(config.optim)
     optim = dataclasses.replace(optim, decay_steps=optim.decay_steps or config.train.steps)

@@ -10,11 +10,6 @@ from neox.config.errors import UserError
 from neox.config.legacy_table_run import TABLE
 from neox.config.schema.model import InitRule
 
-ZERO_SPEED = (
-    *("allgather_partitions", "allgather_bucket_size", "reduce_scatter", "reduce_bucket_size"),
-    *("overlap_comm", "contiguous_gradients", "round_robin_gradients", "load_from_fp32_weights"),
-)
-
 
 class Flat:
     """The flat keys as GPT-NeoX would see them: its defaults apply where a key is not set."""
@@ -212,21 +207,3 @@ def pipeline(flat: Flat) -> Converted:
         "parallel.partition": partitions[method],
         "parallel.recompute": "full" if flat.get("checkpoint_activations") else "none",
     }
-
-
-def zero(flat: Flat) -> Converted:
-    """ZeRO: stages 0 and 1 compute the same, and stage 1 is what runs."""
-    block = flat.block("zero_optimization")
-    stage = block.get("stage", 0)
-    if stage not in (0, 1):
-        raise flat.refusal("zero_optimization", "stages 2 and 3 are not in this trainer yet: 1 is", "stage", stage)
-    if flat.get("zero_stage") not in (None, stage):
-        raise flat.refusal("zero_stage", f"zero_optimization.stage is {stage}")
-    for name, value in block.items():
-        if name not in ("stage", *ZERO_SPEED) and value not in (False, None):
-            raise flat.refusal("zero_optimization", "is not in this trainer yet: leave it out", name, value)
-    if stage == 0:
-        flat.notices.append("zero_optimization.stage 0 runs as stage 1: the same computation, in less memory")
-    if set(block) & set(ZERO_SPEED):
-        flat.notices.append("zero_optimization: DeepSpeed's buckets are set here; only the stage is taken")
-    return {"parallel.zero_stage": 1}
