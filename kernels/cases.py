@@ -155,6 +155,9 @@ CASES: tuple[Case, ...] = (
         "layer_norm", "no bias", lambda g: (torch.randn(3, 17, generator=g), torch.randn(17, generator=g), None, 1e-5)
     ),
     Case("layer_norm", "one row", _norm(1, 8, has_bias=True)),
+    Case("linear", "odd sizes", _randn((2, 7, 19), (33, 19), (33,))),
+    Case("linear", "one row, more in than out", _randn((1, 65), (3, 65), (3,))),
+    Case("linear", "no bias", lambda g: (torch.randn(5, 8, generator=g), torch.randn(6, 8, generator=g), None)),
     Case("linear_cross_entropy", "odd sizes", _head((2, 7, 19), 101)),
     Case("linear_cross_entropy", "large logits", _head((3, 5, 16), 64, scale=8.0)),
     Case("linear_cross_entropy", "positions that do not count", _head((2, 7, 16), 64, uncounted=5)),

@@ -16,6 +16,7 @@ IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "cross_entropy": ("aten", "reference"),
     "dropout": ("reference",),
     "layer_norm": ("aten", "reference"),
+    "linear": ("onednn", "aten", "reference"),
     "linear_cross_entropy": ("chunked", "reference"),
     "rms_norm": ("aten", "reference"),
     "rotary": ("reference",),
