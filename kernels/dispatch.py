@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
-    "attention": ("sdpa", "reference"),
+    "attention": ("flash", "sdpa", "reference"),
     "bias_gelu": ("aten", "reference"),
     "cross_entropy": ("aten", "reference"),
     "dropout": ("reference",),

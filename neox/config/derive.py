@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 
 from neox.config.check_model import check_choices
-from neox.config.check_train import check_anomalies, check_schedule
+from neox.config.check_train import check_anomalies, check_attention, check_schedule
 from neox.config.check_zero import check_zero
 from neox.config.compat import check_compat
 from neox.config.errors import UserError
@@ -126,6 +126,7 @@ def check_run(config: Config, batch: Batch) -> None:
     _positive("optim", config.optim, ("decay_steps",))
     check_schedule(config.optim)
     check_anomalies(config.train)
+    check_attention(config)
     if config.train.valid_interval < 0 or config.train.valid_batches < 1:
         raise UserError("train.valid_interval must be ≥ 0 and train.valid_batches ≥ 1")
     outside = [step for step in config.checkpoint.steps if not 0 <= step <= config.train.steps]

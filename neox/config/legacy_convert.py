@@ -131,7 +131,7 @@ def attention(flat: Flat) -> Converted:
         raise flat.refusal("attention_config", f"names {len(kinds)} layers, num_layers = {layers}")
     if "flash" in kinds:
         flat.notices.append(
-            "attention_config: flash is computed by PyTorch's scaled dot-product attention, as is global"
+            "attention_config: flash and global are the same here, and train.attention says what computes them"
         )
     if not flat.is_set("sliding_window_width"):
         return {}
