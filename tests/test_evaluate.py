@@ -21,6 +21,7 @@ from neox.data.tokenizer import LoadedTokenizer, load_tokenizer, train_tokenizer
 from neox.evaluate import evaluate, flatten
 from neox.model.gpt import GPT
 from neox.model.init import init_weights
+from tests.checkpoint.test_huggingface import rows_of
 
 TASKS = Path(__file__).parents[1] / "workflow" / "eval_tasks"
 CFG = ModelConfig(num_layers=2, hidden_size=32, num_heads=2, seq_length=24, vocab_size=400, vocab_multiple=64)
@@ -59,7 +60,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
             tokenizer.tokenizer.id_to_token(i) in {"Ġ" + word for word in WORDS} for i in range(padded_vocab(CFG))
         ]
         model.head.weight[~torch.tensor(is_word)] = 0
-    export(CFG, dict(model.named_parameters()).__getitem__, folder / "tokenizer.json", folder / "hf")
+    export(CFG, rows_of(model), folder / "tokenizer.json", folder / "hf")
     world = World(folder, model, tokenizer, [])
     for index in range(24):
         context = " ".join((WORDS * 9)[index : index * 4 + 2])

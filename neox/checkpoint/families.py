@@ -1,19 +1,29 @@
-"""The families of `transformers` that a model can be exported as: names, configurations, and what they compute."""
+"""The families of `transformers` that a model can be exported as or imported from: what each computes."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from neox.config.derive import ffn_size, padded_vocab
+from neox.checkpoint.settings import (
+    ACTIVATIONS,
+    COMMON,
+    FALCON,
+    FALCON_7B_HEADS,
+    FALCON_40B_HEADS,
+    GPT_NEOX,
+    LLAMA,
+    LLAMA_BIASES,
+    Setting,
+    rope,
+    sliding_window,
+)
+from neox.config.derive import check_model
 from neox.config.errors import UserError
-from neox.config.schema import ModelConfig
-from neox.config.shape import has_attention_bias, head_dim, num_kv_heads
-
-ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu": "relu", "silu": "silu"}
-"""model.activation → the name in transformers, of MLPs without a gate."""
+from neox.config.schema import ModelConfig, ParallelConfig
 
 Allowed = dict[str, tuple[Any, ...]]
 
@@ -26,13 +36,39 @@ class Family:
     model_type: str
     modules: Mapping[str, str]
     """Our module → theirs, as published files name it; {part} stands for q, k and v where they are separate."""
+    settings: tuple[Setting, ...]
+    """Its configuration, key by key, beside the common ones."""
+    fixed: Mapping[str, Any]
+    """Keys of ours that it has one value for."""
     allowed: Callable[[ModelConfig], Allowed]
-    """Keys of ours that it cannot set freely → the values it computes."""
-    settings: Callable[[ModelConfig], dict[str, Any]]
-    """Keyword arguments of its configuration, beside the common ones."""
+    """Further keys of ours that it cannot set freely → the values it computes."""
     transformers_4: Callable[[ModelConfig], dict[str, Any]]
     """Keys that transformers 4, and the tools made for it, read instead of rope_parameters."""
     mlp_always_biased: bool = False
+
+    def write(self, model: ModelConfig) -> dict[str, Any]:
+        """Its configuration of `model`."""
+        return {setting.key: setting.write(model) for setting in (*COMMON, *self.settings)}
+
+    def read(self, config: Mapping[str, Any]) -> ModelConfig:
+        """The model that a configuration, with all its defaults filled in, describes.
+
+        Raises:
+            UserError: a key has a value that we do not compute.
+        """
+        values: dict[str, Any] = dict(self.fixed)
+        for setting in (*COMMON, *self.settings):
+            values |= setting.read(config.get(setting.key))
+        model = _simplest(ModelConfig(**values))
+        for setting in (*COMMON, *self.settings):
+            found, ours = config.get(setting.key), setting.write(model)
+            means = setting.read(found)
+            if found not in (ours, *setting.also) and (not means or means != setting.read(ours)):
+                raise UserError(f"{setting.key} = {found}: of {self.architecture} only {ours} can be read here")
+        for key, allowed in misfits(self, model).items():
+            raise UserError(f"model.{key} = {getattr(model, key)}: {self.architecture} has only {allowed}")
+        check_model(model, ParallelConfig())
+        return model
 
 
 def choose(model: ModelConfig) -> Family:
@@ -41,16 +77,31 @@ def choose(model: ModelConfig) -> Family:
     Raises:
         UserError: none does; the line names a key that keeps the nearest one from it.
     """
-    nearest = min(FAMILIES, key=lambda family: len(_misfits(family, model)))
-    for key, values in _misfits(nearest, model).items():
+    nearest = min(FAMILIES, key=lambda family: len(misfits(family, model)))
+    for key, values in misfits(nearest, model).items():
         value = getattr(model, key)
         raise UserError(f"model.{key} = {value}: {nearest.architecture} has only {', '.join(map(str, values))}")
     return nearest
 
 
-def _misfits(family: Family, model: ModelConfig) -> Allowed:
+def identify(config: Mapping[str, Any]) -> Family:
+    """The family of a transformers configuration.
+
+    Raises:
+        UserError: it is none of ours.
+    """
+    found = [family for family in FAMILIES if family.model_type == config.get("model_type")]
+    if not found:
+        known = sorted({family.model_type for family in FAMILIES})
+        raise UserError(f"model_type = {config.get('model_type')}: can be read here: {', '.join(known)}")
+    return found[-1 if config.get("new_decoder_architecture") else 0]  # Falcon has two
+
+
+def misfits(family: Family, model: ModelConfig) -> Allowed:
+    """Keys of `model` that the family cannot have so → what it can have."""
     always = {"attn_softcap": (None,), "logit_softcap": (None,), "qk_norm": (False,), "sandwich_norm": (False,)}
-    allowed: Allowed = {**family.allowed(model), **always, "positions": ("rotary",)}
+    fixed = {key: (value,) for key, value in family.fixed.items()}
+    allowed: Allowed = {**fixed, **family.allowed(model), **always, "positions": ("rotary",)}
     return {key: values for key, values in allowed.items() if getattr(model, key) not in values}
 
 
@@ -63,135 +114,58 @@ def exported_names(family: Family, name: str) -> dict[str, str]:
     return {f"{pattern.format(i=layer[1] if layer else '', part=part)}.{kind}": part for part in parts}
 
 
-def common_settings(model: ModelConfig) -> dict[str, Any]:
-    """What every configuration of transformers calls by the same name."""
-    return {
-        "vocab_size": padded_vocab(model),
-        "hidden_size": model.hidden_size,
-        "num_hidden_layers": model.num_layers,
-        "num_attention_heads": model.num_heads,
-        "max_position_embeddings": model.seq_length,
-        "initializer_range": model.init_std,
-        "tie_word_embeddings": model.tie_embeddings,
-    }
+def _simplest(model: ModelConfig) -> ModelConfig:
+    """The same model with every size that follows from others left to them."""
+    return dataclasses.replace(
+        model,
+        num_kv_heads=None if model.num_kv_heads == model.num_heads else model.num_kv_heads,
+        head_dim=None if model.head_dim == model.hidden_size / model.num_heads else model.head_dim,
+        attn_bias=None if model.attn_bias == model.bias else model.attn_bias,
+        intermediate_size=None if model.intermediate_size == 4 * model.hidden_size else model.intermediate_size,
+    )
 
 
-def _kinds(model: ModelConfig, kind: str) -> tuple[tuple[str, ...]]:
-    """The only layer pattern of one kind of block."""
-    return ((kind,) * len(model.layer_pattern),)
+def _kinds(model: ModelConfig, kind: str) -> tuple[str, ...]:
+    """The layer pattern of one kind of block."""
+    return (kind,) * len(model.layer_pattern)
 
 
 def _gpt_neox_allowed(model: ModelConfig) -> Allowed:
     return {
-        "norm": ("layernorm",),
-        "norm_bias": (True,),
         "activation": tuple(ACTIVATIONS),
-        "rotary_scaling": ("none",),
         "num_kv_heads": (None, model.num_heads),
         "head_dim": (None, model.hidden_size / model.num_heads),
-        "layer_pattern": _kinds(model, "global"),
-        "shared_norm": (False,),
-        "attn_bias": (None, model.bias),
-    }
-
-
-def _gpt_neox_settings(model: ModelConfig) -> dict[str, Any]:
-    rope = {"rope_type": "default", "rope_theta": model.rotary_base, "partial_rotary_factor": model.rotary_pct}
-    return {
-        "intermediate_size": ffn_size(model),
-        "hidden_act": ACTIVATIONS[model.activation],
-        "layer_norm_eps": model.norm_eps,
-        "rope_parameters": rope,
-        "use_parallel_residual": model.parallel_residual,
-        "attention_bias": model.bias,
+        "layer_pattern": (_kinds(model, "global"),),
     }
 
 
 def _llama_allowed(model: ModelConfig) -> Allowed:
-    return {
-        "norm": ("rmsnorm",),
-        "activation": ("swiglu",),
-        "parallel_residual": (False,),
-        "rotary_pct": (1.0,),
-        "rotary_scaling": ("none", "linear", "yarn", "llama3"),
-        "layer_pattern": _kinds(model, "global"),
-    }
-
-
-def _llama_settings(model: ModelConfig) -> dict[str, Any]:
-    return {
-        "intermediate_size": ffn_size(model),
-        "hidden_act": "silu",
-        "num_key_value_heads": num_kv_heads(model),
-        "head_dim": head_dim(model),
-        "rms_norm_eps": model.norm_eps,
-        "attention_bias": has_attention_bias(model),
-        "mlp_bias": model.bias,
-        "rope_parameters": _rope(model),
-    }
+    return {"rotary_scaling": ("none", "linear", "yarn", "llama3"), "layer_pattern": (_kinds(model, "global"),)}
 
 
 def _mistral_allowed(model: ModelConfig) -> Allowed:
     unbiased = {"bias": (False,), "attn_bias": (None, False)}
-    return {**_llama_allowed(model), **unbiased, "layer_pattern": _kinds(model, "window")}
-
-
-def _mistral_settings(model: ModelConfig) -> dict[str, Any]:
-    shared = {key: value for key, value in _llama_settings(model).items() if not key.endswith("_bias")}
-    return {**shared, "sliding_window": model.sliding_window}
+    return {**_llama_allowed(model), **unbiased, "layer_pattern": tuple(_kinds(model, k) for k in ("window", "global"))}
 
 
 def _falcon_allowed(model: ModelConfig) -> Allowed:
     """7B's form, one norm and one kv head, and 40B's, two norms and groups."""
     return {
-        "norm": ("layernorm",),
-        "norm_bias": (True,),
         "activation": tuple(ACTIVATIONS),
-        "parallel_residual": (True,),
-        "rotary_pct": (1.0,),
-        "rotary_scaling": ("none",),
         "head_dim": (None, model.hidden_size / model.num_heads),
         "num_kv_heads": (1,) if model.shared_norm else (*range(1, model.num_heads), model.num_heads, None),
-        "layer_pattern": _kinds(model, "global"),
+        "layer_pattern": (_kinds(model, "global"),),
         "attn_bias": (None, model.bias),
     }
 
 
-def _falcon_settings(model: ModelConfig) -> dict[str, Any]:
-    return {
-        "ffn_hidden_size": ffn_size(model),
-        "activation": ACTIVATIONS[model.activation],
-        "layer_norm_epsilon": model.norm_eps,
-        "bias": model.bias,
-        "parallel_attn": True,
-        "multi_query": True,
-        "new_decoder_architecture": not model.shared_norm,
-        "num_kv_heads": num_kv_heads(model),
-        "rope_parameters": _rope(model),
-    }
-
-
 def _old_rope(model: ModelConfig) -> dict[str, Any]:
-    scaling = {key: value for key, value in _rope(model).items() if key != "rope_theta"}
+    scaling = {key: value for key, value in rope(model).items() if key != "rope_theta"}
     return {"rope_theta": model.rotary_base, "rope_scaling": None if model.rotary_scaling == "none" else scaling}
 
 
 def _old_neox_rope(model: ModelConfig) -> dict[str, Any]:
     return {"rotary_pct": model.rotary_pct, "rotary_emb_base": model.rotary_base}
-
-
-def _rope(model: ModelConfig) -> dict[str, Any]:
-    kind = model.rotary_scaling
-    out: dict[str, Any] = {"rope_type": "default" if kind == "none" else kind, "rope_theta": model.rotary_base}
-    if kind == "none":
-        return out
-    out["factor"] = model.rotary_factor
-    if kind == "linear":
-        return out
-    out["original_max_position_embeddings"] = model.rotary_trained_length or int(model.seq_length / model.rotary_factor)
-    names = ("beta_slow", "beta_fast") if kind == "yarn" else ("low_freq_factor", "high_freq_factor")
-    ramp = model.rotary_ramp or ((1.0, 32.0) if kind == "yarn" else (1.0, 4.0))
-    return {**out, **dict(zip(names, ramp, strict=True))}
 
 
 GPT_NEOX_MODULES = {
@@ -241,26 +215,47 @@ FALCON_40B_MODULES = {
     "layers.{i}.mlp_norm": "transformer.h.{i}.ln_mlp",
 }
 
+GPT_NEOX_FIXED = {"norm": "layernorm", "norm_bias": True, "rotary_scaling": "none", "shared_norm": False}
+LLAMA_FIXED = {"norm": "rmsnorm", "activation": "swiglu", "parallel_residual": False, "rotary_pct": 1.0}
+FALCON_FIXED = {**GPT_NEOX_FIXED, "parallel_residual": True, "rotary_pct": 1.0}
+
 FAMILIES = (
     Family(
-        "GPTNeoXForCausalLM", "gpt_neox", GPT_NEOX_MODULES, _gpt_neox_allowed, _gpt_neox_settings, _old_neox_rope, True
+        "GPTNeoXForCausalLM",
+        "gpt_neox",
+        GPT_NEOX_MODULES,
+        GPT_NEOX,
+        GPT_NEOX_FIXED,
+        _gpt_neox_allowed,
+        _old_neox_rope,
+        mlp_always_biased=True,
     ),
-    Family("LlamaForCausalLM", "llama", LLAMA_MODULES, _llama_allowed, _llama_settings, _old_rope),
-    Family("MistralForCausalLM", "mistral", LLAMA_MODULES, _mistral_allowed, _mistral_settings, _old_rope),
+    Family("LlamaForCausalLM", "llama", LLAMA_MODULES, (*LLAMA, *LLAMA_BIASES), LLAMA_FIXED, _llama_allowed, _old_rope),
+    Family(
+        "MistralForCausalLM",
+        "mistral",
+        LLAMA_MODULES,
+        (*LLAMA, sliding_window),
+        {**LLAMA_FIXED, "bias": False},
+        _mistral_allowed,
+        _old_rope,
+    ),
     Family(
         "FalconForCausalLM",
         "falcon",
         FALCON_7B_MODULES,
-        lambda model: {**_falcon_allowed(model), "shared_norm": (True,)},
-        _falcon_settings,
+        (*FALCON, *FALCON_7B_HEADS),
+        {**FALCON_FIXED, "shared_norm": True},
+        _falcon_allowed,
         _old_rope,
     ),
     Family(
         "FalconForCausalLM",
         "falcon",
         FALCON_40B_MODULES,
-        lambda model: {**_falcon_allowed(model), "shared_norm": (False,)},
-        _falcon_settings,
+        (*FALCON, *FALCON_40B_HEADS),
+        FALCON_FIXED,
+        _falcon_allowed,
         _old_rope,
     ),
 )

@@ -1,55 +1,77 @@
-"""Export: one of our checkpoints becomes a folder that `transformers` loads, as the family that computes the same."""
+"""Folders of `transformers`: export as the family that computes the same, and the configuration of what is there."""
 
 from __future__ import annotations
 
 import json
-import math
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerFast
 
 from neox.checkpoint.config import saved_config
-from neox.checkpoint.families import FAMILIES, Family, choose, common_settings, exported_names
+from neox.checkpoint.families import FAMILIES, Family, choose
+from neox.checkpoint.mapping import ReadRows, RowMap
 from neox.checkpoint.reshard import TensorReader
 from neox.checkpoint.store import flush
+from neox.checkpoint.tensor_file import DTYPES, Entry, split, write
 from neox.config.derive import padded_vocab
 from neox.config.errors import UserError
 from neox.config.schema import ModelConfig
-from neox.config.shape import head_dim, num_kv_heads
 from neox.data.durable import storage_failure
 from neox.data.tokenizer import END_OF_DOCUMENT, PADDING, LoadedTokenizer, load_tokenizer
-from neox.model.gpt import GPT
 
-SHARD_BYTES = 5 * 2**30
-"""Largest safetensors file, and so the most weights that the export holds in memory at once."""
+SHARD_BYTES = 5 * 10**9
+"""Size that a safetensors file does not exceed, unless one tensor does."""
 
-ReadWeight = Callable[[str], Tensor]
-"""Logical name → the whole fp32 tensor."""
+INDEX = "model.safetensors.index.json"
+"""Which tensor is in which file, where there are several."""
 
 
-def convert(checkpoint: Path, tokenizer: Path, output: Path) -> None:
+def convert(
+    checkpoint: Path,
+    tokenizer: Path,
+    output: Path,
+    shard_bytes: int = SHARD_BYTES,
+    dtype: torch.dtype = torch.float32,
+) -> None:
     """Exports the checkpoint folder `checkpoint`, whatever layout wrote it; see `export`.
 
     Raises:
         UserError: also when `checkpoint` is none or is damaged.
     """
     reader = TensorReader(checkpoint)
-    export(saved_config(reader.manifest).model, partial(reader.read, "weight"), tokenizer, output)
+    export(saved_config(reader.manifest).model, reader.read_rows, tokenizer, output, shard_bytes, dtype)
 
 
-def export(model: ModelConfig, read: ReadWeight, tokenizer: Path, output: Path, shard_bytes: int = SHARD_BYTES) -> None:
-    """Writes config, generation config, fp32 weights and tokenizer to the folder `output`, whole or not at all.
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder, with the defaults of its family, and in the words of this version's transformers.
 
-    An earlier export at `output` is replaced.
+    Raises:
+        UserError: there is none, or transformers does not know it.
+    """
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: no model of transformers there (config.json is missing)")
+    try:
+        return dict(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).to_dict())
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{folder / 'config.json'}: {reason}") from None
+
+
+def export(
+    model: ModelConfig,
+    read: ReadRows,
+    tokenizer: Path,
+    output: Path,
+    shard_bytes: int = SHARD_BYTES,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Writes config, generation config, weights and tokenizer to the folder `output`, whole or not at all.
+
+    An earlier export at `output` is replaced. Weights pass through memory a block of rows at a time.
 
     Raises:
         UserError: no family of transformers has such a model, the tokenizer does not fit, `output` is something
@@ -67,8 +89,8 @@ def export(model: ModelConfig, read: ReadWeight, tokenizer: Path, output: Path, 
     try:
         temporary.mkdir()
         _write_tokenizer(loaded, model, temporary)
-        _write_configs(model, family, loaded, temporary)
-        _write_weights(model, family, read, temporary, shard_bytes)
+        _write_configs(model, family, loaded, temporary, dtype)
+        _write_weights(model, family, read, temporary, shard_bytes, dtype)
         for path in (*temporary.iterdir(), temporary):
             flush(path)
         _replace(temporary, output)
@@ -80,88 +102,31 @@ def export(model: ModelConfig, read: ReadWeight, tokenizer: Path, output: Path, 
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-@dataclass(frozen=True)
-class _Tensor:
-    """One tensor of the exported model: rows of ours, one source below the other; without sources, zeros."""
-
-    shape: tuple[int, ...]
-    sources: tuple[tuple[str, Tensor | None], ...] = ()
-    """Our tensor, and which of its rows in order; None: all."""
-
-
-def _tensors(model: ModelConfig, family: Family) -> dict[str, _Tensor]:
-    """All tensors of the exported model by their names there."""
-    tensors: dict[str, _Tensor] = {}
-    for name, parameter in _meta(model).named_parameters():
-        for exported, part in exported_names(family, name).items():
-            rows = _rows(model, name, part) if part else None
-            before = tensors.get(exported, _Tensor((0,)))
-            length = before.shape[0] + (len(parameter) if rows is None else len(rows))
-            tensors[exported] = _Tensor((length, *parameter.shape[1:]), (*before.sources, (name, rows)))
-        # GPTNeoX's attention_bias leaves out the attention's biases only; its MLP always has them.
-        if family.mlp_always_biased and ".mlp." in name and not model.bias:
-            (bias,) = exported_names(family, name.removesuffix("weight") + "bias")
-            tensors[bias] = _Tensor((len(parameter),))
-    return tensors
-
-
-def _meta(model: ModelConfig) -> GPT:
-    """The model without memory, for its names and shapes."""
-    with torch.device("meta"):
-        return GPT(model, padded_vocab(model))
-
-
-def _rows(model: ModelConfig, name: str, part: str) -> Tensor:
-    """Rows of the projection `name`, [kv head][its queries, k, v][head_dim], that are the queries, keys or values."""
-    group = 0 if ".kv." in name else model.num_heads // num_kv_heads(model)
-    rows = torch.arange(num_kv_heads(model) * (group + 2) * head_dim(model)).view(-1, group + 2, head_dim(model))
-    chosen = {"q": slice(0, group), "k": slice(group, group + 1), "v": slice(group + 1, group + 2)}[part]
-    return rows[:, chosen].flatten()
-
-
-def _write_weights(model: ModelConfig, family: Family, read: ReadWeight, folder: Path, shard_bytes: int) -> None:
-    """One shard at a time: tensors are read only when their file is written."""
-    shapes = {name: p.shape for name, p in _meta(model).named_parameters()}
-    shards: list[dict[str, _Tensor]] = [{}]
-    size = total = 0
-    for name, tensor in _tensors(model, family).items():
-        num_bytes = 4 * math.prod(tensor.shape)
-        if shards[-1] and size + num_bytes > shard_bytes:
-            shards.append({})
-            size = 0
-        shards[-1][name] = tensor
-        size += num_bytes
-        total += num_bytes
+def _write_weights(
+    model: ModelConfig, family: Family, read: ReadRows, folder: Path, shard_bytes: int, dtype: torch.dtype
+) -> None:
+    """File after file, a block of rows at a time."""
+    name = next(name for name, known in DTYPES.items() if known == dtype)
+    rows = RowMap(model, family)
+    entries = [Entry(theirs, name, shape) for theirs, shape in rows.theirs.items()]
+    shards = split(entries, shard_bytes)
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
-        tensors = {name: _read(read, tensor, shapes) for name, tensor in shard.items()}
-        save_file(tensors, folder / file, metadata={"format": "pt"})
-        (folder / file).chmod((folder / "config.json").stat().st_mode)  # safetensors lets the owner alone read
-        weight_map |= dict.fromkeys(tensors, file)
+        blocks = (block.to(dtype) for entry in shard for block in rows.exported(entry.name, read))
+        write(folder / file, shard, blocks, {"format": "pt"})
+        weight_map |= dict.fromkeys((entry.name for entry in shard), file)
     if len(shards) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
+        index = {"metadata": {"total_size": sum(entry.num_bytes for entry in entries)}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
 
 
-def _read(read: ReadWeight, tensor: _Tensor, shapes: Mapping[str, torch.Size]) -> Tensor:
-    parts = []
-    for name, rows in tensor.sources:
-        whole = read(name)
-        if whole.shape != shapes[name]:
-            found, named = list(whole.shape), list(shapes[name])
-            raise UserError(f"the checkpoint's {name} is {found}, its configuration says {named}")
-        parts.append(whole if rows is None else whole[rows])
-    if not parts:
-        return torch.zeros(tensor.shape)
-    return (parts[0] if len(parts) == 1 else torch.cat(parts)).contiguous().float()
-
-
-def _write_configs(model: ModelConfig, family: Family, tokenizer: LoadedTokenizer, folder: Path) -> None:
-    settings = {**common_settings(model), **family.settings(model)}
+def _write_configs(
+    model: ModelConfig, family: Family, tokenizer: LoadedTokenizer, folder: Path, dtype: torch.dtype
+) -> None:
     ends = {"bos_token_id": tokenizer.eod, "eos_token_id": tokenizer.eod}
     config = AutoConfig.for_model(
-        family.model_type, architectures=[family.architecture], dtype="float32", **settings, **ends
+        family.model_type, architectures=[family.architecture], dtype=dtype, **family.write(model), **ends
     )
     config.save_pretrained(folder)
     _add_keys(folder / "config.json", **family.transformers_4(model))

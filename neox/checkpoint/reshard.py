@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from neox.checkpoint import manifest as manifests
 from neox.checkpoint.manifest import SliceInfo
 from neox.checkpoint.reading import hold
+from neox.checkpoint.tensor_file import TensorFile
 from neox.config.errors import UserError
 from neox.parallel.pieces import Piece
 
@@ -43,7 +42,7 @@ class TensorReader:
         self._tensors = self.manifest.tensors()
         self._slices = self.manifest.slices()
         self._files = {file.name: file for file in self.manifest.files}
-        self._opened: dict[str, Any] = {}
+        self._opened: dict[str, TensorFile] = {}
 
     def names(self, kind: str = "weight") -> list[str]:
         """Logical names of every tensor of a kind."""
@@ -58,6 +57,13 @@ class TensorReader:
         shape = self.shape(kind, name)
         whole = Piece(kind, name, shape, None, 0, 1, 0, math.prod(shape), torch.empty(0))
         return self.read_piece(whole).view(shape)
+
+    def read_rows(self, name: str, row: int, num_rows: int) -> Tensor:
+        """`num_rows` rows of a weight from `row` on, flat, fp32."""
+        shape = self.shape("weight", name)
+        width = math.prod(shape[1:])
+        piece = Piece("weight", name, shape, None, 0, 1, row * width, num_rows * width, torch.empty(0))
+        return self.read_piece(piece)
 
     def read_piece(self, piece: Piece) -> Tensor:
         """The values at the coordinates of `piece`, fp32 [piece.numel]; `piece.tensor` is not looked at.
@@ -85,7 +91,7 @@ class TensorReader:
         if not len(length):
             return 0
         first, last = int(source.min()), int((source + length).max())
-        data = self._open(file).get_slice(saved.key)[first:last]
+        data = self._open(file).read(saved.key, first, last)
         for i, j, n in zip(to.tolist(), (source - first).tolist(), length.tolist(), strict=True):
             out[i : i + n] = data[j : j + n]
         return int(length.sum())
@@ -96,11 +102,11 @@ class TensorReader:
         except KeyError:
             raise UserError(f"{self.directory} holds no {kind} of {name}") from None
 
-    def _open(self, name: str) -> Any:
+    def _open(self, name: str) -> TensorFile:
         if name not in self._opened:
             if not self._is_verified:
                 manifests.check_file(self.directory, self._files[name])
-            self._opened[name] = safe_open(self.directory / name, framework="pt")
+            self._opened[name] = TensorFile(self.directory / name)
         return self._opened[name]
 
 

@@ -43,7 +43,7 @@ def newest_intact(store: Store, ranks: Ranks, say: Callable[[str], None]) -> Ten
     for step in reversed(ranks.broadcast(store.steps() if ranks.rank == 0 else None)):
         path = store.path(step)
         try:
-            ranks.agree(_damage_of_share(path, ranks))
+            reader = verified(path, ranks)
         except UserError as damage:
             say(f"warning: {damage}")
             damaged.append(step)
@@ -51,10 +51,20 @@ def newest_intact(store: Store, ranks: Ranks, say: Callable[[str], None]) -> Ten
         for newer in damaged if ranks.rank == 0 else ():
             aside = store.set_aside(newer)
             say(f"warning: the checkpoint of step {newer} is not used, and is now {aside}")
-        return TensorReader(path, is_verified=True)
+        return reader
     if damaged:
         raise UserError(f"{store.folder}: every checkpoint is damaged; repair one, or begin with another --run-dir")
     return None
+
+
+def verified(directory: Path, ranks: Ranks) -> TensorReader:
+    """A reader of a checkpoint whose files the ranks have hashed, each a share of them; every rank calls it.
+
+    Raises:
+        UserError: on every rank: one of them found damage.
+    """
+    ranks.agree(_damage_of_share(directory, ranks))
+    return TensorReader(directory, is_verified=True)
 
 
 def _damage_of_share(directory: Path, ranks: Ranks) -> str | None:

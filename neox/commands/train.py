@@ -21,6 +21,7 @@ def run(args: argparse.Namespace) -> int:
 
     What the user got wrong is found before torch is loaded and before anything is written.
     """
+    from neox.checkpoint.start import starting_point
     from neox.config.derive import resolve
     from neox.config.errors import UserError
     from neox.config.load import load_config, parse_arguments
@@ -41,12 +42,12 @@ def run(args: argparse.Namespace) -> int:
                 directory.write_summary()
             print(f"finished already: step {step} of {config.train.steps}; {directory.summary}")
         return 0
+    if step is None:
+        starting_point(config)
     parts = plan_parts(config, directory.saved_state(step))
-    from neox.train.kernels import chosen_attention
     from neox.train.loop import train
 
-    with chosen_attention(config.train):
-        return train(config, directory, parts, stop, files, overrides)
+    return train(config, directory, parts, stop, files, overrides)
 
 
 def world_size() -> int:

@@ -7,8 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from neox.config.legacy_convert import Converted, Flat, attention, mlp, norms, pipeline, positions, shape, weights
-from neox.config.legacy_zero import zero
+from neox.config.legacy_convert import Converted, Flat, attention, mlp, norms, pipeline, positions, shape, weights, zero
 from neox.config.optimizers import REFUSED
 
 LOSS_SCALER = {
@@ -192,17 +191,21 @@ def derived(flat: Flat) -> Converted:
     for name, source in (("batch_size", "train_micro_batch_size_per_gpu"), ("clip_grad", "gradient_clipping")):
         if flat.is_set(name) and flat.get(name) != flat.get(source):
             raise flat.refusal(name, f"GPT-NeoX computes it from {source} = {flat.get(source)!r}: leave it out")
-    if flat.get("finetune") and flat.is_set("load"):
-        raise flat.refusal(
-            "finetune", "a run starts from new weights or its own checkpoints yet, not from load's weights"
-        )
     if not flat.is_set("train_batch_size") and not flat.is_set("train_micro_batch_size_per_gpu"):
         raise flat.refusal("train_micro_batch_size_per_gpu", "this or train_batch_size is required")
     return {}
 
 
+def start(flat: Flat) -> Converted:
+    """finetune with load: the weights of a checkpoint, and nothing else of it."""
+    if not flat.get("finetune") or not flat.is_set("load"):
+        return {}
+    flat.notices.append("finetune: starts from load's weights, which must be in our format: `neox convert` makes it")
+    return {"checkpoint.init_from": flat.get("load")}
+
+
 CONVERTERS: tuple[Callable[[Flat], Converted], ...] = (
     *(attention, shape, positions, norms, mlp, weights, pipeline, zero),
-    *(optimizer, precision, schedule, checkpoints, data, blends, derived),
+    *(optimizer, precision, schedule, checkpoints, data, blends, derived, start),
 )
 """Every group, in the order its errors are reported."""

@@ -58,7 +58,7 @@ TRAINING: dict[str, Key] = {
     **_off("dataset_impl", "gpt2", PAIRS),
     **_off("train_impl", "normal", PAIRS),
     **_copied(eod_mask_loss=("data.mask_eod", False)),
-    **_block("converted", "must not be true where `load` is given", finetune=False),
+    **_block("converted", "checkpoint.init_from, from load", finetune=False),
     **_block("off", "checkpoints are always whole: leave it out", no_save_optim=False, no_save_rng=False),
     **_block("off", "a run always resumes whole: leave it out", no_load_optim=False, no_load_rng=False),
     **_off("checkpoint_validation_with_forward_pass", False, "every file is hashed and checked instead: leave it out"),
@@ -135,9 +135,3 @@ LOGGING_AND_GENERATION: dict[str, Key] = {
 }
 
 TABLE: dict[str, Key] = {**MODEL, **PARALLEL_AND_DEEPSPEED, **TRAINING, **LOGGING_AND_GENERATION}
-
-KEYS: dict[str, Key] = {
-    **TABLE,
-    **_copied(reset_attention_mask=("data.mask_documents", False), reset_position_ids=("data.reset_positions", False)),
-}
-"""TABLE, and the keys of early GPT-NeoX and Megatron-LM that it dropped without a successor."""

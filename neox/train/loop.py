@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from neox.checkpoint.ranks import SaveError
-from neox.checkpoint.resume import newest_intact, take_over
+from neox.checkpoint.resume import newest_intact, take_over, verified
 from neox.checkpoint.saver import Saver
+from neox.checkpoint.start import starting_point
 from neox.config.derive import checkpoint_steps
 from neox.config.errors import UserError
 from neox.config.load import config_hash, to_dict
@@ -101,11 +102,14 @@ class Loop:
     def resume(self) -> None:
         """Takes over the state of the newest checkpoint that is intact; without any, the run begins.
 
+        It begins with the weights of checkpoint.init_from, if that is given.
+
         Raises:
             UserError: the checkpoint does not fit the model, or no checkpoint is intact.
         """
         reader = newest_intact(self.run.store, self.engine, self._say)
         if reader is None:
+            self._begin()
             return
         state = reader.manifest.state
         self.engine.load_pieces(reader)
@@ -114,6 +118,15 @@ class Loop:
         self.watch.restore(state["watch"])
         self.step, self.samples, self.saved_step = state["step"], state["samples"], state["step"]
         self._say(f"going on from {reader.directory}")
+
+    def _begin(self) -> None:
+        start = starting_point(self.cfg)
+        if start is None:
+            return
+        path, notices = start
+        self.engine.load_pieces(verified(path, self.engine), weights_only=True)
+        for line in (f"starting from the weights of {path}", *notices):
+            self._say(line)
 
     def open_metrics(self, is_rewind: bool = False) -> None:
         """Opens the logs after the current step; the first rank only."""

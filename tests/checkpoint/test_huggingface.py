@@ -16,6 +16,7 @@ from neox.__main__ import main
 from neox.checkpoint import manifest as manifests
 from neox.checkpoint.families import choose, exported_names
 from neox.checkpoint.huggingface import export
+from neox.checkpoint.mapping import ReadRows
 from neox.checkpoint.save import commit, write_rank
 from neox.checkpoint.store import Store
 from neox.config.derive import padded_vocab
@@ -55,8 +56,13 @@ def build(cfg: ModelConfig) -> GPT:
     return model
 
 
+def rows_of(model: GPT) -> ReadRows:
+    parameters = dict(model.named_parameters())
+    return lambda name, row, num_rows: parameters[name].detach()[row : row + num_rows].flatten()
+
+
 def exported(cfg: ModelConfig, model: GPT, tokenizer: Path, output: Path, **options: int) -> GPTNeoXForCausalLM:
-    export(cfg, dict(model.named_parameters()).__getitem__, tokenizer, output, **options)
+    export(cfg, rows_of(model), tokenizer, output, **options)
     loaded, info = AutoModelForCausalLM.from_pretrained(output, output_loading_info=True, attn_implementation="eager")
     assert {name: list(keys) for name, keys in info.items() if keys} == {}
     assert type(loaded).__name__ == choose(cfg).architecture
@@ -259,7 +265,7 @@ def test_config_declares_the_model(tmp_path: Path, tokenizer: Path) -> None:
 def test_refuses_what_it_cannot_express(tmp_path: Path, tokenizer: Path, change: dict, key: str) -> None:
     cfg = dataclasses.replace(TINY, **change)
     with pytest.raises(UserError, match=key) as error:
-        export(cfg, dict(build(cfg).named_parameters()).__getitem__, tokenizer, tmp_path / "hf")
+        export(cfg, rows_of(build(cfg)), tokenizer, tmp_path / "hf")
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -274,17 +280,17 @@ def test_replaces_an_export_and_nothing_else(tmp_path: Path, tokenizer: Path) ->
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="mine"):
-        export(wider, dict(model.named_parameters()).__getitem__, tokenizer, tmp_path / "mine")
+        export(wider, rows_of(model), tokenizer, tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
 
 def test_failure_leaves_nothing(tmp_path: Path, tokenizer: Path) -> None:
-    read = dict(build(TINY).named_parameters())
+    read = rows_of(build(TINY))
 
-    def broken(name: str) -> torch.Tensor:
+    def broken(name: str, row: int, num_rows: int) -> torch.Tensor:
         if name == "final_norm.weight":
             raise OSError("disk gone")
-        return read[name]
+        return read(name, row, num_rows)
 
     exported(TINY, build(TINY), tokenizer, tmp_path / "hf")
     before = {path.name: path.read_bytes() for path in (tmp_path / "hf").iterdir()}
@@ -297,7 +303,7 @@ def test_failure_leaves_nothing(tmp_path: Path, tokenizer: Path) -> None:
 @pytest.mark.parametrize("limit", [1 << 10, 1 << 16], ids=["tokenizer", "weights"])
 def test_full_storage_is_one_line_and_leaves_nothing(tmp_path: Path, tokenizer: Path, limit: int) -> None:
     """A file that may not grow fails in the same place, with the same kind of error, as one on a full disk."""
-    read = dict(build(TINY).named_parameters()).__getitem__
+    read = rows_of(build(TINY))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:

@@ -17,3 +17,6 @@ class CheckpointConfig:
     """How many of the interval's checkpoints to keep, the newest. None keeps all."""
     keep_every: int | None = None
     """With keep_last: checkpoints of steps that are a multiple of this are kept for ever too."""
+    init_from: str | None = None
+    """Checkpoint, or run or imported model (`neox convert`), whose weights a new run starts from; optimizer, schedule
+    and data begin anew (GPT-NeoX: load with finetune). None: initialised weights."""

@@ -1,0 +1,64 @@
+"""PyTorch's own files (.bin, .pt, .pth), memory-mapped; their pickle may rebuild tensors and plain data alone."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from neox.checkpoint.tensor_file import DTYPES, Entry
+from neox.config.errors import UserError
+
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+PLAIN: list[Any] = [np.ndarray, np.dtype, np.dtypes.UInt32DType, np.dtypes.Int64DType, np.empty(0).__reduce__()[0]]
+"""What numpy's random state is made of, which checkpoints of DeepSpeed hold beside the weights."""
+
+
+class TorchFile:
+    """Reads any range of any tensor of a file that holds a dictionary of tensors."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises UserError: there is no such file, or it is damaged, or asks for more than plain data."""
+        self.path = path
+        found = load(path)
+        if not isinstance(found, Mapping):
+            raise UserError(f"{path}: holds no dictionary of tensors")
+        self._tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
+        self.entries = {
+            name: Entry(name, NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
+            for name, tensor in self._tensors.items()
+        }
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        """As `neox.checkpoint.tensor_file.TensorFile.read`."""
+        tensor = self._tensors[name]
+        if tensor.dtype not in NAMES:
+            raise UserError(f"{self.path}: {name} is {tensor.dtype}; weights are {', '.join(DTYPES)}")
+        return tensor.reshape(-1)[start:stop].clone()
+
+
+def load(path: Path) -> Any:
+    """What torch.save wrote to `path`, by the unpickler of PyTorch that runs no code of the file.
+
+    Raises:
+        UserError: there is no such file, or it is damaged, or asks for more than plain data.
+    """
+    try:
+        is_zip = path.open("rb").read(2) == b"PK"  # files from before PyTorch 1.6 are not, and cannot be mapped
+        with torch.serialization.safe_globals(PLAIN):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"it asks for {named[1]}, which is not loaded" if named else "it holds more than plain data"
+        raise UserError(f"{path}: {reason}") from None
+    except (RuntimeError, EOFError, ValueError, KeyError):
+        raise UserError(f"{path} is damaged: PyTorch cannot read it") from None
