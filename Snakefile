@@ -28,9 +28,11 @@ rule all:
     default_target: True
     input:
         f"{ROOT}/report.html",
+        f"{ROOT}/figures/tuning.svg" if "tune" in EXPERIMENT.settings else [],
 
 
 include: "workflow/rules/data.smk"
+include: "workflow/rules/tune.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/export.smk"
 include: "workflow/rules/evaluate.smk"

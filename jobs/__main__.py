@@ -8,19 +8,24 @@ from dataclasses import asdict
 from pathlib import Path
 
 from jobs.errors import UserError
-from jobs.site import find_site, load_site
+from jobs.site import find_site, load_site, with_overlay
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="jobs", description="Runs commands as ranks and knows the sites.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     launch = commands.add_parser("launch", help="run a command as many ranks inside an allocation, or on this machine")
-    launch.add_argument("--site", required=True, help="a folder of site_configs/, or a path to a site.yaml")
-    launch.add_argument("--nodes", type=int, default=1)
-    launch.add_argument("--ranks-per-node", type=int, help="default: the site's node.ranks")
+    launch.add_argument("--overlay", type=Path, help="variables on top of the site's, as `jobs tune` writes them")
     launch.add_argument("--run-dir", type=Path, help="append how this allocation ended to its segments.jsonl")
     launch.add_argument("--dry-run", action="store_true", help="print environment and launch line, start nothing")
-    launch.add_argument("argv", nargs="+", metavar="-- COMMAND", help="the command and its arguments, passed untouched")
+    tune = commands.add_parser("tune", help="find the settings of a site's `tuning` that make a command's time shorter")
+    tune.add_argument("--rounds", type=int, default=20, help="times that all are measured (default: %(default)s)")
+    tune.add_argument("--output", type=Path, required=True, help="folder of trials, ranking and overlay")
+    for parser_of in (launch, tune):
+        parser_of.add_argument("--site", required=True, help="a folder of site_configs/, or a path to a site.yaml")
+        parser_of.add_argument("--nodes", type=int, default=1)
+        parser_of.add_argument("--ranks-per-node", type=int, help="default: the site's node.ranks")
+        parser_of.add_argument("argv", nargs="+", metavar="-- COMMAND", help="the command, passed untouched")
     add_sites(commands)
     add_watching(commands)
     return parser
@@ -58,18 +63,32 @@ def run_launch(arguments: argparse.Namespace) -> int:
 
     from jobs import launcher
 
-    for option in ("nodes", "ranks_per_node"):
-        value = getattr(arguments, option)
-        if value is not None and value < 1:
-            raise UserError(f"--{option.replace('_', '-')} {value}: must be at least 1")
-    site = load_site(arguments.site)
-    size = (arguments.nodes, arguments.ranks_per_node)
+    site, size = load_site(arguments.site), launch_size(arguments)
+    if arguments.overlay:
+        site = with_overlay(site, arguments.overlay)
     if arguments.dry_run:
         folder = Path("LAUNCH_FOLDER")
         launch = launcher.plan_launch(site, arguments.argv, *size, folder, os.environ)
         print(launcher.describe(site, launch, os.environ))
         return 0
     return launcher.run(site, arguments.argv, *size, arguments.run_dir)
+
+
+def run_tune(arguments: argparse.Namespace) -> int:
+    from jobs.tuning import Sweep
+
+    size = launch_size(arguments)
+    site, folder = load_site(arguments.site), arguments.output
+    return Sweep(site, tuple(arguments.argv), *size, arguments.rounds, folder).run()
+
+
+def launch_size(arguments: argparse.Namespace) -> tuple[int, int | None]:
+    """Nodes, and ranks on each if that was given."""
+    for option in ("nodes", "ranks_per_node"):
+        value = getattr(arguments, option)
+        if value is not None and value < 1:
+            raise UserError(f"--{option.replace('_', '-')} {value}: must be at least 1")
+    return arguments.nodes, arguments.ranks_per_node
 
 
 def run_site(arguments: argparse.Namespace) -> int:
@@ -143,6 +162,7 @@ def cancel_runs(arguments: argparse.Namespace) -> int:
 
 COMMANDS = {
     "launch": run_launch,
+    "tune": run_tune,
     "site": run_site,
     "status": show_status,
     "logs": show_logs,

@@ -18,6 +18,8 @@ FAMILIES = {
     "Cray PALS": ("PMI_RANK", "PMI_SIZE", "PMI_LOCAL_RANK", "PMI_LOCAL_SIZE"),
     "Hydra (MPICH, Intel MPI)": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
 }
+BINARY_INTERFACE = "MPI4PY_MPIABI"
+"""Tells mpi4py which library its ranks were started with; where two are installed it may take the other."""
 
 
 def place(environ: Mapping[str, str]) -> dict[str, str]:
@@ -47,4 +49,6 @@ def write_environment(folder: Path, environ: Mapping[str, str], host: str, port:
 
 def rank_environment(folder: Path, environ: Mapping[str, str]) -> dict[str, str]:
     """The launch's environment, with what the MPI launcher has added for this rank, and the rank's place."""
-    return {**environ, **json.loads(environment_file(folder).read_text()), **place(environ)}
+    interface = "openmpi" if FAMILIES["Open MPI"][0] in environ else "mpich"
+    launched = json.loads(environment_file(folder).read_text())
+    return {BINARY_INTERFACE: interface, **environ, **launched, **place(environ)}

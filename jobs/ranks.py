@@ -135,6 +135,7 @@ def main() -> int:
     else:
         environ = {**os.environ, **rank_environment(arguments.ranks_from, os.environ)}
     rank = int(environ["RANK"])
+    is_torchrun = arguments.ranks_from == "torchrun"
     if arguments.device_choice:
         environ |= one_device(arguments.device_choice, environ["LOCAL_RANK"])
     # Of its own session, so that a signal to the step's process group arrives once: through this wrapper.
@@ -143,8 +144,7 @@ def main() -> int:
     except OSError:
         print(f"jobs: error: {arguments.command[0]}: command not found", file=sys.stderr)
         code_file(arguments.folder, rank).write_text("127")
-        return 127
-    is_torchrun = arguments.ranks_from == "torchrun"
+        return 0 if is_torchrun else 127
     running = Rank(process, arguments.folder, is_torchrun, arguments.signals_by_file)
     if is_torchrun:
         signal_on_parent_death(signal.SIGTERM)  # a killed torchrun leaves its ranks behind; slurmstepd does not

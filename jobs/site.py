@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,15 @@ class Queue:
     """None: as long as they like."""
     min_nodes: int = 1
     max_nodes: int = 1_000_000
+
+
+@dataclass(frozen=True)
+class Knob:
+    """Something of the communication libraries that may be set otherwise."""
+
+    name: str
+    choices: tuple[dict[str, str], ...]
+    """Variables that are set together."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,8 @@ class Site:
     submit_args: tuple[str, ...] = ()
     setup: tuple[str, ...] = ()
     queues: tuple[Queue, ...] = ()
+    tuning: tuple[Knob, ...] = ()
+    """What `jobs tune` tries."""
     health: Health | None = None
     """What nodes are examined for before ranks start; None: they are not."""
 
@@ -64,7 +75,7 @@ def load_site(name_or_path: str) -> Site:
     """
     file = find_site(name_or_path)
     data = _read(file)
-    _check(data, file)
+    _check(data, file, _schema(file))
     node = data["node"]
     if data["grace_s"] >= data["signal_delay_s"]:
         raise UserError(
@@ -75,7 +86,7 @@ def load_site(name_or_path: str) -> Site:
         scheduler=data["scheduler"],
         launcher=data["launcher"],
         **node,
-        environment={item["name"]: item["value"] for item in data.get("environment", [])},
+        environment=_variables(data),
         signal_delay_s=data["signal_delay_s"],
         grace_s=data["grace_s"],
         max_idle=data["requeue"]["max_idle"],
@@ -88,8 +99,25 @@ def load_site(name_or_path: str) -> Site:
         queues=tuple(
             Queue(**{key: value for key, value in row.items() if key != "source"}) for row in data.get("queues", [])
         ),
+        tuning=tuple(Knob(row["knob"], tuple(row["choices"])) for row in data.get("tuning", [])),
         health=_health(data.get("health")),
     )
+
+
+def with_overlay(site: Site, file: Path) -> Site:
+    """The site with the variables of `file` on top of its own: a mapping with the key environment, as in site.yaml.
+
+    Raises UserError: one line with the file, the key and what is allowed.
+    """
+    data = _read(file)
+    schema = _schema(FOLDER / site.name / "site.yaml")
+    properties = {"environment": schema["properties"]["environment"]}
+    _check(data, file, {"properties": properties, "additionalProperties": False, "$defs": schema["$defs"]})
+    return replace(site, environment={**site.environment, **_variables(data)})
+
+
+def _variables(data: dict[str, Any]) -> dict[str, str]:
+    return {item["name"]: item["value"] for item in data.get("environment", [])}
 
 
 def _health(data: dict[str, Any] | None) -> Health | None:
@@ -124,15 +152,16 @@ def _read(file: Path) -> dict[str, Any]:
     return data
 
 
-def _schema_file(file: Path) -> Path:
+def _schema(file: Path) -> dict[str, Any]:
+    """The schema beside a site's folder, or else ours."""
     beside = file.resolve().parent.parent / "schema.yaml"
-    return beside if beside.is_file() else Path(__file__).parents[1] / FOLDER / "schema.yaml"
+    return _read(beside if beside.is_file() else Path(__file__).parents[1] / FOLDER / "schema.yaml")
 
 
-def _check(data: dict[str, Any], file: Path) -> None:
+def _check(data: dict[str, Any], file: Path, schema: dict[str, Any]) -> None:
     import jsonschema  # slow to load, and only wanted here
 
-    validator = jsonschema.Draft202012Validator(yaml.safe_load(_schema_file(file).read_text()))
+    validator = jsonschema.Draft202012Validator(schema)
     error = jsonschema.exceptions.best_match(validator.iter_errors(data))
     if error is None:
         return

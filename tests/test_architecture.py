@@ -18,6 +18,7 @@ ONLY_IN = {
     "subprocess": ("jobs/shell.py",),
     "transformers": ("neox/checkpoint/huggingface.py", "neox/data/tokenizer.py", "neox/evaluate.py"),
     "lm_eval": ("neox/evaluate.py",),
+    "mpi4py": ("neox/bench/mpi.py",),
 }
 TORCH_FREE = ("neox/config/", "neox/planner/", "neox/commands/", "neox/__main__.py", "jobs/", "workflow/")
 HARD_FILE, HARD_FUNCTION, HARD_KERNEL_FUNCTION, MEAN_FUNCTION = 400, 60, 150, 15

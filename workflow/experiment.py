@@ -99,6 +99,7 @@ def build_experiment(config: dict[str, Any]) -> Experiment:
     site = load_site(config["site"])
     runs = [make_run(row, config, site) for row in expand(config["runs"])]
     check_together(runs)
+    check_tuning(config, runs, site)
     return Experiment(
         name=config["name"],
         root=root,
@@ -242,6 +243,20 @@ def check_together(runs: Sequence[Run]) -> None:
             raise UserError(f"workflow configuration: two runs are called {run.name}")
         if run.config.data.split != first.config.data.split:
             raise UserError(f"runs {first.name} and {run.name} differ in data.split, but share one held-out set")
+
+
+def check_tuning(config: Mapping[str, Any], runs: Sequence[Run], site: Site) -> None:
+    """The run to tune for exists and sends messages, and the site has settings to try."""
+    wanted = config.get("tune", {}).get("run")
+    if wanted is None:
+        return
+    by_name = {run.name: run for run in runs}
+    if wanted not in by_name:
+        raise UserError(f"workflow configuration: tune.run: there is no run {wanted}; runs: {', '.join(by_name)}")
+    if by_name[wanted].world_size == 1:
+        raise UserError(f"workflow configuration: tune.run: {wanted} has one rank, which sends no messages")
+    if not site.tuning:
+        raise UserError(f"workflow configuration: tune: site {site.name} has no `tuning` in its site.yaml")
 
 
 def training_memory_mb(run: Run) -> int:

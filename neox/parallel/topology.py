@@ -56,3 +56,8 @@ class Topology:
         return [
             [self.rank(pp=pp, dp=dp, tp=tp) for tp in range(self.tp)] for pp in range(self.pp) for dp in range(self.dp)
         ]
+
+    def colors(self, rank: int) -> dict[str, int]:
+        """Per axis a number that `rank` shares with exactly those ranks that differ from it in that index alone."""
+        dp, tp, pp = self.dp_index(rank), self.tp_index(rank), self.pp_index(rank)
+        return {"data": pp * self.tp + tp, "tensor": pp * self.dp + dp, "pipe": dp * self.tp + tp}

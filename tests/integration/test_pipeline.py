@@ -165,6 +165,20 @@ def test_configurations_plan(file: str, profile: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+def test_communication_is_tuned_before_training_uses_it(tmp_path: Path) -> None:
+    configuration = write_inputs(tmp_path)
+    tuned = yaml.safe_load(configuration.read_text()) | {"tune": {"run": "b"}}
+    configuration.write_text(yaml.safe_dump(tuned))
+    site = f"site={ROOT / 'site_configs' / 'local' / 'openmpi.yaml'}"
+    done = snakemake(tmp_path, "--dry-run", "-p", "--configfile", str(configuration), "--config", site)
+    assert done.returncode == 0, done.stderr
+    shown = done.stdout + done.stderr
+    assert shown.count("--overlay results/mini/tuning/overlay.yaml --run-dir") == 2
+    assert re.search(r"^tune +1$", shown, re.M) and re.search(r"^tuning_figure +1$", shown, re.M)
+    refused = snakemake(tmp_path, "--dry-run", "--configfile", str(configuration))
+    assert refused.returncode == 2 and "tune: site local has no `tuning`" in refused.stderr
+
+
 def test_wrong_key_is_one_line(tmp_path: Path) -> None:
     configuration = write_inputs(tmp_path)
     done = snakemake(tmp_path, "--configfile", str(configuration), "--config", "shard=3")

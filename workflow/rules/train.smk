@@ -40,6 +40,7 @@ rule train:
     input:
         TOKEN_FILES,
         index=rules.index.output,
+        overlay=OVERLAY,
         tokenizer=EXPERIMENT.tokenizer,
         recipe=lambda wildcards: RUNS[wildcards.run].files,
     output:
@@ -57,6 +58,7 @@ rule train:
     params:
         run_dir=subpath(output[0], parent=True),
         overrides=lambda wildcards: RUNS[wildcards.run].overrides,
+        overlay=["--overlay", *OVERLAY] if OVERLAY else [],
         data=[f"data.path={TOKENS}", f"data.tokenizer={EXPERIMENT.tokenizer}"],
     shell:
         "exec 9>> {params.run_dir:q}/lock; flock --nonblock 9 || "
@@ -64,6 +66,6 @@ rule train:
         # Snakemake sets the number of threads for the whole job; each rank gets its share from `jobs launch`.
         " env -u OMP_NUM_THREADS -u MKL_NUM_THREADS -u OPENBLAS_NUM_THREADS"
         " jobs launch --site {EXPERIMENT.site:q} --nodes {resources.nodes} --ranks-per-node {resources.tasks_per_node}"
-        " --run-dir {params.run_dir:q} -- neox train --run-dir {params.run_dir:q} {input.recipe:q}"
+        " {params.overlay:q} --run-dir {params.run_dir:q} -- neox train --run-dir {params.run_dir:q} {input.recipe:q}"
         " {params.overrides:q} {params.data:q}"
         " 2>&1 | (trap '' INT TERM USR1 USR2; exec tee -a {log:q})"

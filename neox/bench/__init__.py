@@ -1,0 +1,1 @@
+"""Micro-benchmarks of the collectives that a training step issues."""
