@@ -24,6 +24,7 @@ from neox.generate import Generator, Sampling, candidates, pick, random_generato
 from neox.model.gpt import GPT
 from neox.model.init import init_weights
 from neox.parallel.pieces import Piece
+from tests.checkpoint.test_huggingface import rows_of
 
 CFG = ModelConfig(num_layers=3, hidden_size=48, num_heads=3, seq_length=48, vocab_size=280, vocab_multiple=64)
 PROMPTS = ["a", "the river and the", "def f(x):\n\treturn", "x" * 30]
@@ -64,7 +65,7 @@ def test_greedy_with_cache_is_recomputation(generator: Generator, prompt: str) -
 
 
 def test_greedy_is_that_of_transformers(generator: Generator, tokenizer: Path, tmp_path: Path) -> None:
-    export(CFG, dict(generator.model.named_parameters()).__getitem__, tokenizer, tmp_path / "hf")
+    export(CFG, rows_of(generator.model), tokenizer, tmp_path / "hf")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     for prompt in PROMPTS:
         tokens = generator.tokenizer.tokenizer.encode(prompt).ids
