@@ -27,6 +27,7 @@ def inputs(device: str) -> dict[str, tuple[Any, ...]]:
         "cross_entropy": (logits, torch.randint(VOCAB, (BATCH, SEQ), device=device)),
         "dropout": (hidden[0], 0.1, torch.arange(BATCH * SEQ, device=device).view(BATCH, SEQ)),
         "layer_norm": (hidden[0], *vectors, 1e-5),
+        "linear": (hidden[0], torch.randn(4 * HIDDEN, HIDDEN, device=device, requires_grad=True), None),
         "linear_cross_entropy": (
             hidden[0],
             torch.randn(VOCAB, HIDDEN, device=device, requires_grad=True),

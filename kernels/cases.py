@@ -51,14 +51,15 @@ def _attention(
     kv: tuple[int, ...],
     window: int | None = None,
     softcap: float | None = None,
-    bias: bool = False,
+    bias: bool | str = False,
     scale: float = 1.0,
     starts: tuple[tuple[int, ...], ...] = (),
     dropout_p: float = 0.0,
 ) -> Callable[[torch.Generator], tuple[Any, ...]]:
     def make(generator: torch.Generator) -> tuple[Any, ...]:
         tensors = [scale * torch.randn(shape, generator=generator) for shape in (q, kv, kv)]
-        added = torch.randn(q[1], q[2], kv[2], generator=generator) if bias else None
+        shape = (q[1],) if bias == "slopes" else (q[1], q[2], kv[2])
+        added = torch.randn(shape, generator=generator) if bias else None
         rows = torch.randint(1 << 62, q[:3], generator=generator) if dropout_p else None
         return (*tensors, added, window, softcap, _documents(q[2], starts), dropout_p, rows)
 
@@ -137,6 +138,13 @@ CASES: tuple[Case, ...] = (
     Case("attention", "one new token with a bias", _attention((1, 4, 1, 8), (1, 2, 7, 8), bias=True)),
     Case("attention", "a cap", _attention((2, 4, 7, 8), (2, 4, 7, 8), softcap=1.5)),
     Case("attention", "everything", _attention((2, 6, 5, 8), (2, 3, 13, 8), window=6, softcap=2.0, bias=True)),
+    Case("attention", "slopes on a cache", _attention((2, 4, 3, 8), (2, 2, 7, 8), bias="slopes"), keep_fp32=(3,)),
+    Case(
+        "attention",
+        "slopes and documents",
+        _attention((1, 2, 9, 8), (1, 1, 9, 8), bias="slopes", starts=((4,),)),
+        keep_fp32=(3,),
+    ),
     Case("attention", "documents", _attention((2, 4, 9, 8), (2, 2, 9, 8), starts=((1, 8), ()))),
     Case("attention", "documents, window, bias", _attention((1, 3, 9, 8), (1, 3, 9, 8), 3, bias=True, starts=((4,),))),
     Case("attention", "documents and a cap", _attention((1, 2, 9, 8), (1, 1, 9, 8), softcap=2.0, starts=((2, 3),))),
@@ -155,6 +163,9 @@ CASES: tuple[Case, ...] = (
         "layer_norm", "no bias", lambda g: (torch.randn(3, 17, generator=g), torch.randn(17, generator=g), None, 1e-5)
     ),
     Case("layer_norm", "one row", _norm(1, 8, has_bias=True)),
+    Case("linear", "odd sizes", _randn((2, 7, 19), (33, 19), (33,))),
+    Case("linear", "one row, more in than out", _randn((1, 65), (3, 65), (3,))),
+    Case("linear", "no bias", lambda g: (torch.randn(5, 8, generator=g), torch.randn(6, 8, generator=g), None)),
     Case("linear_cross_entropy", "odd sizes", _head((2, 7, 19), 101)),
     Case("linear_cross_entropy", "large logits", _head((3, 5, 16), 64, scale=8.0)),
     Case("linear_cross_entropy", "positions that do not count", _head((2, 7, 16), 64, uncounted=5)),

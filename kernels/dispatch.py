@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
-    "attention": ("sdpa", "reference"),
+    "attention": ("flash", "sdpa", "reference"),
     "bias_gelu": ("aten", "reference"),
     "cross_entropy": ("aten", "reference"),
     "dropout": ("reference",),
     "layer_norm": ("aten", "reference"),
+    "linear": ("onednn", "aten", "reference"),
     "linear_cross_entropy": ("chunked", "reference"),
     "rms_norm": ("aten", "reference"),
     "rotary": ("reference",),

@@ -14,6 +14,7 @@ FILES = sorted(p for top in ("neox", "kernels", "jobs", "workflow") for p in (RO
 NEOX_ORDER = ("train", "checkpoint", "parallel", "model")  # each may import those after it
 ONLY_IN = {
     "deepspeed": ("neox/parallel/pipeline.py", "neox/parallel/engine.py"),
+    "flash_attn": ("kernels/attention/flash.py",),
     "submitit": ("jobs/executor.py",),
     "subprocess": ("jobs/shell.py",),
     "transformers": ("neox/checkpoint/huggingface.py", "neox/data/tokenizer.py", "neox/evaluate.py"),
@@ -62,8 +63,8 @@ def test_jobs_and_neox_never_import_each_other() -> None:
     assert [name(p) for p in FILES if name(p).startswith(("neox/", "kernels/")) and uses(p, "jobs")] == []
 
 
-def test_kernels_import_only_torch_and_triton() -> None:
-    allowed = {"torch", "triton", "kernels", "__future__", *sys.stdlib_module_names}
+def test_kernels_import_only_torch_triton_and_flash_attn() -> None:
+    allowed = {"torch", "triton", "flash_attn", "kernels", "__future__", *sys.stdlib_module_names}
     outside = {(name(p), m) for p in FILES if name(p).startswith("kernels/") for m in imports(p)}
     assert sorted((p, m) for p, m in outside if m.split(".")[0] not in allowed) == []
 

@@ -23,7 +23,8 @@ def attention(
         q: [batch, heads, queries, head_dim]: the last `queries` positions of the keys.
         k, v: [batch, kv heads, keys, head_dim] with keys ≥ queries; each kv head serves heads / kv heads
             consecutive query heads.
-        bias: [heads, queries, keys], added to the scores after the cap.
+        bias: [heads, queries, keys], added to the scores after the cap; or ALiBi's slopes, [heads] fp32 without a
+            gradient: -slope · distance of query and key is added.
         window: keys that a query sees, its own included; None: all.
         softcap: cap(s) = softcap · tanh(s / softcap) (Gemma 2, arXiv 2408.00118); None: cap(s) = s.
         documents: what a query sees is of its own document; needs as many queries as keys. None: one per sample.

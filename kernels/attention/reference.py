@@ -2,11 +2,20 @@
 
 import math
 
+import torch
 from torch import Tensor
 
 from kernels.attention.documents import Documents, visible
 from kernels.dropout import dropout
 from kernels.precision import widen
+
+
+def score_bias(bias: Tensor, num_queries: int, num_keys: int) -> Tensor:
+    """[heads, queries, keys] of a bias that may be ALiBi's slopes, [heads]; the last query is that of the last key."""
+    if bias.dim() == 3:
+        return bias
+    keys = torch.arange(num_keys, device=bias.device)
+    return -bias[:, None, None] * (keys[num_keys - num_queries :, None] - keys)
 
 
 def attention(
@@ -27,7 +36,7 @@ def attention(
     if softcap is not None:
         scores = softcap * (scores / softcap).tanh()
     if bias is not None:
-        scores = scores + widen(bias)
+        scores = scores + widen(score_bias(bias, q.shape[-2], k.shape[-2]))
     mask = visible(q.shape[-2], k.shape[-2], window, q.device) if documents is None else documents.mask(window)
     probabilities = scores.masked_fill(~mask, -math.inf).softmax(-1)
     if dropout_rows is not None:

@@ -36,6 +36,6 @@ def attention(
     elif num_queries > 1 or not reaches_all:
         mask = visible(num_queries, num_keys, window, q.device)
     if bias is not None:
-        bias = bias.to(q.dtype)
+        bias = reference.score_bias(bias, num_queries, num_keys).to(q.dtype)
         mask = bias if mask is None else bias.masked_fill(~mask, -math.inf)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=is_grouped)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels.linear import linear
 from kernels.linear_cross_entropy import Gather
 
 CHUNK_NUMEL = 1 << 24
@@ -65,32 +66,29 @@ class _LinearCrossEntropy(torch.autograd.Function):
         num_counted = (labels >= 0).sum().clamp(min=1)
         loss = torch.zeros((), dtype=torch.float32, device=x.device)
         grad_x = torch.empty_like(x) if is_training else None
-        # fp32 even for 16-bit weights: it is a sum over all chunks.
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if is_training else None
+        grad_weight_t = None  # [h, vocab]: products are quickest with the smaller factor, x, transposed
         num_rows = max(1, min(len(x), CHUNK_NUMEL // len(weight)))
-        buffer = x.new_empty(num_rows, len(weight))
         for start in range(0, len(x), num_rows):
             chunk = slice(start, start + num_rows)
-            logits = torch.mm(x[chunk], weight.T, out=buffer[: len(x[chunk])])
-            losses, gradient = loss_of.with_gradient(logits, labels[chunk])
+            losses, gradient = loss_of.with_gradient(linear(x[chunk], weight), labels[chunk])
             loss += losses.sum()
-            if grad_x is not None and grad_weight is not None:
-                torch.mm(gradient, weight, out=grad_x[chunk])
-                if weight.dtype == torch.float32:
-                    grad_weight.addmm_(gradient.T, x[chunk])
-                else:
-                    grad_weight += gradient.T @ x[chunk]
-        if grad_x is not None and grad_weight is not None:
-            ctx.save_for_backward(grad_x, grad_weight, num_counted)
+            if grad_x is not None:
+                grad_x[chunk] = linear(gradient, weight.T)
+                part = linear(x[chunk].T, gradient.T).float()  # it is a sum over all chunks, so fp32
+                grad_weight_t = part if grad_weight_t is None else grad_weight_t.add_(part)
+                del part
+            del gradient  # before the next chunk's logits
+        if grad_x is not None and grad_weight_t is not None:
+            ctx.save_for_backward(grad_x, grad_weight_t, num_counted)
             ctx.dtype = weight.dtype
         return loss / num_counted
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_x, grad_weight, num_counted = ctx.saved_tensors
+        grad_x, grad_weight_t, num_counted = ctx.saved_tensors
         factor = grads[0] / num_counted
-        grad_weight.mul_(factor)
-        return (grad_x * factor).to(grad_x.dtype), grad_weight.to(ctx.dtype), None, None, None
+        grad_weight = grad_weight_t.mul_(factor).to(ctx.dtype).T
+        return (grad_x * factor).to(grad_x.dtype), grad_weight, None, None, None
 
 
 def linear_cross_entropy(

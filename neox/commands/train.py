@@ -45,9 +45,11 @@ def run(args: argparse.Namespace) -> int:
     if step is None:
         starting_point(config)
     parts = plan_parts(config, directory.saved_state(step))
+    from neox.train.kernels import chosen_attention
     from neox.train.loop import train
 
-    return train(config, directory, parts, stop, files, overrides)
+    with chosen_attention(config.train):
+        return train(config, directory, parts, stop, files, overrides)
 
 
 def world_size() -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from neox.config.errors import UserError
-from neox.config.schema import OptimConfig, TrainConfig
+from neox.config.schema import Config, OptimConfig, TrainConfig
+from neox.config.shape import head_dim
 
 
 def check_schedule(optim: OptimConfig) -> None:
@@ -36,5 +37,17 @@ def check_anomalies(train: TrainConfig) -> None:
     for name, least in (("spike_window", 2), ("max_skipped", 1), ("max_rewinds", 0), ("spike_sigma", 0)):
         if getattr(train, name) < least:
             raise UserError(f"train.{name} = {getattr(train, name)}: must be at least {least}")
-    if train.precision == "bf16" and train.on_spike == "skip":
-        raise UserError("train.on_spike = skip: not with train.precision = bf16; allowed there: log, rewind, stop")
+
+
+def check_attention(config: Config) -> None:
+    """flash-attn is asked for only where it can compute the whole model's attention; UserError names what it cannot."""
+    model = config.model
+    obstacles = (
+        (config.train.precision == "fp32", "train.precision = fp32"),
+        (model.positions == "t5", "model.positions = t5"),
+        (model.attention_dropout > 0, f"model.attention_dropout = {model.attention_dropout}"),
+        (head_dim(model) > 256, f"heads of {head_dim(model)} dimensions"),
+    )
+    for is_there, what in obstacles:
+        if config.train.attention == "flash" and is_there:
+            raise UserError(f"train.attention = flash cannot do {what}; auto takes PyTorch's operator for that")

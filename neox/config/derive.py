@@ -7,7 +7,8 @@ import math
 from dataclasses import dataclass
 
 from neox.config.check_model import check_choices
-from neox.config.check_train import check_anomalies, check_schedule
+from neox.config.check_train import check_anomalies, check_attention, check_schedule
+from neox.config.check_zero import check_zero
 from neox.config.compat import check_compat
 from neox.config.errors import UserError
 from neox.config.optimizers import resolve_optimizer
@@ -86,6 +87,7 @@ def resolve(config: Config, world_size: int) -> Config:
     model = dataclasses.replace(config.model, vocab_size=vocab_size)
     check_model(model, parallel)
     check_run(config, batch)
+    check_zero(config)
     check_data(config)
     optim = resolve_optimizer(config.optim)
     optim = dataclasses.replace(optim, decay_steps=optim.decay_steps or config.train.steps)
@@ -124,6 +126,7 @@ def check_run(config: Config, batch: Batch) -> None:
     _positive("optim", config.optim, ("decay_steps",))
     check_schedule(config.optim)
     check_anomalies(config.train)
+    check_attention(config)
     if config.train.valid_interval < 0 or config.train.valid_batches < 1:
         raise UserError("train.valid_interval must be ≥ 0 and train.valid_batches ≥ 1")
     outside = [step for step in config.checkpoint.steps if not 0 <= step <= config.train.steps]

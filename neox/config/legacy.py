@@ -13,7 +13,7 @@ from typing import Any
 from neox.config.errors import UserError
 from neox.config.legacy_convert import Flat
 from neox.config.legacy_convert_run import CONVERTERS
-from neox.config.legacy_table_run import TABLE
+from neox.config.legacy_table_run import KEYS
 
 SHARED = "checkpoint"
 """The one name that is both a section of ours and a GPT-NeoX key (DeepSpeed's options)."""
@@ -40,7 +40,7 @@ Sources = Mapping[str, tuple[str, Any]]
 def is_flat(data: Mapping[Any, Any], sections: Sequence[str], path: Path) -> bool:
     """Whether a file is one of GPT-NeoX's; one that holds keys of both kinds is refused."""
     names = [_underscored(key) for key in data]
-    flat = [name for name in names if name in TABLE and name != SHARED]
+    flat = [name for name in names if name in KEYS and name != SHARED]
     ours = [name for name in names if name in sections and name != SHARED]
     if flat and ours:
         raise UserError(f"{path}: {flat[0]!r} is a GPT-NeoX key and {ours[0]!r} a section of ours: use two files")
@@ -58,8 +58,8 @@ def collect(files: Sequence[tuple[Path, Mapping[Any, Any]]]) -> dict[str, tuple[
                 continue
             if name in found:
                 raise UserError(f"{path}: GPT-NeoX key {name!r} is already set in {found[name][0]}: keep one of them")
-            if name not in TABLE:
-                near = [RENAMED[name]] if name in RENAMED else difflib.get_close_matches(name, TABLE, n=3, cutoff=0.6)
+            if name not in KEYS:
+                near = [RENAMED[name]] if name in RENAMED else difflib.get_close_matches(name, KEYS, n=3, cutoff=0.6)
                 raise UserError(f"{path}: unknown GPT-NeoX key {key!r}; nearest: {', '.join(near) or 'none'}")
             found[name] = (str(path), value)
     return found
@@ -73,7 +73,7 @@ def translate(sources: Sources) -> tuple[dict[str, Any], list[str]]:
     """
     notices: dict[str, list[str]] = {}
     for name, (path, value) in sources.items():
-        key = TABLE[name]
+        key = KEYS[name]
         if value is None or value == key.default:
             continue
         if key.category == "refused" or (key.category == "off" and not _is_off(value, key.accepted)):
@@ -83,7 +83,7 @@ def translate(sources: Sources) -> tuple[dict[str, Any], list[str]]:
         if key.category == "elsewhere":
             notices.setdefault(key.text, []).append(name)
     flat = Flat(sources)
-    values = {key.text: flat.get(name) for name, key in TABLE.items() if key.category == "copied"}
+    values = {key.text: flat.get(name) for name, key in KEYS.items() if key.category == "copied"}
     for convert in CONVERTERS:
         values.update(convert(flat))
     lines = [f"{', '.join(names)}: {text}" for text, names in notices.items()]

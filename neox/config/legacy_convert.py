@@ -7,13 +7,8 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from neox.config.errors import UserError
-from neox.config.legacy_table_run import TABLE
+from neox.config.legacy_table_run import KEYS
 from neox.config.schema.model import InitRule
-
-ZERO_SPEED = (
-    *("allgather_partitions", "allgather_bucket_size", "reduce_scatter", "reduce_bucket_size"),
-    *("overlap_comm", "contiguous_gradients", "round_robin_gradients", "load_from_fp32_weights"),
-)
 
 
 class Flat:
@@ -31,7 +26,7 @@ class Flat:
         return name in self.sources and self.sources[name][1] is not None
 
     def get(self, name: str) -> Any:
-        return self.sources[name][1] if self.is_set(name) else TABLE[name].default
+        return self.sources[name][1] if self.is_set(name) else KEYS[name].default
 
     def count(self, name: str, least: int = 1) -> int:
         """A whole number of at least `least`."""
@@ -103,16 +98,32 @@ def positions(flat: Flat) -> Converted:
     }
 
 
-def attention(flat: Flat) -> Converted:
-    """attention_config: [[types…], n or "all"] pairs; global and flash compute the same."""
-    layers = flat.count("num_layers")
+def attention_types(flat: Flat, layers: int) -> list[str]:
+    """The type of every layer, as expand_attention_types has it: a plain list, or patterns and how often they come.
+
+    A pattern with "all" is that of all layers, whatever was before it.
+    """
+    pairs = flat.get("attention_config") or [[["global"], "all"]]
+    if isinstance(pairs, list) and all(isinstance(kind, str) for kind in pairs):
+        return pairs
     kinds: list[str] = []
-    try:
-        for types, times in flat.get("attention_config") or [[["global"], "all"]]:
-            repeat = math.ceil((layers - len(kinds)) / len(types)) if times == "all" else times
-            kinds += (types * repeat)[: layers if times == "all" else None]
-    except (TypeError, ValueError, ZeroDivisionError):
-        raise flat.refusal("attention_config", 'expected a list of [[types], count or "all"]') from None
+    for pair in pairs if isinstance(pairs, list) else [pairs]:
+        match pair:
+            case [[_, *_] as types, "all"] if layers % len(types):
+                raise flat.refusal("attention_config", f"{len(types)} types do not divide num_layers = {layers}")
+            case [[_, *_] as types, "all"]:
+                return types * (layers // len(types))
+            case [[_, *_] as types, int(times)]:
+                kinds += types * times
+            case _:
+                raise flat.refusal("attention_config", 'expected a list of [[types], count or "all"]')
+    return kinds
+
+
+def attention(flat: Flat) -> Converted:
+    """attention_config, of whose types global and flash compute the same, and the window of all layers."""
+    layers = flat.count("num_layers")
+    kinds = attention_types(flat, layers)
     for kind in kinds:
         if kind not in ("global", "flash"):
             raise flat.refusal("attention_config", f"{kind!r} layers are not in this trainer yet: global and flash are")
@@ -120,7 +131,7 @@ def attention(flat: Flat) -> Converted:
         raise flat.refusal("attention_config", f"names {len(kinds)} layers, num_layers = {layers}")
     if "flash" in kinds:
         flat.notices.append(
-            "attention_config: flash is computed by PyTorch's scaled dot-product attention, as is global"
+            "attention_config: flash and global are the same here, and train.attention says what computes them"
         )
     if not flat.is_set("sliding_window_width"):
         return {}
@@ -193,6 +204,8 @@ def weights(flat: Flat) -> Converted:
         if flat.get(name) not in get_args(InitRule):
             raise flat.refusal(name, f"allowed are {', '.join(get_args(InitRule))}")
     flat.notices.append("seed: the initial weights follow the same rule, but are not GPT-NeoX's draws")
+    if flat.get("hidden_dropout") or flat.get("attention_dropout"):
+        flat.notices.append("seed: masks of dropout follow from it, sample and place, and are not GPT-NeoX's draws")
     return {
         "model.init": flat.get("init_method"),
         "model.output_init": flat.get("output_layer_init_method"),
@@ -212,21 +225,3 @@ def pipeline(flat: Flat) -> Converted:
         "parallel.partition": partitions[method],
         "parallel.recompute": "full" if flat.get("checkpoint_activations") else "none",
     }
-
-
-def zero(flat: Flat) -> Converted:
-    """ZeRO: stages 0 and 1 compute the same, and stage 1 is what runs."""
-    block = flat.block("zero_optimization")
-    stage = block.get("stage", 0)
-    if stage not in (0, 1):
-        raise flat.refusal("zero_optimization", "stages 2 and 3 are not in this trainer yet: 1 is", "stage", stage)
-    if flat.get("zero_stage") not in (None, stage):
-        raise flat.refusal("zero_stage", f"zero_optimization.stage is {stage}")
-    for name, value in block.items():
-        if name not in ("stage", *ZERO_SPEED) and value not in (False, None):
-            raise flat.refusal("zero_optimization", "is not in this trainer yet: leave it out", name, value)
-    if stage == 0:
-        flat.notices.append("zero_optimization.stage 0 runs as stage 1: the same computation, in less memory")
-    if set(block) & set(ZERO_SPEED):
-        flat.notices.append("zero_optimization: DeepSpeed's buckets are set here; only the stage is taken")
-    return {"parallel.zero_stage": 1}

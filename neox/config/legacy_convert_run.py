@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from neox.config.legacy_convert import Converted, Flat, attention, mlp, norms, pipeline, positions, shape, weights, zero
+from neox.config.legacy_convert import Converted, Flat, attention, mlp, norms, pipeline, positions, shape, weights
+from neox.config.legacy_zero import zero
 from neox.config.optimizers import REFUSED
 
 LOSS_SCALER = {

@@ -139,7 +139,7 @@ PARALLEL_AND_DEEPSPEED: dict[str, Key] = {
     **_block("converted", "parallel.pp (0 is 1)", pipe_parallel_size=0),
     **_block("converted", "parallel.partition", pipe_partition_method="type:transformer|mlp"),
     **_block("converted", "train.precision", precision=None, fp16=None, bf16=None),
-    **_block("converted", "parallel.zero_stage", zero_optimization=None),
+    **_block("converted", "parallel.zero_stage, parallel.offload", zero_optimization=None),
     **_block("converted", "parallel.recompute: full", checkpoint_activations=False),
     **_block("converted", "optim", optimizer=None),
     **_null("derived", "train_micro_batch_size_per_gpu", "batch_size"),

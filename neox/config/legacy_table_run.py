@@ -135,3 +135,9 @@ LOGGING_AND_GENERATION: dict[str, Key] = {
 }
 
 TABLE: dict[str, Key] = {**MODEL, **PARALLEL_AND_DEEPSPEED, **TRAINING, **LOGGING_AND_GENERATION}
+
+KEYS: dict[str, Key] = {
+    **TABLE,
+    **_copied(reset_attention_mask=("data.mask_documents", False), reset_position_ids=("data.reset_positions", False)),
+}
+"""TABLE, and the keys of early GPT-NeoX and Megatron-LM that it dropped without a successor."""

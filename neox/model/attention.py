@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from kernels.attention import attention
@@ -57,7 +56,7 @@ class SelfAttention(nn.Module):
         if cache is not None:
             k, v = cache.extend(k, v)
         rows = self.dropout.probability_rows(context, self.heads, q.shape[2])
-        bias = self._bias(q, k)
+        bias = None if self.position_bias is None else self.position_bias(q, k, self.heads)
         y = attention(q, k, v, bias, self.window, self.softcap, context.documents, self.dropout.p, rows)
         return self.out(y.transpose(1, 2).flatten(2))
 
@@ -73,12 +72,3 @@ class SelfAttention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-
-    def _bias(self, q: Tensor, k: Tensor) -> Tensor | None:
-        """What positions add to the scores, [heads, queries, keys]; the queries are the last of the keys."""
-        if self.position_bias is None:
-            return None
-        keys = torch.arange(k.shape[2], device=k.device)
-        distance = keys[k.shape[2] - q.shape[2] :, None] - keys
-        bias: Tensor = self.position_bias(distance, self.heads)
-        return bias

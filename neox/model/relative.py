@@ -22,16 +22,15 @@ def alibi_slopes(num_heads: int) -> list[float]:
 
 
 class AlibiBias(nn.Module):
-    """-slope · distance, without parameters."""
+    """-slope · distance, without parameters: attention is given the slopes."""
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         self.slopes = [cfg.alibi_scale * slope for slope in alibi_slopes(cfg.num_heads)]
 
-    def forward(self, distance: Tensor, heads: range) -> Tensor:
-        """distance [queries, keys] → [heads, queries, keys] fp32 of the query heads in `heads`."""
-        slopes = torch.tensor(self.slopes[heads.start : heads.stop], device=distance.device)
-        return -slopes[:, None, None] * distance
+    def forward(self, q: Tensor, k: Tensor, heads: range) -> Tensor:
+        """[heads] fp32: the slopes of the query heads in `heads`."""
+        return torch.tensor(self.slopes[heads.start : heads.stop], device=q.device)
 
 
 class BucketBias(nn.Module):
@@ -45,8 +44,13 @@ class BucketBias(nn.Module):
         self.weight = nn.Parameter(torch.empty(cfg.t5_buckets, cfg.num_heads))
         self.max_distance, self.scale = cfg.t5_max_distance, math.sqrt(head_dim(cfg))
 
-    def forward(self, distance: Tensor, heads: range) -> Tensor:
-        """distance [queries, keys] → [heads, queries, keys]; `weight` has the columns of these heads alone."""
+    def forward(self, q: Tensor, k: Tensor, heads: range) -> Tensor:
+        """[heads, queries, keys], the last of q [..., queries, head_dim] being the last of k's positions too.
+
+        `weight` has the columns of the query heads in `heads` alone.
+        """
+        keys = torch.arange(k.shape[-2], device=k.device)
+        distance = keys[k.shape[-2] - q.shape[-2] :, None] - keys
         rows = self.weight[buckets(distance, self.weight.shape[0], self.max_distance)]
         return self.scale * rows.permute(2, 0, 1)
 
@@ -61,4 +65,4 @@ def buckets(distance: Tensor, num_buckets: int, max_distance: int) -> Tensor:
 
 
 BIASES: dict[str, type[AlibiBias | BucketBias]] = {"alibi": AlibiBias, "t5": BucketBias}
-"""model.positions → bias on attention scores; the other kinds have none."""
+"""model.positions → bias on attention scores, as `kernels.attention.attention` takes it; the other kinds have none."""

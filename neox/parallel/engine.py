@@ -11,6 +11,7 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.pipe.topology import PipelineParallelGrid, PipeModelDataParallelTopology
 from torch import Tensor, nn
 
 from neox.config.errors import UserError
@@ -20,13 +21,16 @@ from neox.parallel import groups
 from neox.parallel.allocator import keep_freed_memory
 from neox.parallel.collectives import broadcast_json
 from neox.parallel.feed import Feed, Loaded, needs_context
+from neox.parallel.groups import TensorGroup
 from neox.parallel.optimizer import build_optimizer, create_state, state_kinds, step_counters
+from neox.parallel.partition import FlatPartition, Partition, ShardedPartition
 from neox.parallel.pieces import WEIGHT, Piece, PieceReader
 from neox.parallel.pipeline import PipelineModel, StageLayer
 from neox.parallel.plan import sharded_dim
 from neox.parallel.settings import SCALER_STATE, deepspeed_config
 from neox.parallel.topology import Topology
 from neox.parallel.veto import refusing
+from neox.parallel.whole import WholeModel, WholeSteps
 
 # Compiled at first use for minutes, and of use to DeepSpeed's inference only.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -50,7 +54,8 @@ class StepResult:
 class Engine:
     """Trains one model on a grid of ranks.
 
-    Always a pipeline (of one stage at least) and ZeRO-1: DeepSpeed's stage 0 was measured to be numerically wrong.
+    A pipeline where there are stages, else DeepSpeed's plain engine; ZeRO-1 at least, for DeepSpeed's stage 0 was
+    measured to be numerically wrong.
     """
 
     def __init__(self, cfg: Config, topology: Topology) -> None:
@@ -74,15 +79,21 @@ class Engine:
         self._feed, self._needs_context = Feed(cfg), needs_context(cfg)
         with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints its partition and its configuration
             deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False)
-            module = PipelineModel(cfg, topology, self._tensor, self._feed)
-            optimizer = build_optimizer(named_parameters(module), cfg.optim)
-            self._deepspeed, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=deepspeed_config(cfg))
-        self._module = module
+            self._module, grid = build_module(cfg, topology, self._tensor, self._feed)
+            optimizer = build_optimizer(named_parameters(self._module), cfg.optim)
+            self._deepspeed, *_ = deepspeed.initialize(
+                model=self._module, optimizer=optimizer, mpu=grid, config=deepspeed_config(cfg)
+            )
+        self._steps = WholeSteps(self._deepspeed) if topology.pp == 1 else self._deepspeed
         self._zero = self._deepspeed.optimizer
         self._zero_scaler = self._zero.loss_scaler if cfg.train.precision == "fp16" else None
+        self._partition: Partition = (ShardedPartition if cfg.parallel.zero_stage == 3 else FlatPartition)(self._zero)
+        if cfg.train.precision == "fp32" and cfg.parallel.offload == "none":
+            self._partition.share_masters()
         self._kinds = (WEIGHT, *state_kinds(cfg.optim))
-        create_state(self._zero.optimizer, cfg.optim)
-        self._zero._lazy_init_hp_params_optimizer_state()
+        with self._partition.optimizer_tensors():
+            create_state(self._zero.optimizer, cfg.optim)
+        self._partition.link_state()
 
     @property
     def rank(self) -> int:
@@ -113,14 +124,14 @@ class Engine:
         """
         for group in self._zero.param_groups:
             group["lr"] = lr
-        with refusing(self._deepspeed, is_bad) if is_bad else contextlib.nullcontext():
-            loss = self._deepspeed.train_batch(self._load(micro_batches, self._deepspeed.gradient_accumulation_steps()))
+        with refusing(self._zero, self._steps, is_bad) if is_bad else contextlib.nullcontext():
+            loss = self._steps.train_batch(self._load(micro_batches, self._deepspeed.gradient_accumulation_steps()))
         return StepResult(float(loss), float(self._zero._global_grad_norm), bool(self._zero.overflow))
 
     def eval_loss(self, micro_batches: MicroBatches, num_micro_batches: int) -> float:
         """Mean loss over `num_micro_batches` per dp rank, without gradients; equal on every rank."""
         loaded = self._load(micro_batches, num_micro_batches)
-        return float(self._deepspeed.eval_batch(loaded, num_micro_batches=num_micro_batches))
+        return float(self._steps.eval_batch(loaded, num_micro_batches=num_micro_batches))
 
     def pieces(self) -> Iterator[Piece]:
         """This rank's pieces of every kind; over all ranks, each element of each logical tensor appears once."""
@@ -145,11 +156,12 @@ class Engine:
         except UserError as error:
             mistake = str(error)
         self.agree(mistake)
-        self._zero.update_lp_params()
+        self._partition.update_model()
 
     def optimizer_scalars(self) -> dict[str, Any]:
         """The rest of the optimizer's state, JSON-able and equal on every rank: {"step": Adam's counter, …}."""
-        counters = step_counters(self._zero.optimizer)
+        with self._partition.optimizer_tensors():
+            counters = step_counters(self._zero.optimizer)
         scalars: dict[str, Any] = {"step": int(counters[0])} if counters else {}
         if self._zero_scaler is not None:
             scalars["loss_scale"] = {name: getattr(self._zero_scaler, name) for name in SCALER_STATE}
@@ -157,8 +169,9 @@ class Engine:
 
     def load_optimizer_scalars(self, scalars: dict[str, Any]) -> None:
         """The reverse of `optimizer_scalars`; call it after `load_pieces`."""
-        for counter in step_counters(self._zero.optimizer):
-            counter.fill_(scalars["step"])
+        with self._partition.optimizer_tensors():
+            for counter in step_counters(self._zero.optimizer):
+                counter.fill_(scalars["step"])
         if self._zero_scaler is not None and "loss_scale" in scalars:  # absent: saved by a run in another precision
             for name in SCALER_STATE:
                 setattr(self._zero_scaler, name, scalars["loss_scale"][name])
@@ -197,11 +210,11 @@ class Engine:
     def _held_pieces(self) -> Iterator[tuple[Piece, nn.Parameter]]:
         """Every piece this rank holds, duplicates of other ranks' included, and the parameter it is of."""
         for name, parameter in named_parameters(self._module):
-            fragment = parameter._hp_mapping  # type: ignore[attr-defined]  # DeepSpeed's map into its flat partition
-            if fragment is None:
+            held = self._partition.held(parameter)
+            if held is None:
                 continue
             dim, tensor = sharded_dim(name), self._tensor
-            shape = list(parameter.shape)
+            shape = list(self._partition.shape(parameter))
             if dim is not None:
                 shape[dim] *= tensor.size
             for kind in self._kinds:
@@ -213,12 +226,22 @@ class Engine:
                         dim=dim if tensor.size > 1 else None,
                         shard_index=tensor.index if dim is not None else 0,
                         num_shards=tensor.size if dim is not None else 1,
-                        start=fragment.lp_fragment_address.start,
-                        numel=fragment.lp_fragment_address.numel,
-                        tensor=fragment.get_hp_fragment(None if kind == WEIGHT else kind).detach(),
+                        start=held[0],
+                        numel=held[1],
+                        tensor=self._partition.values(parameter, kind),
                     ),
                     parameter,
                 )
+
+
+def build_module(
+    cfg: Config, topology: Topology, tensor: TensorGroup, feed: Feed
+) -> tuple[nn.Module, PipelineParallelGrid | None]:
+    """This rank's part of the model, and the process groups that DeepSpeed asks for where it is no pipeline."""
+    if topology.pp > 1:
+        return PipelineModel(cfg, topology, tensor, feed), None
+    order = PipeModelDataParallelTopology(num_pp=1, num_mp=topology.tp, num_dp=topology.dp)
+    return WholeModel(cfg, tensor, feed), PipelineParallelGrid(order)
 
 
 def named_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.linear import linear
 from neox.parallel.collectives import copy_to_group, reduce_from_group
 from neox.parallel.groups import TensorGroup
 
@@ -17,7 +18,7 @@ class ColumnParallelLinear(nn.Module):
         self.weight, self.bias, self.tensor = weight, bias, tensor
 
     def forward(self, x: Tensor, add_bias: bool = True) -> Tensor:
-        return F.linear(copy_to_group(x, self.tensor), self.weight, self.bias if add_bias else None)
+        return linear(copy_to_group(x, self.tensor), self.weight, self.bias if add_bias else None)
 
 
 class RowParallelLinear(nn.Module):
@@ -31,7 +32,7 @@ class RowParallelLinear(nn.Module):
         self.weight, self.bias, self.tensor = weight, bias, tensor
 
     def forward(self, x: Tensor, add_bias: bool = True) -> Tensor:
-        y = reduce_from_group(F.linear(x, self.weight), self.tensor)
+        y = reduce_from_group(linear(x, self.weight), self.tensor)
         return y + self.bias if add_bias and self.bias is not None else y
 
 

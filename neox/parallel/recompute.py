@@ -14,8 +14,9 @@ Recompute = Literal["none", "selective", "full"]
 def apply_recompute(block: nn.Module, recompute: Recompute) -> None:
     """Has a block of the residual stream, or its `attn` alone (selective), keep nothing but its input, in place.
 
-    Modules and the names of their parameters stay as they are. Backward runs the same operations from the same random
-    state (Chen et al. 2016, arXiv 1604.06174; selective after Korthikanti et al. 2022, arXiv 2205.05198, section 5).
+    Modules and the names of their parameters stay as they are. Backward runs the same operations on the same context,
+    so that dropout makes the same masks (Chen et al. 2016, arXiv 1604.06174; selective after Korthikanti et al. 2022,
+    arXiv 2205.05198, section 5).
     """
     if recompute == "none":
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from neox.config.derive import ffn_size
 from neox.config.schema import Config
 
 BUCKET_NUMEL = 50_000_000
@@ -14,14 +15,15 @@ SCALER_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 def deepspeed_config(cfg: Config) -> dict[str, Any]:
-    """DeepSpeed's configuration for a resolved `cfg`: ZeRO-1, gradients summed and reduced in fp32."""
+    """DeepSpeed's configuration for a resolved `cfg`: gradients are summed and reduced in fp32."""
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": cfg.train.micro_batch_size,
         "gradient_accumulation_steps": cfg.train.grad_accum,
         "gradient_clipping": cfg.optim.grad_clip,
         "steps_per_print": None,
-        "zero_optimization": {"stage": cfg.parallel.zero_stage, "reduce_bucket_size": BUCKET_NUMEL},
+        "zero_optimization": zero_settings(cfg),
         "zero_allow_untested_optimizer": True,  # it only knows its own wrappers; PyTorch's AdamW is tested here
+        "zero_force_ds_cpu_optimizer": False,  # its own is compiled at first use; PyTorch's fused one runs on hosts too
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
     }
@@ -36,4 +38,26 @@ def deepspeed_config(cfg: Config) -> dict[str, Any]:
             "hysteresis": cfg.train.fp16_hysteresis,
             "min_loss_scale": cfg.train.fp16_min_scale,
         }
+    return settings
+
+
+def zero_settings(cfg: Config) -> dict[str, Any]:
+    """The part about ZeRO: stage, sizes of buffers, and what is on the host."""
+    parallel = cfg.parallel
+    settings: dict[str, Any] = {
+        "stage": parallel.zero_stage,
+        "reduce_bucket_size": BUCKET_NUMEL,
+        # One replica has nothing to send, and so no use for gradients laid end to end.
+        "contiguous_gradients": parallel.dp != 1 or parallel.offload != "none",
+    }
+    if parallel.zero_stage == 3:
+        settings |= {
+            # Norms and biases stay whole: cutting them would cost a collective each and save next to nothing.
+            "stage3_param_persistence_threshold": max(3 * cfg.model.hidden_size, ffn_size(cfg.model)) // parallel.tp,
+            "stage3_max_reuse_distance": 0,  # what forward gathered goes, and is gathered again for backward
+        }
+    if parallel.offload != "none":
+        settings["offload_optimizer"] = {"device": "cpu"}
+    if parallel.offload == "parameters":
+        settings["offload_param"] = {"device": "cpu"}
     return settings

@@ -10,27 +10,33 @@ from neox.parallel.settings import SCALER_STATE
 
 
 @contextmanager
-def refusing(engine: Any, is_bad: Callable[[float], bool]) -> Iterator[None]:
+def refusing(zero: Any, steps: Any, is_bad: Callable[[float], bool]) -> Iterator[None]:
     """While it lasts, a step whose loss `is_bad` drops its gradients and changes nothing else, not even a loss scale.
 
-    `engine`: DeepSpeed's pipeline engine with a ZeRO-1 optimizer; the one for bf16 has no overflow check to hook into.
-    `is_bad` must answer alike on every rank.
+    `zero`: DeepSpeed's optimizer of any stage; that of ZeRO-1 for bf16 has no overflow check to hook into. `steps`:
+    what makes the step and knows its loss. `is_bad` must answer alike on every rank.
     """
-    zero = engine.optimizer
-    has_overflow, checks_overflow = zero.has_overflow, zero.check_grad_overflow
+    is_flat = hasattr(zero, "check_grad_overflow")  # stages 1 and 2, which skip the check unless told; 3 has it inside
+    method = "check_overflow" if is_flat else "_overflow_check_and_loss_scale_update"
+    check, is_checked = getattr(zero, method), not is_flat or zero.check_grad_overflow
     scaler_state: dict[str, Any] = {}
 
-    def refuse(*arguments: Any, **options: Any) -> bool:
-        if is_bad(float(engine._aggregate_total_loss())):
+    def refuse(*arguments: Any, **options: Any) -> None:
+        if is_bad(float(steps._aggregate_total_loss())):
             scaler = zero.loss_scaler
             scaler_state.update({name: getattr(scaler, name) for name in SCALER_STATE if hasattr(scaler, name)})
-            return True
-        return checks_overflow and bool(has_overflow(*arguments, **options))
+            zero.overflow = True
+        elif is_checked:
+            check(*arguments, **options)
 
-    zero.has_overflow, zero.check_grad_overflow = refuse, True
+    setattr(zero, method, refuse)
+    if is_flat:
+        zero.check_grad_overflow = True
     try:
         yield
     finally:
-        zero.has_overflow, zero.check_grad_overflow = has_overflow, checks_overflow
+        delattr(zero, method)  # the class's comes to light again
+        if is_flat:
+            zero.check_grad_overflow = is_checked
         for name, value in scaler_state.items():
             setattr(zero.loss_scaler, name, value)

@@ -28,7 +28,7 @@ MAY_CHANGE = (
         "data.index_dir",
         "data.tokenizer",
     ),
-    *("train.steps", "train.global_batch_size", "train.micro_batch_size", "train.grad_accum"),
+    *("train.attention", "train.steps", "train.global_batch_size", "train.micro_batch_size", "train.grad_accum"),
     *("train.valid_interval", "train.valid_batches", "parallel.", "checkpoint.", "log."),
     *("train.max_", "train.on_", "train.spike_"),
 )

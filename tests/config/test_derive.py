@@ -67,6 +67,22 @@ def test_dp_is_what_remains_of_the_world() -> None:
 
 
 @pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["parallel.pp=2", "parallel.zero_stage=2"], "parallel.zero_stage = 2: needs parallel.pp = 1"),
+        (["parallel.pp=2", "parallel.offload=optimizer"], "parallel.offload = optimizer: needs parallel.pp = 1"),
+        (["parallel.zero_stage=2", "parallel.offload=parameters"], "needs parallel.zero_stage = 3, not 2"),
+        (["train.precision=bf16", "train.on_spike=skip"], "train.on_spike = skip: not with train.precision = bf16"),
+    ],
+)
+def test_what_zero_cannot_do_is_named(overrides: list[str], key: str) -> None:
+    with pytest.raises(UserError, match=key):
+        derive.resolve(config(*overrides), 4)
+    without = [override for override in overrides if override != "parallel.pp=2"]
+    derive.resolve(config(*without, "parallel.zero_stage=3"), 4)
+
+
+@pytest.mark.parametrize(
     ("override", "expected"),
     [
         ("model.num_heads=5", "model.num_heads = 5 must divide model.hidden_size = 64; nearest that do: 1, 2, 4, 8"),

@@ -55,7 +55,7 @@ def test_arguments_split_into_files_and_overrides(tmp_path: Path, monkeypatch: p
         ("train.steps=true", ["train.steps = True", "int"]),
         ("model.bias=1", ["model.bias = 1", "bool"]),
         ("model.norm=batch", ["model.norm = 'batch'", "layernorm, rmsnorm"]),
-        ("parallel.zero_stage=true", ["parallel.zero_stage", "allowed are 1"]),
+        ("parallel.zero_stage=true", ["parallel.zero_stage", "allowed are 1, 2, 3"]),
         ("optim.betas=[0.9]", ["optim.betas", "list of 2"]),
         ("model=3", ["model is a section"]),
         ("train.steps=[", ["train.steps=[", "not valid YAML"]),

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from neox.__main__ import main
 from neox.config.derive import resolve
@@ -13,6 +14,8 @@ from neox.config.load import load_config
 from neox.data.indexed import IndexedWriter
 from neox.data.loader import Batches, Ends
 from neox.data.parts import plan_part, plan_parts
+from neox.model.context import Context
+from neox.model.dropout import sample_keys
 from tests.data.test_samples import slow_order
 
 SIZES = [5, 0, 1, 40, 2, 2, 0, 0, 17, 9, 3, 1]
@@ -114,6 +117,23 @@ def test_the_token_after_an_end_of_document_does_not_count(corpus, tmp_path):
     (tokens, labels, _), (_, targets, _) = plain.step(0)[0], masked.step(0)[0]
     after = tokens == 30
     assert after.any() and (targets[after] == -100).all() and targets[~after].equal(labels[~after])
+
+
+def test_micro_batches_know_their_documents_and_samples(corpus, tmp_path):
+    """Keys follow from a sample's number in the run, however samples are dealt to ranks and micro-batches."""
+    (tmp_path / "vocab.json").write_text(json.dumps({"a": 0, "<|endoftext|>": 30}))
+    for which in ("mask_documents", "reset_positions"):
+        given = (f"data.path={corpus}", "data.split=[1]", f"data.tokenizer={tmp_path}/vocab.json")
+        parts = plan_parts(config_of(*given, f"data.{which}=true"))
+        assert parts.ends == Ends(30, **{which: True})
+    parts.make()
+    dataset = parts.train.open()
+    for size, accum, dp in ((4, 1, 1), (1, 2, 2), (2, 1, 2)):
+        ranks = [Batches(dataset, size, accum, dp, index, parts.ends, dropout_seed=5) for index in range(dp)]
+        dealt = [batch for batches in zip(*(rank.step(8) for rank in ranks), strict=True) for batch in batches]
+        assert torch.cat([batch.context.keys for batch in dealt]).equal(sample_keys(5, range(8, 12)))
+        assert all(batch.context.positions.shape == batch.tokens.shape for batch in dealt)
+    assert Batches(dataset, 1, 1, 1, 0).step(0)[0].context == Context()
 
 
 def files_of(folder):

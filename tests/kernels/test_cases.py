@@ -19,6 +19,7 @@ from kernels import (
     cross_entropy,
     dropout,
     layer_norm,
+    linear,
     linear_cross_entropy,
     rms_norm,
     rotary,
@@ -33,6 +34,7 @@ PUBLIC: dict[str, Callable[..., Tensor]] = {
     "cross_entropy": cross_entropy.cross_entropy,
     "dropout": dropout.dropout,
     "layer_norm": layer_norm.layer_norm,
+    "linear": linear.linear,
     "linear_cross_entropy": linear_cross_entropy.linear_cross_entropy,
     "rms_norm": rms_norm.rms_norm,
     "rotary": rotary.rotary,
@@ -88,6 +90,7 @@ def test_references_against_pytorch() -> None:
         close(layer_norm.layer_norm(x, w, b, 1e-5), torch.layer_norm(x, (20,), w, b, 1e-5))
         close(rms_norm.rms_norm(x, w, 1e-5), torch.rms_norm(x, (20,), w, 1e-5))
         close(bias_gelu.bias_gelu(x, b), torch.nn.functional.gelu(x + b, approximate="tanh"))
+        close(linear.linear(x, w.diag(), b), x * w + b)
         close(swiglu.swiglu(x, x + 1), torch.nn.functional.silu(x) * (x + 1))
         labels = torch.tensor([0, 19, 3])
         head, counted = torch.randn(30, 20), torch.tensor([0, -100, 3])

@@ -43,7 +43,7 @@ def test_a_forced_but_absent_implementation_raises(absent: None) -> None:
 
 
 def test_unknown_names_list_the_known_ones() -> None:
-    with pytest.raises(MissingImplementationError, match="sdpa, reference"), forced(attention="flash"):
+    with pytest.raises(MissingImplementationError, match="flash, sdpa, reference"), forced(attention="fused"):
         pass
     with pytest.raises(MissingImplementationError, match="attention, bias_gelu"):
         find("softmax", CPU)

@@ -7,10 +7,13 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
+from neox.config.schema import ModelConfig
+from neox.model.context import Context
+from neox.model.dropout import sample_keys
 from neox.model.gpt import build_piece
 from neox.model.init import init_weights
 from neox.parallel.recompute import Recompute, apply_recompute
-from tests.parallel.training import NEOX
+from tests.parallel.training import DROPPED, NEOX
 
 
 def kept_and_gradients(block: nn.Module, recompute: Recompute) -> tuple[int, list[torch.Tensor]]:
@@ -25,41 +28,23 @@ def kept_and_gradients(block: nn.Module, recompute: Recompute) -> tuple[int, lis
         return tensor
 
     x = torch.randn(2, 16, NEOX.hidden_size, generator=torch.Generator().manual_seed(1), requires_grad=True)
-    torch.manual_seed(3)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        out = block(x)
+        out = block(x, Context(keys=sample_keys(0, range(2))))
     size = sum(kept.values())  # before backward keeps what it makes again
-    torch.manual_seed(4)  # what else draws numbers before backward must not matter
     out.square().sum().backward()
     assert x.grad is not None
     return size, [x.grad, *(p.grad for p in block.parameters() if p.grad is not None)]
 
 
-class DropoutBlock(nn.Module):
-    """A block with random numbers within attention and after it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.attn = nn.Sequential(nn.Linear(NEOX.hidden_size, NEOX.hidden_size), nn.GELU(), nn.Dropout(0.5))
-        self.mlp = nn.Sequential(nn.Linear(NEOX.hidden_size, NEOX.hidden_size), nn.GELU(), nn.Dropout(0.5))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.mlp(x + self.attn(x))
-        return out
-
-
-def block_of(kind: str) -> nn.Module:
-    torch.manual_seed(0)
-    if kind == "dropout":
-        return DropoutBlock()
-    block = build_piece("layers.0", NEOX, 128)
-    init_weights(block, NEOX, 0)
+def block_of(cfg: ModelConfig) -> nn.Module:
+    block = build_piece("layers.0", cfg, 128)
+    init_weights(block, cfg, 0)
     return block
 
 
 def test_gradients_are_the_same_and_less_is_kept() -> None:
-    for kind in ("gpt", "dropout"):
-        runs = {recompute: kept_and_gradients(block_of(kind), recompute) for recompute in get_args(Recompute)}
+    for cfg in (NEOX, DROPPED):
+        runs = {recompute: kept_and_gradients(block_of(cfg), recompute) for recompute in get_args(Recompute)}
         sizes = [runs[recompute][0] for recompute in ("full", "selective", "none")]
         assert sizes[0] == 2 * 16 * NEOX.hidden_size and sizes[0] < sizes[1] < sizes[2]
         for _, gradients in runs.values():
@@ -68,7 +53,7 @@ def test_gradients_are_the_same_and_less_is_kept() -> None:
 
 
 def test_names_of_parameters_stay() -> None:
-    block = block_of("gpt")
+    block = block_of(NEOX)
     names = [name for name, _ in block.named_parameters()]
     apply_recompute(block, "full")
     assert [name for name, _ in block.named_parameters()] == names

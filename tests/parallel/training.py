@@ -73,6 +73,8 @@ class Case:
     precision: str = "fp32"
     partition: str = "parameters"
     recompute: str = "none"
+    zero: int = 1
+    offload: str = "none"
     optim: OptimConfig = OPTIM
     rate: float = 1.0
     micro_batch: int = MICRO_BATCH
@@ -88,6 +90,8 @@ class Case:
                 pp=self.pp,
                 partition=self.partition,  # type: ignore[arg-type]
                 recompute=self.recompute,  # type: ignore[arg-type]
+                zero_stage=self.zero,  # type: ignore[arg-type]
+                offload=self.offload,  # type: ignore[arg-type]
             ),
             optim=self.optim,
             data=DataConfig(mask_documents=self.model == DROPPED, reset_positions=self.model == DROPPED),

@@ -100,4 +100,4 @@ def poison(engine: Engine, cfg: Config) -> None:
     for piece in engine.pieces():
         if piece.kind == "weight" and piece.name == "embed.weight" and piece.start <= first < piece.start + piece.numel:
             piece.tensor[first - piece.start] = math.copysign(1e37, 1)
-    engine._zero.update_lp_params()
+    engine._partition.update_model()

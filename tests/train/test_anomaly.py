@@ -85,6 +85,7 @@ def weight_cases(folder: Path) -> list[Case]:
         Case("dp2 skip", SHORT, poison=True),
         Case("pp2 skip", (*SHORT, "parallel.pp=2"), poison=True),
         Case("bf16 skip", (*SHORT, "train.precision=bf16"), poison=True),
+        Case("zero3 skip", (*SHORT, "parallel.zero_stage=3"), poison=True),
         Case("dp2 rewind", REWIND, poison=True),
         Case("pp2 rewind", (*REWIND, "parallel.pp=2"), poison=True),
         Case("dp2 rewind resumed", REWIND, copy=folder / "dp2 rewind", copy_step=0),
@@ -96,6 +97,8 @@ def weight_cases(folder: Path) -> list[Case]:
 DATA_CASES = [
     Case("pp2 spike skip", (*SPIKE, "parallel.pp=2", "train.on_spike=skip")),
     Case("dp2 spike skip", (*SPIKE, "train.on_spike=skip")),
+    Case("zero3 spike skip", (*SPIKE, "parallel.zero_stage=3", "train.on_spike=skip")),
+    Case("offload spike skip", (*SPIKE, "parallel.zero_stage=2", "parallel.offload=optimizer", "train.on_spike=skip")),
     Case("dp2 spike log", SPIKE),
 ]
 
@@ -120,7 +123,7 @@ def test_all_ranks_agree(outcomes: dict[str, list[dict[str, Any]]]) -> None:
         assert json.dumps(first) == json.dumps(second), name
 
 
-@pytest.mark.parametrize("layout", ["dp2", "pp2", "bf16"])
+@pytest.mark.parametrize("layout", ["dp2", "pp2", "bf16", "zero3"])
 def test_steps_that_meet_the_bad_weight_are_skipped_and_no_others(outcomes: Any, layout: str) -> None:
     out = outcomes[f"{layout} skip"][0]
     bad = [step for step in out["bad_steps"] if step <= 30]
@@ -183,7 +186,7 @@ def test_limits_end_the_run_as_failed(outcomes: Any) -> None:
 
 
 def test_a_spike_is_skipped_before_it_changes_the_weights(outcomes: Any) -> None:
-    for layout in ("dp2", "pp2"):
+    for layout in ("dp2", "pp2", "zero3", "offload"):
         out = outcomes[f"{layout} spike skip"][0]
         bad = [e["step"] for e in events(out)]
         assert bad == [19, 24] and {e["event"] for e in events(out)} == {"skip"}

@@ -1,7 +1,11 @@
-"""A run that was saved at one layout goes on at any other with the losses it would have had, through the real store."""
+"""A run that was saved at one layout goes on at any other with the losses it would have had, through the real store.
+
+Dropout is on, and attention keeps documents apart.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -13,11 +17,13 @@ import torch
 from neox.checkpoint.reshard import TensorReader
 from neox.checkpoint.store import Store
 from tests.distributed import run_ranks
-from tests.train.launch import steps_of, write_config
+from tests.train.launch import VOCAB, steps_of, write_config
 
-SAVED, STEPS = 6, 12
+SAVED, STEPS, END = 6, 12, 7
 OVERRIDES = ["model.num_layers=4", f"train.steps={STEPS}", f"checkpoint.interval={SAVED}", "checkpoint.steps=[]"]
 OVERRIDES += ["train.micro_batch_size=1", "train.valid_interval=0", "log.tensorboard=false"]
+OVERRIDES += ["model.hidden_dropout=0.1", "model.attention_dropout=0.1", "data.mask_documents=true"]
+OVERRIDES += ["data.reset_positions=true", "data.mask_eod=true"]
 MOVES = {
     "dp2 pp2": {"dp": 2, "tp": 1, "pp": 2},
     "tp2 dp2": {"dp": 2, "tp": 2, "pp": 1},
@@ -40,7 +46,8 @@ def train_all(config: Path, names: list[str]) -> None:
     Engine.close = lambda engine: None  # type: ignore[method-assign]  # the next run needs the process group
     for name in names:
         layout = MOVES.get(name, MOVES["dp2 pp2"])
-        overrides = [*OVERRIDES, *(f"parallel.{axis}={size}" for axis, size in layout.items())]
+        tokenizer = f"data.tokenizer={config.parent / 'vocab.json'}"
+        overrides = [*OVERRIDES, tokenizer, *(f"parallel.{axis}={size}" for axis, size in layout.items())]
         cfg = resolve(load_config([config], overrides), math.prod(layout.values()))
         run = RunDirectory(config.parent / name)
         if name in MOVES and os.environ["RANK"] == "0":
@@ -55,6 +62,8 @@ def train_all(config: Path, names: list[str]) -> None:
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Holds a run directory per layout, and "whole"."""
     config = write_config(tmp_path_factory.mktemp("moves"))
+    vocabulary = {"<|endoftext|>": END, "last": VOCAB - 1}
+    (config.parent / "vocab.json").write_text(json.dumps(vocabulary))
     run_ranks(train_all, 4, config, ["whole", *(name for name in MOVES if name != "1 rank")])
     run_ranks(train_all, 1, config, ["1 rank"])
     return config.parent

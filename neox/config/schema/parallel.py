@@ -16,8 +16,13 @@ class ParallelConfig:
     """Tensor-parallel ranks per replica; must divide the heads, the MLP width and the padded vocabulary."""
     pp: int = 1
     """Pipeline stages (GPT-NeoX: pipe_parallel_size)."""
-    zero_stage: Literal[1] = 1
-    """ZeRO stage. DeepSpeed's stage 0 was measured to be numerically wrong in two cases, so 1 is the least."""
+    zero_stage: Literal[1, 2, 3] = 1
+    """What the replicas share out among them: 1 the optimizer's state, 2 the gradients too, 3 the weights too (ZeRO;
+    GPT-NeoX: zero_optimization.stage). 2 and 3 need pp = 1. DeepSpeed's stage 0 was measured to be wrong."""
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    """What waits in the host's memory: masters and moments, which are updated there too (optimizer), or with
+    zero_stage 3 the weights as well (parameters). Needs pp = 1 (GPT-NeoX: cpu_offload, offload_optimizer,
+    offload_param)."""
     partition: Literal["uniform", "parameters"] = "parameters"
     """How layers are dealt to pipeline stages: equal counts, or equal parameters."""
     recompute: Literal["none", "selective", "full"] = "none"

@@ -20,6 +20,9 @@ class TrainConfig:
     """Micro-batches per step and rank; under a pipeline, the micro-batches in flight."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Number format of weights and activations; masters, gradients' sum and moments stay fp32."""
+    attention: Literal["auto", "flash", "sdpa"] = "auto"
+    """What computes attention: the flash-attn package, which needs a GPU, fp16 or bf16, and has no place for T5 positions
+    and dropout of probabilities; or PyTorch's scaled_dot_product_attention. auto: the first where it can."""
     fp16_initial_scale_power: int = 12
     """fp16 multiplies the loss by a scale that follows the gradients; it starts at 2 to this power."""
     fp16_scale_window: int = 1000
@@ -38,8 +41,8 @@ class TrainConfig:
     """Where loss or gradients are not finite, the weights are left alone, and then: skip goes on with the next step;
     rewind goes back to the latest checkpoint and on behind the data seen since; stop ends the run as failed."""
     on_spike: Literal["log", "skip", "rewind", "stop"] = "log"
-    """Where the loss is a spike: log only says so; skip (not in bf16) leaves the weights alone; rewind and stop as
-    above."""
+    """Where the loss is a spike: log only says so; skip leaves the weights alone (in bf16 with parallel.zero_stage 2
+    or 3 only); rewind and stop as above."""
     spike_sigma: float = 6.0
     """A spike is a loss this many standard deviations above the mean of the last spike_window."""
     spike_window: int = 128

@@ -1,0 +1,113 @@
+"""Where DeepSpeed's ZeRO optimizers keep this rank's part of every parameter: masters and optimizer state, fp32."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from neox.parallel.pieces import WEIGHT
+
+
+class FlatPartition:
+    """Stages 1 and 2: all parameters of a group laid end to end, and cut into as many parts as there are replicas."""
+
+    def __init__(self, zero: Any) -> None:
+        self._zero = zero
+
+    @contextlib.contextmanager
+    def optimizer_tensors(self) -> Iterator[None]:
+        """While it lasts, the optimizer's groups hold the tensors that it steps on; here they always do."""
+        yield
+
+    def link_state(self) -> None:
+        """To be called once the optimizer's state exists, before `values`."""
+        self._zero._lazy_init_hp_params_optimizer_state()
+
+    def share_masters(self) -> None:
+        """Lets weights that are fp32 be their own masters, of which DeepSpeed keeps a second copy; before `values`."""
+        zero = self._zero
+        flat = zip(zero.single_partition_of_fp32_groups, zero.parallel_partitioned_bit16_groups, strict=True)
+        for (master, parts), group in zip(flat, zero.real_dp_process_group, strict=True):
+            master.data = parts[dist.get_rank(group)].data
+        zero._link_all_hp_params()
+
+    def shape(self, parameter: nn.Parameter) -> tuple[int, ...]:
+        """Shape of the parameter, or of its tensor-parallel shard."""
+        return tuple(parameter.shape)
+
+    def held(self, parameter: nn.Parameter) -> tuple[int, int] | None:
+        """First element and number of elements of the flattened parameter that are here; None: there is none."""
+        fragment = parameter._hp_mapping  # type: ignore[attr-defined]
+        return fragment and (fragment.lp_fragment_address.start, fragment.lp_fragment_address.numel)
+
+    def values(self, parameter: nn.Parameter, kind: str) -> Tensor:
+        """fp32 view of what is held: the master WEIGHT, or the state of that name."""
+        fragment = parameter._hp_mapping  # type: ignore[attr-defined]
+        tensor: Tensor = fragment.get_hp_fragment(None if kind == WEIGHT else kind)
+        return tensor.detach()
+
+    def update_model(self) -> None:
+        """The masters' values to the model's weights, on all ranks."""
+        self._zero.update_lp_params()
+
+
+class ShardedPartition:
+    """Stage 3: every parameter is cut by itself, and the model holds no more than its parts between uses."""
+
+    def __init__(self, zero: Any) -> None:
+        self._zero = zero
+
+    @contextlib.contextmanager
+    def optimizer_tensors(self) -> Iterator[None]:
+        """While it lasts, the optimizer's groups hold the tensors that it steps on; else DeepSpeed deals them out."""
+        self._zero._set_fp32_optimizer_param_groups()
+        try:
+            yield
+        finally:
+            self._zero._clear_fp32_optimizer_param_groups()
+
+    def link_state(self) -> None:
+        """Nothing to do: `values` looks them up."""
+
+    def share_masters(self) -> None:
+        """As of FlatPartition."""
+        zero = self._zero
+        for master, part in zip(zero.fp32_partitioned_groups_flat, zero.fp16_partitioned_groups_flat, strict=True):
+            master.data = part.data
+
+    def shape(self, parameter: nn.Parameter) -> tuple[int, ...]:
+        """Shape of the parameter, or of its tensor-parallel shard."""
+        return tuple(parameter.ds_shape)  # type: ignore[attr-defined]
+
+    def held(self, parameter: Any) -> tuple[int, int] | None:
+        """As of FlatPartition; the last parts are padded to the length of the others."""
+        start = parameter.ds_zero_partition_rank * parameter.partition_numel()
+        numel = min(parameter.partition_numel(), parameter.ds_numel - start)
+        return (start, numel) if numel > 0 else None
+
+    def values(self, parameter: nn.Parameter, kind: str) -> Tensor:
+        """As of FlatPartition; on the host where the optimizer is."""
+        key = None if kind == WEIGHT else kind
+        tensor, _ = self._zero._get_fp32_opt_state_partition(parameter, True, key)
+        held = self.held(parameter)
+        assert held is not None
+        view: Tensor = tensor.detach()[: held[1]]
+        return view
+
+    @torch.no_grad()
+    def update_model(self) -> None:
+        """The masters' values to the model's weights, on all ranks."""
+        zero = self._zero
+        zero._partition_all_parameters()
+        for group in range(len(zero.fp16_groups)):
+            zero._reassign_or_swap_out_partitioned_parameters(group)
+        if zero.persistent_parameters:
+            zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+
+
+Partition = FlatPartition | ShardedPartition
