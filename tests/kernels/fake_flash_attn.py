@@ -30,7 +30,8 @@ def flash_attn_func(
     """q [batch, seqlen, nheads, headdim], k and v with nheads_k; half precision alone."""
     calls.append("flash_attn_func")
     assert q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] <= 256 and dropout_p == 0
-    return torch.stack([_attend(*sample, causal, window_size, softcap, alibi_slopes) for sample in zip(q, k, v)])
+    samples = zip(q, k, v, strict=True)
+    return torch.stack([_attend(*sample, causal, window_size, softcap, alibi_slopes) for sample in samples])
 
 
 def flash_attn_varlen_func(
@@ -56,7 +57,7 @@ def flash_attn_varlen_func(
     assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32 and dropout_p == 0
     sizes_q, sizes_k = cu_seqlens_q.diff().tolist(), cu_seqlens_k.diff().tolist()
     assert max_seqlen_q == max(sizes_q) and max_seqlen_k == max(sizes_k) and sum(sizes_q) == len(q)
-    parts = zip(q.split(sizes_q), k.split(sizes_k), v.split(sizes_k))
+    parts = zip(q.split(sizes_q), k.split(sizes_k), v.split(sizes_k), strict=True)
     return torch.cat([_attend(*part, causal, window_size, softcap, alibi_slopes) for part in parts])
 
 

@@ -21,8 +21,8 @@ class TrainConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Number format of weights and activations; masters, gradients' sum and moments stay fp32."""
     attention: Literal["auto", "flash", "sdpa"] = "auto"
-    """What computes attention: the flash-attn package, which needs a GPU, fp16 or bf16, and has no place for T5 positions
-    and dropout of probabilities; or PyTorch's scaled_dot_product_attention. auto: the first where it can."""
+    """What computes attention: the flash-attn package, which needs a GPU and 16 bits and has no place for T5 positions
+    and attention_dropout, or PyTorch's scaled_dot_product_attention. auto: the first where it can."""
     fp16_initial_scale_power: int = 12
     """fp16 multiplies the loss by a scale that follows the gradients; it starts at 2 to this power."""
     fp16_scale_window: int = 1000
