@@ -23,7 +23,7 @@ LATE_SIGNAL_S = 1.0
 """A scheduler that ends a job signals all its processes; the command may be seen dead before our own TERM arrives."""
 LATE_START_S = 10.0
 """The walltime runs from before our first line: a prolog, a script, Python's start."""
-REQUEUE_ATTEMPTS, REQUEUE_WAIT_S = 6, 5.0
+REQUEUE_ATTEMPTS, REQUEUE_WAIT_S = 24, 5.0
 
 
 @dataclass

@@ -41,7 +41,7 @@ class ActiveJob:
     job_id: str
     scheduler: str
     folder: Path
-    """submitit's; may hold %j."""
+    """submitit's; of this submission alone, for a new cluster counts its jobs from 1 again."""
     name: str
     outputs: tuple[str, ...]
     """Relative to the folder the controller worked in."""

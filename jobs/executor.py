@@ -7,6 +7,7 @@ import shlex
 import signal
 import sys
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from functools import cache
@@ -16,6 +17,7 @@ from typing import ClassVar
 from submitit.core import core, job_environment, utils
 from submitit.local.local import LocalExecutor, LocalJob
 
+from jobs import submission
 from jobs.errors import UserError
 from jobs.scheduler import SCHEDULERS
 from jobs.scheduler.contract import Query
@@ -137,8 +139,27 @@ class SchedulerExecutor(core.PicklingExecutor):
     def _num_tasks(self) -> int:
         return 1  # ranks are the command's own affair: submitit would wait for one result of each
 
+    def _internal_process_submissions(self, delayed_submissions: list[utils.DelayedSubmission]) -> list[core.Job[int]]:
+        return [self._submit_one(delayed) for delayed in delayed_submissions]
+
+    def _submit_one(self, delayed: utils.DelayedSubmission) -> core.Job[int]:
+        """Unlike submitit's own: all that the job reads is there before it is submitted, under names without its id."""
+        delayed.set_timeout(self.parameters.get("runtime_min", 10), self.max_num_timeout)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = uuid.uuid4().hex
+        delayed.dump(self.folder / f"{name}.pkl")
+        script = self.folder / f"{name}.sh"
+        script.write_text(self._make_submission_file_text(self._submitit_command_str, name))
+        job_id = submission.place(self._batch, self._make_submission_command(script), script)
+        return self.job_class(folder=self.folder, job_id=job_id, tasks=[0])
+
     def _make_submission_file_text(self, command: str, uid: str) -> str:
-        return self._batch.script(self._spec(command))
+        """submitit reads the pickle under the job's id, so the job gives it that name."""
+        spec = self._spec(command)
+        job_id = SCHEDULERS[self.scheduler].environment["job_id"]
+        folder = shlex.quote(str(self.folder))
+        link = f'ln -sf {uid}.pkl {folder}/"${job_id}"_submitted.pkl'
+        return self._batch.script(replace(spec, setup=(link, *spec.setup)))
 
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:
         return self._batch.submit(self._spec(), submission_file_path)
@@ -164,7 +185,7 @@ class SchedulerJobEnvironment(job_environment.JobEnvironment):
 
 
 def make_executor(site: Site, folder: Path, spec: JobSpec) -> core.PicklingExecutor:
-    """submitit's executor for one job of a site; `folder` may hold %j, the job id."""
+    """submitit's executor for one job of a site; no other job may have the same folder."""
     if SCHEDULERS[site.scheduler].batch is not None:
         executor: core.PicklingExecutor = SchedulerExecutor(folder, scheduler=site.scheduler)
         executor.update_parameters(**{field.name: getattr(spec, field.name) for field in fields(spec)})
@@ -179,11 +200,7 @@ def make_executor(site: Site, folder: Path, spec: JobSpec) -> core.PicklingExecu
 def submit(site: Site, folder: Path, spec: JobSpec, function: Callable[[], int]) -> core.Job[int]:
     """Submits one job. Raises UserError with the scheduler's own words when it refuses."""
     executor = make_executor(site, folder, spec)
-    try:
-        return executor.submit(function)
-    except (utils.FailedJobError, utils.FailedSubmissionError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise UserError("; ".join(lines)) from None
+    return executor.submit(function)
 
 
 def attach(scheduler: str, folder: Path, job_id: str) -> core.Job[int]:
@@ -205,15 +222,15 @@ def local_state(job: core.Job[int]) -> State:
     return State.RUNNING if "submitit.local._local" in words else State.COMPLETED
 
 
-def cancel(scheduler: str, jobs: Sequence[core.Job[int]]) -> None:
-    """Cancels all of them with one command."""
+def cancel(scheduler: str, jobs: Sequence[core.Job[int]]) -> str:
+    """Cancels all of them with one command, tried a few times; returns what the scheduler says if it does not."""
     batch = SCHEDULERS[scheduler].batch
     if batch is not None:
-        run(batch.cancel([job.job_id for job in jobs]))
-        return
+        return submission.cancel(batch, [job.job_id for job in jobs])
     for job in jobs:
         if local_state(job) is State.RUNNING:
             os.kill(int(job.job_id), signal.SIGINT)
+    return ""
 
 
 def read_result(job: core.Job[int]) -> int | str | None:

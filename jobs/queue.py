@@ -26,6 +26,8 @@ CONFIRMATIONS = 2
 MAX_UNKNOWN = 30
 """Answers without a word about a job before it is given up."""
 MIN_INTERVAL_S = 2.0
+ADOPTION_PATIENCE_S, ADOPTION_WAIT_S = 300.0, 5.0
+"""How long the scheduler may be silent about the jobs of an earlier controller, and how often it is asked."""
 
 
 LOST = (State.TIMEOUT, State.NODE_FAIL, State.PREEMPTED)
@@ -74,6 +76,8 @@ class Queue:
         self.lock = Lock(folder)
         self.active = ActiveJobs(folder / "active")
         self.asked_s = float("-inf")
+        self.found: dict[str, State] | None = None
+        """What the scheduler said of the jobs that an earlier controller left."""
 
     def submit(self, submission: Submission) -> QueuedJob:
         """Submits a command. Raises UserError when the scheduler refuses."""
@@ -92,7 +96,7 @@ class Queue:
             notes,
             submission.spec.runtime_min,
         )
-        folder = self.folder / name / "%j"
+        folder = self.folder / name / uuid.uuid4().hex[:8]
         avoid = tuple(excluded(notes, site.health.max_excluded)) if site.health else ()
         try:
             handle = executor.submit(site, folder, replace(submission.spec, exclude=avoid), allocation)
@@ -112,15 +116,29 @@ class Queue:
         found = self.active.find(key)
         if found is None:
             return None
+        if self.found is None:
+            self.found = self._ask_about_found()
         handle = executor.attach(self.site.scheduler, found.folder, found.job_id)
         job = QueuedJob(submission, key, found.notes, handle)
-        if not self._ask([job]):
-            what = f"whether job {found.job_id} still runs"
-            raise UserError(f"{self.site.scheduler} does not say {what}; try again later")
+        job.state = self.found.get(found.job_id, State.UNKNOWN)
         if job.state in (State.PENDING, State.RUNNING):
             return job
         key.unlink()
         return None
+
+    def _ask_about_found(self) -> dict[str, State]:
+        """States of all jobs that an earlier controller left, with one call for any number of them."""
+        scheduler = self.site.scheduler
+        left = [job for job in self.active.all() if job.scheduler == scheduler]
+        deadline_s = time.monotonic() + ADOPTION_PATIENCE_S
+        while True:
+            states = executor.ask(scheduler, [executor.attach(scheduler, job.folder, job.job_id) for job in left])
+            if states is not None:
+                return states
+            if time.monotonic() > deadline_s:
+                what = f"whether job {', '.join(job.job_id for job in left)} still runs"
+                raise UserError(f"{scheduler} does not say {what}; try again later")
+            time.sleep(ADOPTION_WAIT_S)
 
     def refresh(self, jobs: Sequence[QueuedJob]) -> None:
         """Asks the scheduler about all jobs at once: when due, or sooner when one of them left an error."""
@@ -184,9 +202,11 @@ class Queue:
         return ""
 
     def cancel(self, jobs: Sequence[QueuedJob]) -> None:
-        """Cancels all of them; none is left to adopt."""
-        if jobs:
-            executor.cancel(self.site.scheduler, [job.handle for job in jobs])
+        """Cancels all of them; none is left to adopt, unless the scheduler cannot be told."""
+        if jobs and (why_not := executor.cancel(self.site.scheduler, [job.handle for job in jobs])):
+            ids = ", ".join(job.job_id for job in jobs)
+            print(f"jobs: error: not cancelled: {ids}: {why_not}; the same command adopts them", file=sys.stderr)
+            return
         for job in jobs:
             job.key.unlink(missing_ok=True)
 

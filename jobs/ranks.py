@@ -80,6 +80,16 @@ def one_device(choice: str, local_rank: str) -> dict[str, str]:
     return {"LOCAL_RANK": "0"} | ({} if choice == "scheduler" else {choice: local_rank})
 
 
+def ignores(pid: int, number: int) -> bool:
+    """Whether a process ignores a signal at this moment, by the SigIgn mask of Linux's /proc."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    mask = next((line.split()[1] for line in status.splitlines() if line.startswith("SigIgn:")), "0")
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
 class Rank:
     """One rank's process, and the signals on their way to it."""
 
@@ -88,11 +98,12 @@ class Rank:
         self.signals_by_file = signals_by_file or is_torchrun
         self.num_delivered = 0
         self.deadline_s = float("inf")
+        self.pending: list[signal.Signals] = []
         for received in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(received, self.on_signal)
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.process.send_signal(number)
+        self.pending.append(signal.Signals(number))
         # Signals from `jobs launch` come by file, so TERM itself means that torchrun lost another rank: this one waits
         # in a collective that can never end.
         if self.is_torchrun and number == signal.SIGTERM:
@@ -102,9 +113,20 @@ class Rank:
         """Passes on what `jobs launch` has written since the last look."""
         with contextlib.suppress(FileNotFoundError):
             names = signal_file(self.folder).read_text().split()
-            for name in names[self.num_delivered :]:
-                self.process.send_signal(signal.Signals[name])
+            self.pending += [signal.Signals[name] for name in names[self.num_delivered :]]
             self.num_delivered = len(names)
+
+    def send_pending(self) -> None:
+        """A warning waits until the command has a handler for it: while it still imports it would be lost."""
+        for number in list(self.pending):  # a handler may append meanwhile
+            if self._send(number):
+                self.pending.remove(number)
+
+    def _send(self, number: signal.Signals) -> bool:
+        if number in (signal.SIGUSR1, signal.SIGUSR2) and ignores(self.process.pid, number):
+            return False
+        self.process.send_signal(number)
+        return True
 
     def watch_others(self) -> None:
         """Once a rank has failed the others would wait in a collective for ever, and not every launcher ends them."""
@@ -116,6 +138,7 @@ class Rank:
             if self.signals_by_file:
                 self.deliver()
                 self.watch_others()
+            self.send_pending()
             if time.monotonic() > self.deadline_s:
                 self.process.kill()
             time.sleep(POLL_S)

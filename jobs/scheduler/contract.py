@@ -38,6 +38,10 @@ class Batch:
     parse_id: Callable[[str], str]
     queries: tuple[Query, ...]
     """Asked in order, each only about jobs that those before it do not know. The first must answer."""
+    listing: list[str]
+    """Prints `ID|COMMAND` for each job of the user, lately ended ones too: for submissions whose answer was lost."""
+    is_refusal: Callable[[str], bool]
+    """Whether what a failed submit command said is the scheduler's decision, and not a fault on the way to it."""
     cancel: Callable[[Sequence[str]], list[str]]
     requeue: Callable[[str], list[str]] | None
     """Runs the same job again under the same id; None where the scheduler cannot."""

@@ -95,6 +95,15 @@ def parse_id(output: str) -> str:
     return match[1]
 
 
+LISTING = ["bjobs", "-a", "-noheader", "-o", "jobid command delimiter='|'"]
+_REFUSED = re.compile(r"Job not submitted|Request aborted|[Nn]o such (?:queue|project)|[Uu]nknown option|[Ii]llegal")
+
+
+def is_refusal(said: str) -> bool:
+    """Whether bsub was told no; what it says where the daemons do not answer is none of these phrases."""
+    return _REFUSED.search(said) is not None
+
+
 def bjobs_json_argv(job_ids: Sequence[str]) -> list[str]:
     """All of the user's jobs, and for CLEAN_PERIOD those that ended: one short line for any number of them."""
     return ["bjobs", "-a", "-json", "-o", FIELDS]
@@ -150,6 +159,8 @@ SCHEDULER = Scheduler(
         submit=submit_argv,
         parse_id=parse_id,
         queries=(Query((bjobs_json_argv, bjobs_text_argv), parse_states, is_answer),),
+        listing=LISTING,
+        is_refusal=is_refusal,
         cancel=cancel_argv,
         requeue=requeue_argv,
     ),

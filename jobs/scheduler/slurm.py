@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -78,6 +79,22 @@ def parse_id(output: str) -> str:
     return job_id
 
 
+LISTING = ["squeue", "--me", "--noheader", "--states=all", "--format=%A|%o"]
+# What sbatch says, after its own name, when slurmctld was not reached or could not take a job just now (slurm_errno.c).
+_NOT_NOW = re.compile(
+    r"[Uu]nable to contact|[Ss]ocket timed out|[Cc]onnection (?:refused|reset|timed out)"
+    r"|temporarily u(?:nable|navailable)"
+    r"|Zero Bytes|[Tt]ransport|Slurm backup controller in standby|in the process of|Unexpected message received"
+    r"|Protocol authentication error|Munge"
+)
+
+
+def is_refusal(said: str) -> bool:
+    """Whether sbatch was told no: it says so under its name, as in `sbatch: error: ... failed: Invalid partition`."""
+    own = [line for line in said.splitlines() if line.startswith("sbatch: ") and "warning" not in line]
+    return bool(own) and not _NOT_NOW.search(said)
+
+
 def state_of(word: str) -> State:
     """State of one of Slurm's words, which may read `CANCELLED by 1000` or end in `+` where sacct cut it."""
     first = word.split()[0].rstrip("+") if word.split() else ""
@@ -126,6 +143,8 @@ SCHEDULER = Scheduler(
         submit=submit_argv,
         parse_id=parse_id,
         queries=(Query((squeue_argv,), parse_states, reasons=parse_reasons), Query((sacct_argv,), parse_states)),
+        listing=LISTING,
+        is_refusal=is_refusal,
         cancel=cancel_argv,
         requeue=requeue_argv,
     ),

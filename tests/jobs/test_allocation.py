@@ -138,6 +138,7 @@ Allocation(["bash", "-c", script], Path("."), "local", 10, 1, Path("notes").reso
 
 def test_job_is_not_forgotten_while_the_scheduler_is_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))  # no squeue here
+    monkeypatch.setattr("jobs.queue.ADOPTION_PATIENCE_S", 0)
     queue = Queue(load_site("slurm"), tmp_path, 1)
     key = queue.active.key("train", ["a"])
     known = ActiveJob("7", "slurm", tmp_path / "%j", "train", ("a",), tmp_path / "notes")

@@ -95,6 +95,16 @@ def test_warned_ranks_save_and_the_launch_says_85(tmp_path: Path, name: str) -> 
     assert json.loads(line)["cause"] == f"saved after {name}"
 
 
+def test_a_warning_waits_for_the_rank_that_still_imports(tmp_path: Path) -> None:
+    """Until a rank has a handler for the warning it ignores it, and whatever came would be lost."""
+    process = launch(tmp_path, sys.executable, "-c", f"import time; time.sleep(2)\n{SAVER}")
+    wait_for(lambda: list(tmp_path.glob(".launch-*/started")))
+    process.send_signal(signal.SIGUSR2)
+    process.communicate(timeout=30)
+    assert process.returncode == 85
+    assert (tmp_path / "saved_0").exists() and (tmp_path / "saved_1").exists()
+
+
 def test_ranks_save_in_time_for_the_walltime(tmp_path: Path) -> None:
     """The last save took 10 s and a step 2 s, so that 24 s and some slack before the end none is too early."""
     (tmp_path / "run").mkdir()

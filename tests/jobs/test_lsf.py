@@ -134,7 +134,7 @@ def test_a_job_that_is_not_requeued_asks_to_be_submitted_anew(tmp_path: Path, mo
     monkeypatch.setattr("jobs.allocation.REQUEUE_WAIT_S", 0)  # and no brequeue on this machine
     save = 'echo "$JOBS_RESTART_COUNT" >> starts; echo 85 > "$JOBS_ALLOCATION/outcome"; exit 1'
     for _ in range(2):
-        assert Allocation(["bash", "-c", save], tmp_path, "lsf", 1, 5, tmp_path / "notes")() == 85
+        assert Allocation(["bash", "-c", save], tmp_path, "lsf", 1, 5, tmp_path / "notes", 10)() == 85
     assert (tmp_path / "starts").read_text() == "0\n1\n"
 
 
@@ -185,8 +185,8 @@ while True: time.sleep(0.1)
 
 
 def start(site: Site, tmp_path: Path) -> executor.core.Job[int]:
-    allocation = Allocation([sys.executable, "-c", SAVER], tmp_path, "lsf", 4, 3, tmp_path / "notes")
-    return executor.submit(site, tmp_path / "a $b" / "%j", job_spec("x", {"runtime": 15}, 1, site), allocation)
+    allocation = Allocation([sys.executable, "-c", SAVER], tmp_path, "lsf", 4, 3, tmp_path / "notes", 15)
+    return executor.submit(site, tmp_path / "a $b", job_spec("x", {"runtime": 15}, 1, site), allocation)
 
 
 def test_warned_job_comes_back_under_its_own_id(fake: Path, tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_warned_job_comes_back_under_its_own_id(fake: Path, tmp_path: Path) -> N
     wait_for(lambda: executor.read_result(job) is not None)
     assert executor.read_result(job) == 0 and (tmp_path / "starts").read_text() == "0 1 "
     wait_for(lambda: executor.ask(site.scheduler, [job]) == {"26238": State.COMPLETED})
-    assert "state saved, runs again" in (tmp_path / "a $b/26238/26238_0_log.err").read_text()
+    assert "state saved, runs again" in (tmp_path / "a $b/26238_0_log.err").read_text()
 
 
 def test_killed_job_saves_at_the_first_signal_and_counts_as_cancelled(fake: Path, tmp_path: Path) -> None:

@@ -1,0 +1,71 @@
+"""Submit and cancel commands that fail for a while: no job is lost, and none is submitted twice."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from jobs.errors import UserError
+from jobs.scheduler.contract import Batch
+from jobs.shell import Result, run
+
+PATIENCE_S = 600.0
+"""How long a scheduler may be silent before a submission is given up: a restart of its controller takes minutes."""
+FIRST_WAIT_S, LONGEST_WAIT_S = 2.0, 30.0
+CANCEL_ATTEMPTS, CANCEL_WAIT_S = 4, 3.0
+_ALREADY_OVER = re.compile(r"already (?:complet|finish)|[Ii]nvalid job id|No matching job", re.IGNORECASE)
+"""What scancel and bkill say of a job that ended by itself; the other jobs of the line are cancelled."""
+
+
+def place(batch: Batch, argv: list[str], script: Path) -> str:
+    """Submits `script`, whose name no other submission has, and returns the job's id.
+
+    Where the submit command fails on its way, the scheduler may have the job all the same: it is asked for the script's
+    name, and only once it has answered that there is no such job is the job submitted again.
+
+    Raises UserError with the scheduler's own words when it refuses, or does not answer for PATIENCE_S.
+    """
+    deadline_s, wait_s = time.monotonic() + PATIENCE_S, FIRST_WAIT_S
+    while True:
+        done = run(argv)
+        if done.code == 0:
+            return batch.parse_id(done.stdout)
+        if batch.is_refusal(done.stderr + done.stdout):
+            raise UserError(_words(argv, done))
+        print(f"jobs: not submitted yet: {_words(argv, done)}", file=sys.stderr, flush=True)
+        while True:
+            if time.monotonic() > deadline_s:
+                raise UserError(f"given up after {PATIENCE_S:.0f} s: {_words(argv, done)}")
+            time.sleep(wait_s)
+            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+            listed = run(batch.listing)
+            if listed.code == 0:
+                break
+        if found := find(listed.stdout, script):
+            print(f"jobs: it was: as job {found}", file=sys.stderr, flush=True)
+            return found
+
+
+def find(listed: str, script: Path) -> str | None:
+    """Id of the job that runs `script`, from lines of `ID|COMMAND`."""
+    rows = (line.partition("|") for line in listed.splitlines())
+    return next((job_id.strip() for job_id, _, command in rows if script.name in command), None)
+
+
+def cancel(batch: Batch, job_ids: Sequence[str]) -> str:
+    """Cancels jobs, trying for a few seconds; returns what the scheduler says if it does not, else nothing."""
+    for attempt in range(CANCEL_ATTEMPTS):
+        if attempt:
+            time.sleep(CANCEL_WAIT_S)
+        done = run(batch.cancel(job_ids))
+        if done.code == 0 or _ALREADY_OVER.search(done.stderr + done.stdout):
+            return ""
+    return _words(batch.cancel(job_ids), done)
+
+
+def _words(argv: Sequence[str], done: Result) -> str:
+    lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+    return "; ".join(lines) or f"{argv[0]}: exit code {done.code}"

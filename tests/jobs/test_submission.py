@@ -1,0 +1,128 @@
+"""Commands that fail for a while, by a fake sbatch and squeue: nothing is lost, and nothing submitted twice."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs import executor, submission
+from jobs.controller import ActiveJob
+from jobs.errors import UserError
+from jobs.queue import Queue
+from jobs.scheduler import SCHEDULERS, lsf, slurm
+from jobs.site import load_site
+from tests.jobs.test_allocation import submission as submission_of
+
+BATCH = SCHEDULERS["slurm"].batch
+assert BATCH is not None
+SCRIPT = Path("/state/train/.submission_file_abc.sh")
+TIMED_OUT = "echo 'sbatch: error: Batch job submission failed: Socket timed out on send/recv operation' >&2; exit 1"
+
+
+@pytest.fixture
+def slurm_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Fakes that note each call in a file; what they do is the n-th line of `plan`."""
+    for tool in ("sbatch", "squeue", "scancel"):
+        count = f"echo {tool} >> {tmp_path}/calls; n=$(grep -c {tool} {tmp_path}/calls)"
+        (tmp_path / tool).write_text(f'#!/bin/bash\n{count}; eval "$(sed -n ${{n}}p {tmp_path}/{tool}.plan)"\n')
+        (tmp_path / tool).chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    for name, value in {"FIRST_WAIT_S": 0.01, "LONGEST_WAIT_S": 0.05, "PATIENCE_S": 2.0, "CANCEL_WAIT_S": 0.01}.items():
+        monkeypatch.setattr(submission, name, value)
+    return tmp_path
+
+
+def plan(folder: Path, **lines: str) -> None:
+    for tool, text in lines.items():
+        (folder / f"{tool}.plan").write_text(text)
+
+
+def calls(folder: Path, tool: str) -> int:
+    return (folder / "calls").read_text().split().count(tool)
+
+
+def place() -> str:
+    assert BATCH is not None
+    return submission.place(BATCH, ["sbatch", str(SCRIPT)], SCRIPT)
+
+
+def test_a_lost_answer_is_looked_up(slurm_commands: Path) -> None:
+    plan(slurm_commands, sbatch=f"{TIMED_OUT}\n", squeue=f"exit 1\necho '6|/x.sh'; echo '7|{SCRIPT}'\n")
+    assert place() == "7"
+    assert (calls(slurm_commands, "sbatch"), calls(slurm_commands, "squeue")) == (1, 2)
+
+
+def test_a_job_that_did_not_arrive_is_submitted_again(slurm_commands: Path) -> None:
+    plan(slurm_commands, sbatch=f"{TIMED_OUT}\nexit 1\necho 8\n", squeue="echo '6|/x.sh'\n" * 2)
+    assert place() == "8"
+    assert calls(slurm_commands, "sbatch") == 3
+
+
+def test_refusals_and_lasting_silence_end_it(slurm_commands: Path) -> None:
+    refused = "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified"
+    plan(slurm_commands, sbatch=f"echo '{refused}' >&2; exit 1\n")
+    with pytest.raises(UserError, match=r"^sbatch: error: .*Invalid account"):
+        place()
+    plan(slurm_commands, sbatch="exit 1\n" * 9, squeue="exit 1\n" * 999)
+    with pytest.raises(UserError, match="given up after 2 s: sbatch: exit code 1"):
+        place()
+    assert calls(slurm_commands, "sbatch") == 2, "while nobody knows about the first, there is no second"
+
+
+@pytest.mark.parametrize(
+    ("said", "refused"),
+    [
+        ("sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)", False),
+        ("sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying", False),
+        ("sbatch: warning: can't honor --ntasks-per-node", False),
+        ("", False),
+        ("sbatch: error: Batch job submission failed: Requested node configuration is not available", True),
+        ("sbatch: unrecognized option '--foo'", True),
+    ],
+)
+def test_no_is_told_from_not_now(said: str, refused: bool) -> None:
+    assert slurm.is_refusal(said) == refused
+
+
+def test_lsf_says_no_too() -> None:
+    assert lsf.is_refusal("gpux: No such queue. Job not submitted.")
+    assert not lsf.is_refusal("LSF is down. Please wait ...")
+    assert submission.find("12|/bin/bash '/s/.submission_file_abc.sh'\n", SCRIPT) == "12"
+
+
+def test_cancelling_is_tried_again_and_owned_up_to(slurm_commands: Path) -> None:
+    assert BATCH is not None
+    plan(slurm_commands, scancel="exit 1\nexit 0\n")
+    assert submission.cancel(BATCH, ["7"]) == ""
+    plan(slurm_commands, scancel="\n\n" + "echo down >&2; exit 1\n" * 9)
+    assert submission.cancel(BATCH, ["7"]) == "down"
+    over = "scancel: error: Kill job error on job id 7: Job/step already completing or completed"
+    plan(slurm_commands, scancel="\n" * 6 + f"echo '{over}' >&2; exit 1\n")
+    assert submission.cancel(BATCH, ["7"]) == ""
+
+
+def test_all_jobs_of_a_dead_controller_are_asked_about_at_once(slurm_commands: Path) -> None:
+    plan(slurm_commands, squeue="printf '7|RUNNING|N/A|None\\n8|PENDING|N/A|Priority\\n9|COMPLETED|N/A|None\\n'\n")
+    queue = Queue(load_site("slurm"), slurm_commands / "state", 1)
+    for job_id in ("7", "8", "9"):
+        key = queue.active.key("train", [job_id])
+        queue.active.add(key, ActiveJob(job_id, "slurm", slurm_commands / "%j", "train", (job_id,), slurm_commands))
+    adopted = [queue.adopt(submission_of(slurm_commands, job_id)) for job_id in ("7", "8", "9", "10")]
+    assert [job and job.job_id for job in adopted] == ["7", "8", None, None]
+    assert calls(slurm_commands, "squeue") == 1
+    queue.close()
+
+
+def test_submission_files_are_private(slurm_commands: Path) -> None:
+    plan(slurm_commands, sbatch="echo 7\n")
+    queue = Queue(load_site("slurm"), slurm_commands / "state", 1)
+    job = queue.submit(submission_of(slurm_commands, "out"))
+    folder = job.handle.paths.folder
+    assert folder.parent == queue.folder / "train" and {file.suffix for file in folder.iterdir()} == {".sh", ".pkl"}
+    script = next(folder.glob("*.sh")).read_text()
+    assert f'"$SLURM_JOB_ID"_submitted.pkl\nexec {sys.executable} -u -m submitit.core._submit {folder}\n' in script
+    assert queue.folder.stat().st_mode & 0o077 == 0, "nobody else gets below this folder"
+    assert executor.read_result(job.handle) is None
+    queue.close()
