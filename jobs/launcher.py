@@ -28,6 +28,8 @@ from jobs.spec import Launch
 POLL_S = 0.1
 SAVE_POLL_S, SLACK_S = 2.0, 15.0
 """How often the time that a save takes is looked up, and what is added to it."""
+PEAK_VARIABLE = "NEOX_RANK_TFLOPS"
+"""Tells the trainer the peak of its rank by precision, for MFU: `bf16=191.5 fp16=191.5`."""
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -72,7 +74,8 @@ def _port(scheduler: Scheduler, environ: Mapping[str, str]) -> int | None:
 def launch_environment(site: Site, launch: Launch, environ: Mapping[str, str]) -> dict[str, str]:
     """What `jobs launch` adds to the ranks' environment. The user's own OMP_NUM_THREADS wins over ours."""
     threads = environ.get("OMP_NUM_THREADS", str(launch.cpus_per_rank))
-    return {"OMP_NUM_THREADS": threads, **site.environment}
+    peaks = " ".join(f"{precision}={tflops:g}" for precision, tflops in site.rank_tflops.items())
+    return {"OMP_NUM_THREADS": threads, **({PEAK_VARIABLE: peaks} if peaks else {}), **site.environment}
 
 
 def describe(site: Site, launch: Launch, environ: Mapping[str, str]) -> str:

@@ -60,9 +60,8 @@ def read_progress(folder: Path) -> Progress:
     last = steps_done[-1] if steps_done else {}
     steps = _num_steps(folder)
     is_finished = (folder / SUMMARY).is_file()
-    eta_s = None
-    if last and steps and not is_finished:
-        eta_s = (steps - last["step"]) * statistics.median(record["step_time_s"] for record in steps_done)
+    step_s = _median(steps_done, "step_time_s")
+    eta_s = None if is_finished or not steps or step_s is None else (steps - last["step"]) * step_s
     saved_step, saved_s = last_save(folder)
     return Progress(
         folder=folder,
@@ -70,8 +69,8 @@ def read_progress(folder: Path) -> Progress:
         step=last.get("step"),
         steps=steps,
         loss=last.get("loss"),
-        tokens_per_s=last.get("tokens_per_s"),
-        mfu=last.get("mfu"),
+        tokens_per_s=_median(steps_done, "tokens_per_s"),
+        mfu=_median(steps_done, "mfu"),
         eta_s=eta_s,
         saved_step=saved_step,
         saved_ago_s=None if saved_s is None else time.time() - saved_s,
@@ -104,6 +103,11 @@ def time_to_save_s(folder: Path) -> float | None:
         return None
     steps_s = [record["step_time_s"] for record in _records(folder / "metrics.jsonl", "step_time_s")[-RECENT_STEPS:]]
     return 2 * total_s + 2 * max(steps_s, default=0.0)
+
+
+def _median(records: list[dict[str, Any]], key: str) -> float | None:
+    values = [record[key] for record in records if key in record]
+    return statistics.median(values) if values else None
 
 
 def _num_steps(folder: Path) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,8 @@ class Site:
     signal_delay_s: int
     grace_s: int
     max_idle: int
+    rank_tflops: dict[str, float] = field(default_factory=dict)
+    """Peak of one rank by precision, in 10¹² FLOP/s."""
     whole_nodes: bool = False
     has_launch_node: bool = False
     device_choice: str = ""

@@ -18,7 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the plan, one quantity a line."""
-    from neox.config.derive import flops_per_token, num_parameters, resolve
+    from neox.config.derive import num_parameters, resolve
+    from neox.config.flops import flops_per_token
     from neox.config.load import load_config, parse_arguments
     from neox.planner.memory import memory_per_rank
     from neox.planner.time import cost

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
+from neox.config.check_log import check_log
 from neox.config.check_model import check_choices
 from neox.config.check_train import check_anomalies, check_attention, check_schedule
 from neox.config.check_zero import check_zero
@@ -15,13 +16,11 @@ from neox.config.optimizers import resolve_optimizer
 from neox.config.schema import CheckpointConfig, Config, ModelConfig, ParallelConfig, TrainConfig
 from neox.config.shape import (
     attention_parameters,
-    attention_weights,
     block_norm_parameters,
     head_dim,
     is_gated,
     norm_parameters,
     num_position_rows,
-    visible_pairs,
 )
 from neox.config.vocabulary import count_vocabulary
 
@@ -89,6 +88,7 @@ def resolve(config: Config, world_size: int) -> Config:
     check_run(config, batch)
     check_zero(config)
     check_data(config)
+    check_log(config.log)
     optim = resolve_optimizer(config.optim)
     optim = dataclasses.replace(optim, decay_steps=optim.decay_steps or config.train.steps)
     train = dataclasses.replace(config.train, **dataclasses.asdict(batch))
@@ -223,19 +223,6 @@ def num_parameters(model: ModelConfig) -> int:
     block = attention_parameters(model) + mlp + block_norm_parameters(model)
     embeddings = (1 if model.tie_embeddings else 2) * vocab * h + num_position_rows(model) * h
     return embeddings + model.num_layers * block + norm_parameters(model, h)
-
-
-def flops_per_token(model: ModelConfig) -> int:
-    """FLOPs of one training token, forward and backward (3 × forward), each query counted with the keys it sees.
-
-    A multiply-add is 2 FLOPs; norms, activations and the embedding look-up are not counted (PaLM, appendix B).
-    """
-    num_mlp = 3 if is_gated(model) else 2
-    matrices = attention_weights(model) + num_mlp * model.hidden_size * ffn_size(model)
-    pairs = sum(visible_pairs(model, layer) for layer in range(model.num_layers))
-    scores_and_values = 4 * model.num_heads * head_dim(model) * pairs // model.seq_length
-    head = 2 * model.hidden_size * padded_vocab(model)
-    return 3 * (2 * model.num_layers * matrices + scores_and_values + head)
 
 
 def checkpoint_steps(config: Config) -> list[int]:

@@ -94,7 +94,7 @@ LOGGING_AND_GENERATION: dict[str, Key] = {
     **_null("elsewhere", "read only with use_comet", "comet_workspace comet_project comet_experiment_name"),
     **_null("elsewhere", "read only with use_comet", "comet_tags comet_others"),
     **_null("elsewhere", "the run directory: logs/", "log_dir"),
-    **_null("elsewhere", "`neox plan --rank-tflops`", "peak_theoretical_tflops"),
+    **_copied(peak_theoretical_tflops=("log.rank_tflops", None)),
     **_block("elsewhere", "metrics.jsonl has the global norm of every step", log_grad_norm=False),
     **_block(
         "off",

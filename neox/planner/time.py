@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from neox.config.derive import flops_per_token
+from neox.config.flops import flops_per_token
 from neox.config.schema import Config
 
 

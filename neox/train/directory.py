@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -106,13 +107,19 @@ class RunDirectory:
                     continue
 
     def write_summary(self) -> None:
-        """train_summary.json from the metrics and the checkpoints there are; wall_s is the time spent in steps."""
+        """train_summary.json from the metrics and the checkpoints there are.
+
+        wall_s is the time spent in steps; the rates are medians over all steps that say them.
+        """
         steps = valid = None
         wall_s = 0.0
+        rates: dict[str, list[float]] = {"tokens_per_s": [], "model_tflops": [], "mfu": [], "hfu": []}
         for record in self.records():
             if "loss" in record:
                 steps = record
                 wall_s += record["step_time_s"]
+                for name, values in rates.items():
+                    values += [record[name]] if name in record else []
             elif "valid_loss" in record:
                 valid = record["valid_loss"]
         summary = {
@@ -122,6 +129,7 @@ class RunDirectory:
             "final_valid_loss": valid,
             "checkpoints": [step_name(step) for step in self.store.steps()],
             "wall_s": round(wall_s, 3),
+            **{name: statistics.median(values) for name, values in rates.items() if values},
         }
         write_json(self.summary, summary)
 

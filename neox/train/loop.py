@@ -26,6 +26,7 @@ from neox.train.metrics import Metrics
 from neox.train.neox_schedule import neox_learning_rate
 from neox.train.schedule import learning_rate
 from neox.train.stop import StopRequest
+from neox.train.throughput import Throughput, peak_tflops
 
 FINISHED, FAILED, RUN_AGAIN = 0, 1, 85
 
@@ -95,6 +96,7 @@ class Loop:
         self.samples = 0
         self.saved_step: int | None = None
         self.metrics: Metrics | None = None
+        self.throughput = Throughput(cfg, engine.world_size, peak_tflops(cfg))
         self.watch = Watch(cfg.train)
         self.save_steps = set(checkpoint_steps(cfg))
         self.saver = Saver(run.store, engine, cfg.checkpoint, self._say)
@@ -254,7 +256,7 @@ class Loop:
             "lr": lr,
             "grad_norm": result.grad_norm,
             "step_time_s": round(step_time_s, 6),
-            "tokens_per_s": round(self.inputs.train.global_batch_size * seq_length / step_time_s, 3),
+            **self.throughput.rates(self.inputs.train.global_batch_size, seq_length, step_time_s),
         }
         return record | {"skipped": True} if result.is_skipped else record
 

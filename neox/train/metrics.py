@@ -16,7 +16,9 @@ from neox.data.durable import replacing
 from neox.train.directory import RunDirectory
 
 RECENT_STEPS = 50
-"""Steps whose median time the remaining time is estimated from."""
+"""Steps whose median time and rates the progress line shows."""
+NOT_DRAWN = ("step", "samples", "tokens", "skipped")
+"""Keys of a step's record that are no curve in TensorBoard."""
 
 
 class Metrics:
@@ -42,15 +44,16 @@ class Metrics:
         self._file = run.metrics.open("a", encoding="utf-8")
         self._tensorboard = _writer(run.tensorboard, first_step) if tensorboard else None
         self._first_step, self._num_steps, self._interval = first_step, num_steps, interval
-        self._recent: deque[float] = deque(maxlen=RECENT_STEPS)
+        self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT_STEPS)
 
     def record_step(self, record: dict[str, Any]) -> None:
-        """One optimizer step: step, samples, tokens, loss, lr, grad_norm, step_time_s, tokens_per_s."""
+        """One optimizer step: step, samples, tokens, loss, lr, grad_norm, step_time_s, and `Throughput.rates`."""
         self._write(record)
         step = record["step"]
-        self._recent.append(record["step_time_s"])
-        for key in ("loss", "lr", "grad_norm", "tokens_per_s"):
-            self._scalar(f"train/{key}", record[key], step)
+        self._recent.append(record)
+        for key, value in record.items():
+            if key not in NOT_DRAWN:
+                self._scalar(f"train/{key}", value, step)
         if step % self._interval == 0 or step in (self._first_step + 1, self._num_steps):
             print(self._progress(record), flush=True)
 
@@ -93,16 +96,21 @@ class Metrics:
             self._tensorboard.add_scalar(name, value, step)
 
     def _progress(self, record: dict[str, Any]) -> str:
-        remaining_s = statistics.median(self._recent) * (self._num_steps - record["step"])
+        remaining_s = self._typical("step_time_s") * (self._num_steps - record["step"])
         parts = [
             f"step {record['step']}/{self._num_steps}",
             f"loss {record['loss']:.4f}",
             f"lr {record['lr']:.2e}",
             f"grad norm {record['grad_norm']:.2f}",
-            f"{record['tokens_per_s']:,.0f} tokens/s",
+            f"{self._typical('tokens_per_s'):,.0f} tokens/s",
+            *([f"MFU {self._typical('mfu'):.1%}"] if "mfu" in record else []),
             f"ETA {datetime.timedelta(seconds=round(remaining_s))}",
         ]
         return " | ".join(parts)
+
+    def _typical(self, key: str) -> float:
+        """Median over the recent steps: one slow step does not move it."""
+        return statistics.median(record[key] for record in self._recent)
 
 
 def drop_after(run: RunDirectory, step: int, keep_rewinds: bool = False) -> None:

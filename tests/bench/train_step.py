@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from neox.config.derive import flops_per_token
+from neox.config.flops import flops_per_token
 from tests.bench.subject import SHAPES, configured
 
 RUNS = {

@@ -6,6 +6,7 @@ import pytest
 
 from neox.config import derive
 from neox.config.errors import UserError
+from neox.config.flops import flops_per_token
 from neox.config.load import load_config
 from neox.config.schema import Config, ModelConfig, ParallelConfig, TrainConfig
 from neox.planner.memory import memory_per_rank
@@ -118,6 +119,7 @@ def test_what_zero_cannot_do_is_named(overrides: list[str], key: str) -> None:
         ("optim.warmup=1.0", "optim.warmup = 1.0"),
         ("optim.min_lr=1.0", "optim.min_lr = 1.0 is above"),
         ("checkpoint.steps=[5000]", "5000 is not in 0…train.steps = 1000"),
+        ("log.rank_tflops=0", "log.rank_tflops = 0.0: 10¹² FLOP/s, above 0"),
         ("data.tokenizer=none.json", None),
     ],
 )
@@ -142,7 +144,7 @@ def test_flops_are_twice_the_multiply_adds() -> None:
     model = ModelConfig(num_layers=2, hidden_size=8, num_heads=2, seq_length=16, vocab_size=128)
     matmuls = 2 * (4 * 8 * 8 + 2 * 8 * 32) + 128 * 8
     attention = 2 * 2 * 8 * (16 + 1) / 2  # layers × (scores, values) × hidden × mean causal length
-    assert derive.flops_per_token(model) == 3 * 2 * (matmuls + attention)
+    assert flops_per_token(model) == 3 * 2 * (matmuls + attention)
 
 
 def test_flops_of_grouped_gated_and_windowed_layers() -> None:
@@ -161,7 +163,7 @@ def test_flops_of_grouped_gated_and_windowed_layers() -> None:
     )
     matmuls = 3 * (8 * 6 * (4 + 2 + 2) + 4 * 6 * 8 + 3 * 8 * 20) + 128 * 8
     seen = [sum(min(i, reach) for i in range(1, 17)) for reach in (5, 16, 5)]
-    assert derive.flops_per_token(model) == 3 * 2 * (matmuls + 2 * 4 * 6 * sum(seen) / 16)
+    assert flops_per_token(model) == 3 * 2 * (matmuls + 2 * 4 * 6 * sum(seen) / 16)
 
 
 def test_plan_shards_what_is_sharded() -> None:

@@ -114,6 +114,7 @@ def test_defaults_of_gpt_neox_apply_where_a_key_is_not_set(tmp_path: Path) -> No
         ({"seed": 7, "finetune": True}, "data.seed", 7),
         ({"finetune": True, "load": "start"}, "checkpoint.init_from", "start"),
         ({"load": "start"}, "checkpoint.init_from", None),
+        ({"peak_theoretical_tflops": 312}, "log.rank_tflops", 312.0),
         ({"init_method": "xavier_uniform"}, "model.init", "xavier_uniform"),
         ({"eod_mask_loss": True}, "data.mask_eod", True),
         ({"optimizer": {"type": "cpu_adam", "params": {"lr": 1}}}, "optim.name", "adamw"),

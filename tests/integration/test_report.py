@@ -85,7 +85,7 @@ def page(tmp_path: Path) -> Path:
 def test_page_is_whole_and_needs_nothing_else(page: Path) -> None:
     text = (page / "page.html").read_text()
     cells = Page(text).cells
-    assert cells[:9] == ["one", "15,600", "40", "4,000", "4", "–", "1,000", "1.5 min", config_hash(CONFIG)[:12]]
+    assert cells[:10] == ["one", "15,600", "40", "4,000", "4", "–", "1,000", "–", "1.5 min", config_hash(CONFIG)[:12]]
     assert text.count("<svg") == 2
     assert not re.search(r'(src|href)="(?!#)', text), "the page refers to another file"
     assert "<b>a &lt;b&gt;\n</b>c &amp; d" in text

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from jobs.errors import UserError
+from jobs.launcher import launch_environment, plan_launch
 from jobs.resources import job_spec
 from jobs.site import load_site
 
@@ -64,6 +65,16 @@ def test_broken_yaml_and_unknown_names(tmp_path: Path) -> None:
         load_site(str(tmp_path))
     with pytest.raises(UserError, match=r"known: .*local.*slurm"):
         load_site("slrum")
+
+
+def test_ranks_are_told_their_peak() -> None:
+    told = []
+    for name in ("frontier", "local"):
+        site = load_site(name)
+        environ = {"SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "node1"}
+        launch = plan_launch(site, ["train"], 1, None, Path(), environ)
+        told.append(launch_environment(site, launch, {}).get("NEOX_RANK_TFLOPS"))
+    assert told == ["bf16=191.5 fp16=191.5", None]
 
 
 def test_local_ranks_keep_the_memory_they_free() -> None:

@@ -23,7 +23,7 @@ data: {{path: PREFIX, split: [90, 10, 0]}}
 optim: {{lr: 3.0e-3, min_lr: 3.0e-4, warmup: 0.1}}
 train: {{steps: {STEPS}, global_batch_size: 8, micro_batch_size: 2, valid_interval: 15, valid_batches: 2}}
 checkpoint: {{interval: 10, steps: [0, 5]}}
-log: {{interval: 5}}
+log: {{interval: 5, rank_tflops: 0.001}}
 """
 
 

@@ -74,12 +74,14 @@ def test_metrics_are_strict_json_and_the_progress_line_is_readable(tmp_path, cap
     run = RunDirectory(tmp_path)
     metrics = Metrics(run, first_step=0, num_steps=100, interval=10, tensorboard=False)
     for step in range(1, 11):
-        metrics.record_step(record(step, loss=math.inf if step == 4 else 2.0))
+        rates = {"tokens_per_s": 1.0, "mfu": 0.001} if step == 10 else {"mfu": 0.4114}  # one slow step shows nowhere
+        metrics.record_step(record(step, loss=math.inf if step == 4 else 2.0) | rates)
     metrics.close()
     assert [r["loss"] for r in run.records()] == [2.0, 2.0, 2.0, None] + [2.0] * 6
     assert "Infinity" not in run.metrics.read_text()
     out = capsys.readouterr().out.splitlines()
-    assert out[-1] == "step 10/100 | loss 2.0000 | lr 1.00e-03 | grad norm 1.00 | 256 tokens/s | ETA 0:00:45"
+    step, speed = "step 10/100 | loss 2.0000 | lr 1.00e-03 | grad norm 1.00", "256 tokens/s | MFU 41.1% | ETA 0:00:45"
+    assert out[-1] == f"{step} | {speed}"
     assert len(out) == 2
 
 
@@ -96,6 +98,7 @@ def test_summary_is_made_from_the_metrics(tmp_path):
         "final_valid_loss": 1.5,
         "checkpoints": [],
         "wall_s": 1.0,
+        "tokens_per_s": 256.0,
     }
 
 

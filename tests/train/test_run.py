@@ -88,6 +88,8 @@ def test_run_directory_is_complete(uninterrupted, config):
     last = records(uninterrupted)[-2:]
     assert summary["steps"] == STEPS and summary["tokens"] == 5120
     assert (summary["final_loss"], summary["final_valid_loss"]) == (last[0]["loss"], last[1]["valid_loss"])
+    for rate in ("tokens_per_s", "model_tflops", "mfu", "hfu"):
+        assert summary[rate] == np.median([record[rate] for record in steps_of(uninterrupted)]), rate
     names = [f"step_{step:08d}" for step in (0, 5, 10, 20, 30, 40)]
     assert summary["checkpoints"] == names
     assert sorted(path.name for path in (uninterrupted / "checkpoints").iterdir()) == [generation.NAME, *names]
@@ -115,7 +117,7 @@ def test_tensorboard_reads_the_same_values(request, which):
     run_dir = request.getfixturevalue(which)
     events = EventAccumulator(str(run_dir / "tensorboard"))
     events.Reload()
-    for tag, key in (("train/loss", "loss"), ("train/lr", "lr"), ("valid/loss", "valid_loss")):
+    for tag, key in (("train/loss", "loss"), ("train/mfu", "mfu"), ("valid/loss", "valid_loss")):
         shown = [(event.step, np.float32(event.value)) for event in events.Scalars(tag)]
         assert shown == [(r["step"], np.float32(r[key])) for r in records(run_dir) if key in r], tag
 

@@ -148,7 +148,18 @@ def smoothed(values: list[float], span: int = 20) -> list[float]:
 
 def run_table(runs: list[Run]) -> str:
     """A row a run: size, tokens, final losses, time, configuration."""
-    heads = ["run", "parameters", "steps", "tokens", "loss", "validation loss", "tokens/s", "time", "configuration"]
+    heads = [
+        "run",
+        "parameters",
+        "steps",
+        "tokens",
+        "loss",
+        "validation loss",
+        "tokens/s",
+        "MFU",
+        "time",
+        "configuration",
+    ]
     rows = []
     for run in runs:
         rates = sorted(record["tokens_per_s"] for record in run.training)
@@ -161,6 +172,7 @@ def run_table(runs: list[Run]) -> str:
                 number(run.summary["final_loss"]),
                 number(run.summary.get("final_valid_loss")),
                 f"{rates[len(rates) // 2]:,.0f}" if rates else "–",
+                f"{run.summary['mfu']:.1%}" if "mfu" in run.summary else "–",
                 f"{run.summary['wall_s'] / 60:.1f} min",
                 f"<code>{config_hash(run.config)[:12]}</code>",
             ]
