@@ -31,7 +31,7 @@ MAY_CHANGE = (
     ),
     *("train.attention", "train.steps", "train.global_batch_size", "train.micro_batch_size", "train.grad_accum"),
     *("train.valid_interval", "train.valid_batches", "parallel.", "checkpoint.", "log."),
-    *("train.max_", "train.on_", "train.spike_"),
+    *("train.max_", "train.on_", "train.spike_", "train.step_timeout_s"),
 )
 """Keys, and beginnings of keys, that change neither the model, nor the optimizer, nor the order of the samples."""
 

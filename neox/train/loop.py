@@ -27,6 +27,7 @@ from neox.train.neox_schedule import neox_learning_rate
 from neox.train.schedule import learning_rate
 from neox.train.stop import StopRequest
 from neox.train.throughput import Throughput, peak_tflops
+from neox.train.watchdog import Watchdog
 
 FINISHED, FAILED, RUN_AGAIN = 0, 1, 85
 
@@ -57,7 +58,9 @@ def train(
     engine = Engine(cfg, Topology(cfg.parallel.dp, cfg.parallel.tp, cfg.parallel.pp))
     stop.catch_signals()
     try:
-        code = begin(cfg, run, parts, engine, sources, overrides).run_steps(stop)
+        loop = begin(cfg, run, parts, engine, sources, overrides)
+        with loop.watchdog:
+            code = loop.run_steps(stop)
     except (UserError, SaveError):  # on every rank alike
         engine.close()  # a process that ends with the group open may be aborted by gloo's threads
         raise
@@ -98,6 +101,7 @@ class Loop:
         self.metrics: Metrics | None = None
         self.throughput = Throughput(cfg, engine.world_size, peak_tflops(cfg))
         self.watch = Watch(cfg.train)
+        self.watchdog = Watchdog(run.folder / "logs", engine.rank, cfg.train.step_timeout_s)
         self.save_steps = set(checkpoint_steps(cfg))
         self.saver = Saver(run.store, engine, cfg.checkpoint, self._say)
 
@@ -167,7 +171,8 @@ class Loop:
         lr = self._learning_rate()
         batches = self.inputs.train.step(self.samples) if self.engine.reads_data else []
         is_bad = self.watch.is_spike if self.watch.refuses_spikes else None
-        result = self.engine.train_step(iter(batches), lr, is_bad)
+        with self.watchdog.step(self.step + 1):
+            result = self.engine.train_step(iter(batches), lr, is_bad)
         self.step += 1
         self.samples += self.inputs.train.global_batch_size
         if self.metrics is not None:

@@ -51,3 +51,7 @@ class TrainConfig:
     """Steps skipped in a row that end the run as failed (GPT-NeoX's limit of overflows)."""
     max_rewinds: int = 3
     """Rewinds in a run before the next one ends it as failed."""
+    step_timeout_s: float | None = None
+    """A step that takes longer hangs: every rank writes its stacks to logs/stacks_rank_*.txt and ends as failed, so
+    that the job goes on from its latest checkpoint. None: 300, or 20 times the median step where that is longer. The
+    first step, validation and saving have 12 times as long. 0: never."""
