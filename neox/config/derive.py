@@ -12,7 +12,7 @@ from neox.config.check_train import check_anomalies, check_attention, check_sche
 from neox.config.check_zero import check_zero
 from neox.config.compat import check_compat
 from neox.config.errors import UserError
-from neox.config.optimizers import resolve_optimizer
+from neox.config.optimizers import check_optimizer, resolve_optimizer
 from neox.config.schema import CheckpointConfig, Config, ModelConfig, ParallelConfig, TrainConfig
 from neox.config.shape import (
     attention_parameters,
@@ -93,6 +93,7 @@ def resolve(config: Config, world_size: int) -> Config:
     optim = dataclasses.replace(optim, decay_steps=optim.decay_steps or config.train.steps)
     train = dataclasses.replace(config.train, **dataclasses.asdict(batch))
     resolved = dataclasses.replace(config, model=model, parallel=parallel, optim=optim, train=train)
+    check_optimizer(resolved)
     check_compat(resolved)
     return resolved
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from neox.config.errors import UserError
-from neox.config.schema import OptimConfig
+from neox.config.schema import Config, OptimConfig
+from neox.config.shape import block_norm_parameters
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Rule:
     defaults: dict[str, Any]
     """Keys of `optim` that it takes, each with its value where the user gives none."""
     num_moments: int
-    """fp32 numbers that it keeps for each parameter."""
+    """fp32 numbers that it keeps for each parameter, of the blocks' matrices if they differ from the rest."""
 
 
 ADAM: dict[str, Any] = {"betas": (0.9, 0.95), "eps": 1e-8}
@@ -26,10 +27,14 @@ OPTIMIZERS: dict[str, Rule] = {
     "adam": Rule(ADAM, 2),
     "lion": Rule({"betas": (0.9, 0.99)}, 1),
     "sgd": Rule({"momentum": 0.0, "nesterov": False}, 1),
+    "adafactor": Rule({}, 0),
+    "muon": Rule({"momentum": 0.95, "nesterov": True, "matrix_lr": None, "muon_scale": "match_rms_adamw", **ADAM}, 1),
 }
 """By the value of optim.name; `neox/parallel/optimizer.py` builds them."""
 OWN_KEYS = tuple(dict.fromkeys(key for rule in OPTIMIZERS.values() for key in rule.defaults))
 """Keys of `optim` that some optimizers do not take."""
+WHOLE = ("adafactor", "muon")
+"""Optimizers that look at whole tensors."""
 REFUSED = {
     "onebitadam": "DeepSpeed has 1-bit Adam no more, and had it only without ZeRO, which is always on here; use adamw",
 }
@@ -48,16 +53,11 @@ def resolve_optimizer(optim: OptimConfig) -> OptimConfig:
     given = {key: getattr(optim, key) for key in OWN_KEYS if getattr(optim, key) is not None}
     for key, value in given.items():
         if key not in defaults:
-            own = f"it takes {', '.join(f'optim.{name}' for name in defaults)}"
+            own = f"it takes {', '.join(f'optim.{name}' for name in defaults) or 'none of its own'}"
             raise UserError(f"optim.{key} = {value}: optim.name = {optim.name} does not take it; {own}")
     resolved = dataclasses.replace(optim, **{**defaults, **given})
     _check_ranges(resolved)
     return resolved
-
-
-def num_moments(optim: OptimConfig) -> int:
-    """fp32 numbers that the optimizer of a resolved section keeps for each parameter."""
-    return 0 if optim.momentum == 0 else OPTIMIZERS[optim.name].num_moments
 
 
 def _check_ranges(optim: OptimConfig) -> None:
@@ -70,5 +70,29 @@ def _check_ranges(optim: OptimConfig) -> None:
         raise UserError(f"optim.eps = {optim.eps}: must be at least 0")
     if optim.momentum is not None and not 0 <= optim.momentum < 1:
         raise UserError(f"optim.momentum = {optim.momentum}: must be in 0…1, and below 1")
+    if optim.matrix_lr is not None and not 0 < min(optim.matrix_lr, optim.lr) <= max(optim.matrix_lr, optim.lr) < float(
+        "inf"
+    ):
+        raise UserError(f"optim.matrix_lr = {optim.matrix_lr}: must be above 0, and so optim.lr, which is {optim.lr}")
     if optim.nesterov and not optim.momentum:
         raise UserError(f"optim.nesterov = true: needs optim.momentum above 0, which is {optim.momentum}")
+
+
+def check_optimizer(config: Config) -> None:
+    """What an optimizer that looks at whole tensors needs of model and layout.
+
+    Raises:
+        UserError: the layout cannot give it that.
+    """
+    name, model, parallel = config.optim.name, config.model, config.parallel
+    if name not in WHOLE:
+        return
+    if parallel.zero_stage == 3 or parallel.offload != "none":
+        raise UserError(
+            f"optim.name = {name}: puts whole tensors together, for which parallel.zero_stage = {parallel.zero_stage} "
+            f"must be 1 or 2 and parallel.offload = {parallel.offload} none; or take optim.name adamw or lion"
+        )
+    has_rest = model.bias or model.attn_bias or block_norm_parameters(model) > 0
+    if name == "muon" and parallel.pp > 2 and not has_rest:
+        # DeepSpeed sums the gradients' norm group by group over the stages, so every stage must have both groups.
+        raise UserError("optim.name = muon: blocks without norms' weights and biases need parallel.pp of at most 2")

@@ -15,14 +15,16 @@ from deepspeed.runtime.pipe.topology import PipelineParallelGrid, PipeModelDataP
 from torch import Tensor, nn
 
 from neox.config.errors import UserError
+from neox.config.optimizers import WHOLE
 from neox.config.schema import Config
 from neox.model.context import MicroBatch
 from neox.parallel import groups
 from neox.parallel.allocator import keep_freed_memory
 from neox.parallel.collectives import broadcast_json
 from neox.parallel.feed import Feed, Loaded, needs_context
+from neox.parallel.fragments import Ranks
 from neox.parallel.groups import TensorGroup
-from neox.parallel.optimizer import build_optimizer, create_state, state_kinds, step_counters
+from neox.parallel.optimizer import build_optimizer, create_state, place, replicated_pieces, state_kinds, step_counters
 from neox.parallel.partition import FlatPartition, Partition, ShardedPartition
 from neox.parallel.pieces import WEIGHT, Piece, PieceReader
 from neox.parallel.pipeline import PipelineModel, StageLayer
@@ -90,10 +92,13 @@ class Engine:
         self._partition: Partition = (ShardedPartition if cfg.parallel.zero_stage == 3 else FlatPartition)(self._zero)
         if cfg.train.precision == "fp32" and cfg.parallel.offload == "none":
             self._partition.share_masters()
-        self._kinds = (WEIGHT, *state_kinds(cfg.optim))
+        self._optim = cfg.optim
         with self._partition.optimizer_tensors():
             create_state(self._zero.optimizer, cfg.optim)
         self._partition.link_state()
+        if cfg.optim.name in WHOLE:
+            ranks = Ranks(self._zero.real_dp_process_group[0], self._tensor)
+            place(self._zero.optimizer, named_parameters(self._module), ranks, cfg)
 
     @property
     def rank(self) -> int:
@@ -123,7 +128,7 @@ class Engine:
         `is_bad` is asked, on every rank, about the loss before the weights change; true skips the step. Not in bf16.
         """
         for group in self._zero.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["rate"]
         with refusing(self._zero, self._steps, is_bad) if is_bad else contextlib.nullcontext():
             loss = self._steps.train_batch(self._load(micro_batches, self._deepspeed.gradient_accumulation_steps()))
         return StepResult(float(loss), float(self._zero._global_grad_norm), bool(self._zero.overflow))
@@ -135,7 +140,8 @@ class Engine:
 
     def pieces(self) -> Iterator[Piece]:
         """This rank's pieces of every kind; over all ranks, each element of each logical tensor appears once."""
-        for piece, parameter in self._held_pieces():
+        replicated = self._replicated_pieces() if self.dp_index == 0 else ()
+        for piece, parameter in (*self._held_pieces(), *replicated):
             is_copy = getattr(parameter, "ds_pipe_replicated", False) or (piece.dim is None and self._tensor.index > 0)
             if not is_copy:
                 yield piece
@@ -150,8 +156,8 @@ class Engine:
         """
         mistake = None
         try:
-            for piece, _ in self._held_pieces():
-                if piece.kind == "weight" or not weights_only:
+            for piece, _ in (*self._held_pieces(), *self._replicated_pieces()):
+                if piece.kind == WEIGHT or not weights_only:
                     piece.tensor.copy_(reader.read_piece(piece))
         except UserError as error:
             mistake = str(error)
@@ -217,7 +223,7 @@ class Engine:
             shape = list(self._partition.shape(parameter))
             if dim is not None:
                 shape[dim] *= tensor.size
-            for kind in self._kinds:
+            for kind in (WEIGHT, *state_kinds(name, self._optim)):
                 yield (
                     Piece(
                         kind=kind,
@@ -232,6 +238,11 @@ class Engine:
                     ),
                     parameter,
                 )
+
+    def _replicated_pieces(self) -> Iterator[tuple[Piece, nn.Parameter]]:
+        parameters = dict(named_parameters(self._module))
+        for piece in replicated_pieces(self._zero.optimizer):
+            yield piece, parameters[piece.name]
 
 
 def build_module(

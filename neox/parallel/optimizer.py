@@ -1,30 +1,24 @@
-"""The client-side optimizers that the engine partitions, by name, with GPT-NeoX's two parameter groups."""
+"""The client-side optimizers that the engine partitions, by name, with GPT-NeoX's groups of parameters."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from neox.config.schema import OptimConfig
+from neox.config.schema import Config, OptimConfig
+from neox.parallel.adafactor import Adafactor
+from neox.parallel.fragments import Ranks, fragments
 from neox.parallel.lion import Lion
+from neox.parallel.muon import Muon, is_matrix
+from neox.parallel.pieces import Piece
 
 Groups = list[dict[str, Any]]
-"""What is decayed, and what is not, in PyTorch's form."""
+"""In PyTorch's form; `names` are those of the parameters."""
 
-
-@dataclass(frozen=True)
-class Entry:
-    """How one optimizer is built, and the state that it keeps for each parameter."""
-
-    build: Callable[[Groups, OptimConfig], torch.optim.Optimizer]
-    kinds: tuple[str, ...]
-    """Names of its state tensors of the parameter's shape; they are zero before the first step."""
-    is_counting: bool = False
-    """Whether it keeps a `step` beside them, a scalar that it corrects the moments by."""
+Build = Callable[[Groups, OptimConfig], torch.optim.Optimizer]
 
 
 def _adamw(groups: Groups, cfg: OptimConfig) -> torch.optim.Optimizer:
@@ -47,14 +41,31 @@ def _sgd(groups: Groups, cfg: OptimConfig) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, lr=cfg.lr, momentum=cfg.momentum, nesterov=cfg.nesterov, fused=True)
 
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-BUILDERS: dict[str, Entry] = {
-    "adamw": Entry(_adamw, MOMENTS, is_counting=True),
-    "adam": Entry(_adam, MOMENTS, is_counting=True),
-    "lion": Entry(_lion, ("exp_avg",)),
-    "sgd": Entry(_sgd, ("momentum_buffer",)),
+def _muon(groups: Groups, cfg: OptimConfig) -> torch.optim.Optimizer:
+    keys = {"momentum": cfg.momentum, "nesterov": cfg.nesterov, "betas": cfg.betas, "eps": cfg.eps}
+    assert cfg.muon_scale is not None
+    return Muon(groups, lr=cfg.lr, scale=cfg.muon_scale, **keys)
+
+
+def _adafactor(groups: Groups, cfg: OptimConfig) -> torch.optim.Optimizer:
+    return Adafactor(groups, lr=cfg.lr)
+
+
+BUILDERS: dict[str, Build] = {
+    "adamw": _adamw,
+    "adam": _adam,
+    "lion": _lion,
+    "sgd": _sgd,
+    "adafactor": _adafactor,
+    "muon": _muon,
 }
 """By the value of optim.name; `neox/config/optimizers.py` says which keys each takes."""
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+KINDS = {"adamw": MOMENTS, "adam": MOMENTS, "lion": MOMENTS[:1], "sgd": ("momentum_buffer",), "adafactor": ()}
+"""State tensors of the parameter's shape; zero before the first step."""
+COUNTING = ("adamw", "adam", "adafactor", "muon")
+"""Optimizers that keep a `step`, a scalar for each parameter that counts."""
 
 
 def is_decayed(name: str) -> bool:
@@ -62,33 +73,62 @@ def is_decayed(name: str) -> bool:
     return not name.endswith((".bias", "norm.weight"))
 
 
+def state_kinds(name: str, cfg: OptimConfig) -> tuple[str, ...]:
+    """Names of the state tensors of the shape of the parameter `name`; plain SGD has none."""
+    if cfg.name == "muon":
+        return ("momentum_buffer",) if is_matrix(name) else MOMENTS
+    return () if cfg.momentum == 0 else KINDS[cfg.name]
+
+
 def build_optimizer(parameters: Iterable[tuple[str, nn.Parameter]], cfg: OptimConfig) -> torch.optim.Optimizer:
-    """The optimizer of a resolved section over named parameters; its learning rate is set anew for every step."""
+    """The optimizer of a resolved section over named parameters; its learning rate is set anew for every step.
+
+    Two groups: what is decayed, and the rest; Muon's are its matrices, and the rest, of which it decays a part. A
+    group's rate is its `rate` times the learning rate.
+    """
+    belongs = is_matrix if cfg.name == "muon" else is_decayed
     groups: Groups = [
-        {"params": [], "weight_decay": cfg.weight_decay},
-        {"params": [], "weight_decay": 0.0},
+        {"params": [], "names": [], "weight_decay": cfg.weight_decay, "is_matrix": True, "rate": 1.0},
+        {"params": [], "names": [], "weight_decay": 0.0, "is_matrix": False, "rate": 1.0},
     ]
+    if cfg.name == "muon":
+        groups[0]["rate"] = 1.0 if cfg.matrix_lr is None else cfg.matrix_lr / cfg.lr
+        groups[1]["weight_decay"] = cfg.weight_decay
     for name, parameter in parameters:
-        groups[0 if is_decayed(name) else 1]["params"].append(parameter)
-    return BUILDERS[cfg.name].build(groups, cfg)
-
-
-def state_kinds(cfg: OptimConfig) -> tuple[str, ...]:
-    """Names of the optimizer's state tensors of each parameter's shape; plain SGD has none."""
-    return () if cfg.momentum == 0 else BUILDERS[cfg.name].kinds
+        group = groups[0 if belongs(name) else 1]
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return BUILDERS[cfg.name](groups, cfg)
 
 
 def create_state(optimizer: torch.optim.Optimizer, cfg: OptimConfig) -> None:
     """Gives every parameter the zero state that the first step would, so that it exists from the start."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            state = {kind: torch.zeros_like(parameter, requires_grad=False) for kind in state_kinds(cfg)}
-            if BUILDERS[cfg.name].is_counting:
-                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            optimizer.state[parameter] = state
+            kinds = state_kinds(group["names"][0], cfg)
+            optimizer.state[parameter] = {kind: torch.zeros_like(parameter, requires_grad=False) for kind in kinds}
+            if cfg.name in COUNTING:
+                optimizer.state[parameter]["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+
+
+def place(
+    optimizer: torch.optim.Optimizer, parameters: Iterable[tuple[str, nn.Parameter]], ranks: Ranks, cfg: Config
+) -> None:
+    """Tells an optimizer that looks at whole tensors where they lie, once they are dealt to flat partitions."""
+    if isinstance(optimizer, Adafactor):
+        optimizer.place(fragments(parameters, ranks), ranks)
+    if isinstance(optimizer, Muon):
+        found = fragments(parameters, ranks)
+        dtype = torch.bfloat16 if cfg.train.precision == "bf16" else torch.float32
+        optimizer.place(found, ranks, {name for name in found if is_decayed(name)}, dtype)
 
 
 def step_counters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """The step counter of every parameter, as the scalar tensors that it counts in; none where it does not count."""
     parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
     return [optimizer.state[parameter]["step"] for parameter in parameters if "step" in optimizer.state[parameter]]
+
+
+def replicated_pieces(optimizer: torch.optim.Optimizer) -> list[Piece]:
+    """State that every data-parallel rank keeps whole: Adafactor's factors."""
+    return list(optimizer.pieces()) if isinstance(optimizer, Adafactor) else []

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from neox.config.derive import ffn_size, num_parameters, padded_vocab
-from neox.config.optimizers import num_moments
+from neox.config.optimizers import OPTIMIZERS
 from neox.config.schema import Config
-from neox.config.shape import head_dim, is_gated, num_kv_heads
+from neox.config.shape import attention_weights, head_dim, is_gated, num_kv_heads
 
 NUM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
@@ -57,6 +57,20 @@ def memory_per_rank(config: Config) -> Memory:
     return Memory(
         weights=width * parameters,
         gradients=4 * parameters,
-        optimizer=(masters + 4 * num_moments(config.optim)) * parameters / parallel.dp,
+        optimizer=(masters * parameters + 4 * num_moments(config) / shards) / parallel.dp,
         activations=tokens * ((per_token - again) * layers * in_flight + again) + head,
     )
+
+
+def num_moments(config: Config) -> int:
+    """fp32 numbers that the optimizer keeps for the whole model; Adafactor's, one per row and column, are not counted.
+
+    Muon keeps two for all but the matrices of the blocks, as AdamW does.
+    """
+    model, total = config.model, num_parameters(config.model)
+    if config.optim.momentum == 0:
+        return 0
+    if config.optim.name == "muon":
+        matrices = attention_weights(model) + (3 if is_gated(model) else 2) * model.hidden_size * ffn_size(model)
+        return 2 * total - model.num_layers * matrices
+    return OPTIMIZERS[config.optim.name].num_moments * total

@@ -112,6 +112,14 @@ def test_what_zero_cannot_do_is_named(overrides: list[str], key: str) -> None:
             "optim.name=lion optim.eps=1e-8",
             "optim.eps = 1e-08: optim.name = lion does not take it; it takes",
         ),
+        (
+            "optim.name=muon parallel.pp=4 model.bias=false model.norm=non_parametric_layernorm",
+            "optim.name = muon: blocks without norms' weights and biases need parallel.pp of at most 2",
+        ),
+        ("optim.name=muon parallel.zero_stage=3", "optim.name = muon: puts whole tensors together"),
+        ("optim.name=adafactor parallel.offload=optimizer", "parallel.offload = optimizer none; or take optim.name"),
+        ("optim.name=muon optim.matrix_lr=0", "optim.matrix_lr = 0.0: must be above 0"),
+        ("optim.name=adafactor optim.eps=1", "does not take it; it takes none of its own"),
         ("optim.momentum=0.9", "optim.momentum = 0.9: optim.name = adamw does not take it"),
         ("optim.name=sgd optim.nesterov=true", "optim.nesterov = true: needs optim.momentum above 0"),
         ("optim.betas=[0.9,1.0]", "optim.betas = [0.9, 1.0]: each must be"),
@@ -176,6 +184,8 @@ def test_plan_shards_what_is_sharded() -> None:
     lion = memory_per_rank(derive.resolve(config("train.micro_batch_size=1", "optim.name=lion"), 1))
     sgd = memory_per_rank(derive.resolve(config("train.micro_batch_size=1", "optim.name=sgd"), 1))
     assert (lion.optimizer, sgd.optimizer) == (4 * parameters, 0)
+    muon = memory_per_rank(derive.resolve(config("train.micro_batch_size=1", "optim.name=muon"), 1))
+    assert 4 * parameters < muon.optimizer < 8 * parameters
     assert two.weights == one.weights and tensor.weights == one.weights / 2
     resolved = derive.resolve(config("train.global_batch_size=8", "train.steps=100"), 8)
     plan = cost(resolved, world_size=8, ranks_per_node=4, rank_tflops=1.0, mfu=0.5)

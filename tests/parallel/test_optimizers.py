@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Callable
 from functools import cache
 from typing import Any, get_args, get_type_hints
+from unittest import mock
 
 import pytest
 import torch
 
-from neox.config.optimizers import OPTIMIZERS, REFUSED
-from neox.config.schema import OptimConfig
+from neox.config.optimizers import OPTIMIZERS, REFUSED, WHOLE
+from neox.config.schema import ModelConfig, OptimConfig
 from neox.parallel.optimizer import BUILDERS
 from tests.distributed import run_ranks
-from tests.parallel.training import CLIP, NEOX, SAVE_STEP, Case, Run, assemble, plain_run, run_cases
+from tests.parallel.training import CLIP, NEOX, SAVE_STEP, TIED, Case, Run, assemble, plain_run, run_cases
 
 Groups = list[dict[str, Any]]
 
@@ -35,6 +38,39 @@ class PaperLion(torch.optim.Optimizer):
                 self.state[p]["exp_avg"] = 0.99 * m + (1 - 0.99) * p.grad
 
 
+class TorchMuon:
+    """PyTorch's Muon for the matrices and its AdamW for the rest; Muon iterates in bf16, here in fp32."""
+
+    def __init__(self, groups: Groups, factor: float = 1.0, scale: str = "match_rms_adamw") -> None:
+        self._factor = factor
+        named = {name: p for group in groups for name, p in zip(group["names"], group["params"], strict=True)}
+        matrices = {n for n, p in named.items() if n.startswith("layers.") and p.dim() == 2}
+        self._muon = torch.optim.Muon(
+            [named[name] for name in matrices], weight_decay=0.1, momentum=0.95, adjust_lr_fn=scale
+        )
+        for group in groups:
+            names = [name for name in group.pop("names") if name not in matrices]
+            group["params"] = [named[name] for name in names]
+        self._adamw = torch.optim.AdamW(groups, betas=(0.9, 0.95), foreach=False)
+        self.param_groups = self._adamw.param_groups
+
+    @property
+    def state(self) -> dict[Any, Any]:
+        return {**self._muon.state, **self._adamw.state}
+
+    def step(self) -> None:
+        self._muon.param_groups[0]["lr"] = self.param_groups[0]["lr"] * self._factor
+        with mock.patch.object(torch.Tensor, "bfloat16", torch.Tensor.clone):
+            self._muon.step()
+        self._adamw.step()
+
+
+def transformers_adafactor(groups: Groups) -> torch.optim.Optimizer:
+    from transformers.optimization import Adafactor
+
+    return Adafactor(groups, lr=1.0, relative_step=False, scale_parameter=True)
+
+
 @dataclasses.dataclass(frozen=True)
 class Subject:
     """An optimizer as configured here, and the same made by someone else; `rate` scales the rates of the test.
@@ -44,7 +80,7 @@ class Subject:
     """
 
     optim: OptimConfig
-    reference: Callable[[Groups], torch.optim.Optimizer]
+    reference: Callable[[Groups], Any]
     rate: float = 1.0
     loss_error: float = 1e-5
     turned: float = 0.0
@@ -65,23 +101,43 @@ SUBJECTS = {
         lambda groups: torch.optim.SGD(groups, momentum=0.9, nesterov=True, foreach=False),
         rate=20,
     ),
+    "adafactor": Subject(configured("adafactor"), transformers_adafactor, rate=25),
+    "muon": Subject(configured("muon"), TorchMuon, rate=2, turned=1e-4),
+    "muon original": Subject(
+        configured("muon", matrix_lr=1.2e-2, muon_scale="original"),
+        functools.partial(TorchMuon, factor=20, scale="original"),
+        turned=1e-4,
+    ),
 }
 LAYOUTS = {"dp2": (2, 1), "tp2": (1, 2)}
 RESUMED = (("dp2", "dp2"), ("tp2", "tp2"), ("dp2", "tp2"))
 """Layout, and the layout that it goes on from."""
 
 
+OTHERS = [
+    Case(f"{name} {options}", **options, optim=SUBJECTS[name].optim, rate=SUBJECTS[name].rate)  # type: ignore[arg-type]
+    for name, options in (
+        ("muon", {"tp": 2, "precision": "bf16"}),
+        ("adafactor", {"tp": 2, "precision": "bf16"}),
+        ("muon", {"dp": 2, "zero": 2}),
+        ("adafactor", {"dp": 2, "zero": 2}),
+        ("lion", {"dp": 2, "zero": 3}),
+        ("nesterov", {"dp": 2, "zero": 3}),
+    )
+]
+
+
 @cache
-def reference(name: str) -> Run:
+def reference(name: str, model: ModelConfig = NEOX) -> Run:
     torch.set_num_threads(1)
-    return plain_run(NEOX, build=SUBJECTS[name].reference, rate=SUBJECTS[name].rate)
+    return plain_run(model, build=SUBJECTS[name].reference, rate=SUBJECTS[name].rate)
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
     """Name of the case → what each rank recorded; each layout saves, and goes on from its own and from the other's."""
     folder = tmp_path_factory.mktemp("pieces")
-    cases = []
+    cases: list[Case] = []
     for name, subject in SUBJECTS.items():
         case = Case(name, optim=subject.optim, rate=subject.rate)
         for layout, origin in (*((layout, None) for layout in LAYOUTS), *RESUMED):
@@ -92,6 +148,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[st
             else:
                 load = str(folder / f"{name} {origin}.npz")
                 cases.append(dataclasses.replace(placed, name=f"{name} {layout} from {origin}", load=load))
+    cases += OTHERS
     by_rank = run_ranks(run_cases, 2, cases)
     return {case.name: [outs[i] for outs in by_rank] for i, case in enumerate(cases)}
 
@@ -137,6 +194,26 @@ def test_it_goes_on_as_if_it_had_not_stopped(outcomes: dict[str, list[dict[str, 
         assert again[0]["losses"] == whole[0]["losses"][SAVE_STEP:]
         got, kept = (assemble([piece for rank in ranks for piece in rank["final"]]) for ranks in (again, whole))
         assert all(torch.equal(got[key], kept[key]) for key in kept)
+
+
+def test_whole_tensors_are_put_together_from_parts_and_shards_and_stages() -> None:
+    """On four ranks; tied embeddings are on both stages."""
+    cases = [
+        Case(name, dp=2, tp=tp, pp=pp, model=model, optim=SUBJECTS[name].optim, rate=SUBJECTS[name].rate)
+        for name, (tp, pp, model) in itertools.product(WHOLE, ((2, 1, NEOX), (1, 2, TIED)))
+    ]
+    for case, out in zip(cases, run_ranks(run_cases, 4, cases)[0], strict=True):
+        assert largest_difference(out["losses"], reference(case.name, case.model).losses) < 1e-5, case
+
+
+@pytest.mark.parametrize("case", OTHERS, ids=lambda case: case.name)
+def test_precisions_and_stages_of_zero_change_nothing_else(
+    outcomes: dict[str, list[dict[str, Any]]], case: Case
+) -> None:
+    """In bf16 the matrices are made orthogonal in bf16 too, as the whole of PyTorch's Muon does it."""
+    name = case.name.split()[0]
+    allowed = SUBJECTS[name].loss_error if case.precision == "fp32" else 0.05
+    assert largest_difference(outcomes[case.name][0]["losses"], reference(name).losses) < allowed
 
 
 def test_every_name_has_a_rule_and_a_builder() -> None:

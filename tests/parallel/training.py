@@ -161,7 +161,7 @@ def plain_adamw(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
 def plain_run(
     model_config: ModelConfig,
     dtype: torch.dtype = torch.float32,
-    build: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] = plain_adamw,
+    build: Callable[[list[dict[str, Any]]], Any] = plain_adamw,
     rate: float = 1.0,
 ) -> Run:
     """Single-device PyTorch, no engine: fp32 masters and sums of gradients, clipping; the model in `dtype`.
@@ -172,9 +172,11 @@ def plain_run(
     init_weights(model, model_config, seed=7)
     model = model.to(dtype)  # before the masters are made: they start from rounded weights, as DeepSpeed's do
     masters = {name: nn.Parameter(p.detach().float().clone()) for name, p in model.named_parameters()}
-    decayed = [p for p in masters.values() if p.dim() == 2]
-    rest = [p for p in masters.values() if p.dim() == 1]
-    optimizer = build([{"params": decayed, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}])
+    decayed = [name for name, p in masters.items() if p.dim() == 2]
+    groups = [(decayed, 0.1), ([name for name in masters if name not in decayed], 0.0)]
+    optimizer = build(
+        [{"params": [masters[n] for n in names], "names": names, "weight_decay": decay} for names, decay in groups]
+    )
     run = Run([], [], 0.0, {}, {})
     for step, lr in enumerate(LEARNING_RATES):
         for group in optimizer.param_groups:
@@ -212,7 +214,7 @@ def plain_gradients(model: nn.Module, masters: dict[str, nn.Parameter], batches:
     return total
 
 
-def plain_state(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[tuple[str, str], Tensor]:
+def plain_state(parameters: dict[str, nn.Parameter], optimizer: Any) -> dict[tuple[str, str], Tensor]:
     """Copies of weights and moments by (kind, name)."""
     state: dict[tuple[str, str], Tensor] = {}
     for name, parameter in parameters.items():

@@ -10,21 +10,27 @@ from typing import Literal
 class OptimConfig:
     """Optimizer and learning-rate curve."""
 
-    name: Literal["adamw", "adam", "lion", "sgd", "onebitadam"] = "adamw"
+    name: Literal["adamw", "adam", "lion", "sgd", "adafactor", "muon", "onebitadam"] = "adamw"
     """adamw: decay decoupled from the gradient; adam: decay added to it; lion: the sign of a moment, decoupled decay;
-    sgd: decay added to the gradient; onebitadam is refused, with the reason."""
+    sgd: decay added to the gradient; adafactor: steps relative to the weights' size, lr of about 1e-2; muon: matrices
+    of the blocks by momentum made orthogonal, the rest by adamw; onebitadam is refused, with the reason."""
     lr: float = 6e-4
     """Peak learning rate."""
     min_lr: float = 6e-5
     """Learning rate at the end of the decay."""
     betas: tuple[float, float] | None = None
-    """adamw, adam, lion: decay rates of the moments. None: 0.9 and 0.95; lion 0.9 and 0.99."""
+    """adamw, adam, muon, lion: decay rates of the moments. None: 0.9 and 0.95; lion 0.9 and 0.99."""
     eps: float | None = None
-    """adamw, adam: added to the denominator. None: 1e-8."""
+    """adamw, adam, muon: added to the denominator. None: 1e-8."""
     momentum: float | None = None
-    """sgd: share of the sum of gradients before that is kept. None: 0."""
+    """sgd: share of the sum of gradients before that is kept. None: 0. muon: decay rate of the mean. None: 0.95."""
     nesterov: bool | None = None
-    """sgd: take the step that the momentum would lead to next (Nesterov). None: false."""
+    """sgd, muon: take the step that the momentum would lead to next (Nesterov). None: false; muon true."""
+    matrix_lr: float | None = None
+    """muon: peak learning rate of the matrices, which follow the same curve. None: lr."""
+    muon_scale: Literal["match_rms_adamw", "original"] | None = None
+    """muon: a matrix's step times 0.2 · √max(rows, columns), as large as AdamW's at the same rate, or times
+    √max(1, rows / columns). None: match_rms_adamw."""
     weight_decay: float = 0.1
     """Weight decay; norms and biases are not decayed."""
     grad_clip: float = 1.0
