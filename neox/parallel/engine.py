@@ -89,9 +89,7 @@ class Engine:
         self._steps = WholeSteps(self._deepspeed) if topology.pp == 1 else self._deepspeed
         self._zero = self._deepspeed.optimizer
         self._zero_scaler = self._zero.loss_scaler if cfg.train.precision == "fp16" else None
-        self._partition: Partition = (ShardedPartition if cfg.parallel.zero_stage == 3 else FlatPartition)(self._zero)
-        if cfg.train.precision == "fp32" and cfg.parallel.offload == "none":
-            self._partition.share_masters()
+        self._partition = build_partition(cfg, self._zero)
         self._optim = cfg.optim
         with self._partition.optimizer_tensors():
             create_state(self._zero.optimizer, cfg.optim)
@@ -253,6 +251,16 @@ def build_module(
         return PipelineModel(cfg, topology, tensor, feed), None
     order = PipeModelDataParallelTopology(num_pp=1, num_mp=topology.tp, num_dp=topology.dp)
     return WholeModel(cfg, tensor, feed), PipelineParallelGrid(order)
+
+
+def build_partition(cfg: Config, zero: Any) -> Partition:
+    """Access to the state of DeepSpeed's optimizer, less the copies that it makes of fp32 needlessly."""
+    partition: Partition = ShardedPartition(zero) if cfg.parallel.zero_stage == 3 else FlatPartition(zero)
+    if cfg.train.precision == "fp32" and cfg.parallel.offload == "none":
+        partition.share_masters()
+        if isinstance(partition, FlatPartition) and cfg.parallel.zero_stage == cfg.parallel.dp == 1:
+            partition.leave_gradients()
+    return partition
 
 
 def named_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

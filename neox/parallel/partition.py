@@ -36,6 +36,13 @@ class FlatPartition:
             master.data = parts[dist.get_rank(group)].data
         zero._link_all_hp_params()
 
+    def leave_gradients(self) -> None:
+        """For one replica at stage 1 in fp32: DeepSpeed copies all gradients twice to sum them over a group of one.
+
+        In 16 bits it is this copy that makes the sum fp32.
+        """
+        self._zero.reduce_ready_partitions_and_remove_grads = lambda parameter, group: None
+
     def shape(self, parameter: nn.Parameter) -> tuple[int, ...]:
         """Shape of the parameter, or of its tensor-parallel shard."""
         return tuple(parameter.shape)

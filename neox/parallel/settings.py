@@ -47,8 +47,8 @@ def zero_settings(cfg: Config) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "stage": parallel.zero_stage,
         "reduce_bucket_size": BUCKET_NUMEL,
-        # One replica has nothing to send, and so no use for gradients laid end to end.
-        "contiguous_gradients": parallel.dp != 1 or parallel.offload != "none",
+        # Stage 1 keeps the gradients until the step ends, so a copy of them laid end to end would only be one more.
+        "contiguous_gradients": parallel.zero_stage > 1 or parallel.offload != "none",
     }
     if parallel.zero_stage == 3:
         settings |= {

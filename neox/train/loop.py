@@ -15,7 +15,7 @@ from neox.config.derive import checkpoint_steps
 from neox.config.errors import UserError
 from neox.config.load import config_hash, to_dict
 from neox.config.schema import Config
-from neox.data.parts import Parts
+from neox.data.parts import Parts, check_same_data
 from neox.parallel.engine import Engine, StepResult
 from neox.parallel.topology import Topology
 from neox.train.anomaly import Action, Anomaly, Watch
@@ -82,7 +82,9 @@ def begin(
     inputs = build_inputs(cfg, parts, engine)
     run.store = take_over(run.store, engine)
     loop = Loop(cfg, run, engine, inputs)
-    loop.resume()
+    state = loop.resume()
+    if state is not None:  # where the newest checkpoint is damaged, that of an older one than `parts` were checked with
+        check_same_data(cfg, parts.train, state)
     if engine.rank == 0:
         run.prepare(cfg, sources, overrides, loop.step)
         loop.open_metrics()
@@ -105,8 +107,8 @@ class Loop:
         self.save_steps = set(checkpoint_steps(cfg))
         self.saver = Saver(run.store, engine, cfg.checkpoint, self._say)
 
-    def resume(self) -> None:
-        """Takes over the state of the newest checkpoint that is intact; without any, the run begins.
+    def resume(self) -> dict[str, Any] | None:
+        """Takes over, and returns, the state of the newest checkpoint that is intact; None: the run begins.
 
         It begins with the weights of checkpoint.init_from, if that is given.
 
@@ -116,14 +118,15 @@ class Loop:
         reader = newest_intact(self.run.store, self.engine, self._say)
         if reader is None:
             self._begin()
-            return
-        state = reader.manifest.state
+            return None
+        state: dict[str, Any] = reader.manifest.state
         self.engine.load_pieces(reader)
         self.engine.load_optimizer_scalars(state["optimizer"])
         restore_random_state(state["rng"])
         self.watch.restore(state["watch"])
         self.step, self.samples, self.saved_step = state["step"], state["samples"], state["step"]
         self._say(f"going on from {reader.directory}")
+        return state
 
     def _begin(self) -> None:
         start = starting_point(self.cfg)

@@ -6,9 +6,9 @@ Dropout is on, and attention keeps documents apart.
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,22 +19,46 @@ from neox.checkpoint.store import Store
 from tests.distributed import run_ranks
 from tests.train.launch import VOCAB, steps_of, write_config
 
-SAVED, STEPS, END = 6, 12, 7
-OVERRIDES = ["model.num_layers=4", f"train.steps={STEPS}", f"checkpoint.interval={SAVED}", "checkpoint.steps=[]"]
+SAVED, LATER, STEPS, END = 6, 9, 12, 7
+OVERRIDES = ["model.num_layers=4", f"train.steps={STEPS}", "checkpoint.interval=3", "checkpoint.steps=[]"]
 OVERRIDES += ["train.micro_batch_size=1", "train.valid_interval=0", "log.tensorboard=false"]
 OVERRIDES += ["model.hidden_dropout=0.1", "model.attention_dropout=0.1", "data.mask_documents=true"]
 OVERRIDES += ["data.reset_positions=true", "data.mask_eod=true"]
+
+
+@dataclass(frozen=True)
+class Move:
+    """A run at a layout, which goes on from the checkpoint of step `saved` of the run `origin`."""
+
+    dp: int
+    tp: int
+    pp: int
+    zero_stage: int = 1
+    origin: str = "whole"
+    saved: int = SAVED
+
+    @property
+    def world_size(self) -> int:
+        return self.dp * self.tp * self.pp
+
+    def overrides(self) -> list[str]:
+        return [f"parallel.{axis}={getattr(self, axis)}" for axis in ("dp", "tp", "pp", "zero_stage")]
+
+
+WHOLE = Move(dp=2, tp=1, pp=2)
 MOVES = {
-    "dp2 pp2": {"dp": 2, "tp": 1, "pp": 2},
-    "tp2 dp2": {"dp": 2, "tp": 2, "pp": 1},
-    "pp4": {"dp": 1, "tp": 1, "pp": 4},
-    "dp4": {"dp": 4, "tp": 1, "pp": 1},
-    "1 rank": {"dp": 1, "tp": 1, "pp": 1},
+    "dp2 pp2": WHOLE,
+    "tp2 dp2": Move(dp=2, tp=2, pp=1),
+    "pp4": Move(dp=1, tp=1, pp=4),
+    "dp4": Move(dp=4, tp=1, pp=1, zero_stage=2),
+    "zero3 dp2": Move(dp=2, tp=1, pp=1, zero_stage=3),
+    "1 rank": Move(dp=1, tp=1, pp=1),
+    "1 rank from zero3": Move(dp=1, tp=1, pp=1, origin="zero3 dp2", saved=LATER),
 }
 
 
 def train_all(config: Path, names: list[str]) -> None:
-    """Trains "whole" at dp2 × pp2, or goes on from its checkpoint of SAVED at the layouts `names`, on these ranks."""
+    """Trains "whole" at dp2 × pp2 from the beginning, and the moves of these names, on these ranks."""
     from neox.config.derive import resolve
     from neox.config.load import load_config
     from neox.data.parts import plan_parts
@@ -45,14 +69,13 @@ def train_all(config: Path, names: list[str]) -> None:
 
     Engine.close = lambda engine: None  # type: ignore[method-assign]  # the next run needs the process group
     for name in names:
-        layout = MOVES.get(name, MOVES["dp2 pp2"])
+        move = MOVES.get(name, WHOLE)
         tokenizer = f"data.tokenizer={config.parent / 'vocab.json'}"
-        overrides = [*OVERRIDES, tokenizer, *(f"parallel.{axis}={size}" for axis, size in layout.items())]
-        cfg = resolve(load_config([config], overrides), math.prod(layout.values()))
+        cfg = resolve(load_config([config], [*OVERRIDES, tokenizer, *move.overrides()]), move.world_size)
         run = RunDirectory(config.parent / name)
         if name in MOVES and os.environ["RANK"] == "0":
-            source = Store(config.parent / "whole" / "checkpoints").path(SAVED)
-            shutil.copytree(source, run.store.path(SAVED))
+            source = Store(config.parent / move.origin / "checkpoints").path(move.saved)
+            shutil.copytree(source, run.store.path(move.saved))
         if torch.distributed.is_initialized():
             torch.distributed.barrier()
         assert train(cfg, run, plan_parts(cfg, run.saved_state(run.check(cfg))), StopRequest()) == 0
@@ -64,15 +87,16 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = write_config(tmp_path_factory.mktemp("moves"))
     vocabulary = {"<|endoftext|>": END, "last": VOCAB - 1}
     (config.parent / "vocab.json").write_text(json.dumps(vocabulary))
-    run_ranks(train_all, 4, config, ["whole", *(name for name in MOVES if name != "1 rank")])
-    run_ranks(train_all, 1, config, ["1 rank"])
+    for world_size in (4, 2, 1):
+        moves = [name for name, move in MOVES.items() if move.world_size == world_size]
+        run_ranks(train_all, world_size, config, ["whole", *moves] if world_size == 4 else moves)
     return config.parent
 
 
 @pytest.mark.parametrize("name", MOVES)
 def test_losses_after_a_move_are_the_uninterrupted_ones(root: Path, name: str) -> None:
     whole, moved = ({r["step"]: r["loss"] for r in steps_of(root / run)} for run in ("whole", name))
-    assert list(moved) == list(range(SAVED + 1, STEPS + 1)) and len(whole) == STEPS
+    assert list(moved) == list(range(MOVES[name].saved + 1, STEPS + 1)) and len(whole) == STEPS
     exact = name == "dp2 pp2"
     assert moved == {step: whole[step] if exact else pytest.approx(whole[step], abs=1e-6) for step in moved}
 

@@ -27,6 +27,8 @@ from neox.data.parts import plan_part
 from neox.model.gpt import GPT
 from tests.train.launch import STEPS, Launch, records, run, steps_of, write_config, write_tokens
 
+ORDER = 360
+"""Samples in the order of the training part: whole epochs, and more than the 320 that were asked for."""
 STATE_KEYS = ("step", "samples", "tokens", "loss", "lr", "grad_norm", "valid_loss")
 
 
@@ -201,6 +203,23 @@ def test_flipped_byte_is_found_and_the_checkpoint_before_goes_on(uninterrupted, 
     assert f"going on from {checkpoints}/step_00000020\n" in output
     assert curve(run_dir) == curve(uninterrupted)
     assert Store(checkpoints).steps() == Store(uninterrupted / "checkpoints").steps()
+
+
+def test_checkpoint_before_a_damaged_one_needs_its_own_samples(uninterrupted, config, tmp_path):
+    """After step 10 the order has enough samples for the larger batches, after step 5, which goes on instead, not."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(uninterrupted, run_dir)
+    checkpoints = run_dir / "checkpoints"
+    for step in (20, 30, 40):
+        shutil.rmtree(checkpoints / f"step_{step:08d}")
+    (checkpoints / "step_00000010" / "rank_00000.safetensors").write_bytes(b"")
+    steps = 5 + (ORDER - 40) // 16 + 1
+    assert 80 + (steps - 10) * 16 <= ORDER < 40 + (steps - 5) * 16
+    changed = ["train.global_batch_size=16", f"train.steps={steps}", "optim.decay_steps=40"]
+    output = run(run_dir, config, *changed, expect=2)
+    assert f"going on from {checkpoints}/step_00000005\n" in output
+    assert f"neox: error: train.steps = {steps}: the run would need {40 + (steps - 5) * 16} samples" in output
+    assert "Traceback" not in output
 
 
 def test_older_of_two_starts_says_why_it_ends_and_writes_nothing(config, tmp_path):
