@@ -13,8 +13,13 @@ _ROUNDS = ((30, 0xBF58476D1CE4E5B9 - (1 << 64)), (27, 0x94D049BB133111EB - (1 <<
 def mix(state: Tensor) -> Tensor:
     """SplitMix64's output for each state, int64 (Steele et al. 2014, https://doi.org/10.1145/2714064.2660195)."""
     for shift, factor in _ROUNDS:
-        state = (state ^ (state >> shift & (1 << 64 - shift) - 1)) * factor
-    return state ^ (state >> 31 & (1 << 33) - 1)
+        state = _shift_into(state, shift).mul_(factor)
+    return _shift_into(state, 31)
+
+
+def _shift_into(state: Tensor, shift: int) -> Tensor:
+    """state ^ (state >> shift), shifting in zeros; one new tensor, for masks of attention are large."""
+    return (state >> shift).bitwise_and_((1 << 64 - shift) - 1).bitwise_xor_(state)
 
 
 def derive(keys: Tensor, numbers: range) -> Tensor:

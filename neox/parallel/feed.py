@@ -44,7 +44,8 @@ class Feed:
     ) -> Iterator[Loaded]:
         """The next `count` micro-batches, or none where this stage is given none; their contexts wait for `advance`."""
         batches = [MicroBatch(*each) for each in islice(micro_batches, count)]
-        self._waiting = iter([batch.context.to(device) for batch in batches])
+        # One by one, and none kept here: a context's masks are as large as a head's scores, and go with its backward.
+        self._waiting = (batch.context.to(device) for batch in batches)
         if not batches:
             return iter(())
         labels = [batch.labels.to(device) for batch in batches]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from neox.config.derive import ffn_size, num_parameters, padded_vocab
 from neox.config.optimizers import OPTIMIZERS
-from neox.config.schema import Config
+from neox.config.schema import Config, ModelConfig
 from neox.config.shape import attention_weights, head_dim, is_gated, num_kv_heads
 
 NUM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -34,8 +34,8 @@ def memory_per_rank(config: Config) -> Memory:
     """Estimate for a resolved configuration.
 
     Model state: ZeRO (Rajbhandari et al., arXiv 1910.02054, section 3). Activations: Korthikanti et al., arXiv
-    2205.05198, equation 2 without dropout masks and, as attention is fused, without the s × s scores; the first stage
-    holds pp micro-batches in flight (1F1B). What backward makes again is there for one block at a time.
+    2205.05198, equation 2, with the s × s scores only where attention cannot be fused; the first stage holds pp
+    micro-batches in flight (1F1B). What backward makes again is there for one block at a time.
     """
     model, parallel = config.model, config.parallel
     assert parallel.dp is not None and config.train.micro_batch_size is not None
@@ -46,9 +46,11 @@ def memory_per_rank(config: Config) -> Memory:
     tokens = config.train.micro_batch_size * model.seq_length
     projected = 2 * head_dim(model) * (model.num_heads + num_kv_heads(model))  # queries, keys, values and output
     inner = (3 if is_gated(model) else 2) * ffn_size(model)
-    attention, kept = projected / parallel.tp, model.hidden_size
-    per_token = width * (4 * kept + attention + inner / parallel.tp)
-    again = {"none": 0.0, "selective": width * attention, "full": per_token - width * kept}[parallel.recompute]
+    attention = (width * projected + bytes_per_score(model) * model.num_heads * model.seq_length) / parallel.tp
+    kept = model.hidden_size
+    masks = 2 * kept if model.hidden_dropout else 0
+    per_token = width * (4 * kept + inner / parallel.tp) + attention + masks
+    again = {"none": 0.0, "selective": attention, "full": per_token - width * kept}[parallel.recompute]
     in_flight = min(parallel.pp, config.train.grad_accum or 1)
     layers = model.num_layers / parallel.pp
     # One chunk of fp32 logits (kernels/linear_cross_entropy) and the sum of the head's gradient, which is fp32 too.
@@ -74,3 +76,12 @@ def num_moments(config: Config) -> int:
         matrices = attention_weights(model) + (3 if is_gated(model) else 2) * model.hidden_size * ffn_size(model)
         return 2 * total - model.num_layers * matrices
     return OPTIMIZERS[config.optim.name].num_moments * total
+
+
+def bytes_per_score(model: ModelConfig) -> int:
+    """Bytes that backward needs of each score of attention: none where it is fused; soft caps and dropout write them.
+
+    In fp32: the probabilities, the caps' tanh, and of dropout its mask and what is left.
+    """
+    is_capped, is_dropped = model.attn_softcap is not None, model.attention_dropout > 0
+    return 4 * (is_capped or is_dropped) + 4 * is_capped + 5 * is_dropped
