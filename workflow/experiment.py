@@ -261,7 +261,8 @@ def check_tuning(config: Mapping[str, Any], runs: Sequence[Run], site: Site) -> 
 
 def training_memory_mb(run: Run) -> int:
     """Host memory that one node of the run's training needs."""
-    return math.ceil(run.ranks_per_node * (memory_per_rank(run.config).total / 2**20 + RUNTIME_MEMORY_MB))
+    memory = memory_per_rank(run.config)
+    return math.ceil(run.ranks_per_node * ((memory.total + memory.host) / 2**20 + RUNTIME_MEMORY_MB))
 
 
 def index_memory_mb(run: Run, tokens: str, index: str) -> int:

@@ -33,8 +33,9 @@ def run(args: argparse.Namespace) -> int:
         ("FLOPs per token", f"{flops_per_token(config.model):,}"),
         ("memory per rank", f"{memory.total / 2**30:.2f} GiB"),
     ]
-    parts = ("weights", "gradients", "optimizer", "activations")
+    parts = ("weights", "gradients", "optimizer", "activations", "buffers")
     rows += [(f"  {part}", f"{getattr(memory, part) / 2**30:.2f} GiB") for part in parts]
+    rows.append(("host memory", f"{memory.host / 2**30:.2f} GiB more per rank: a checkpoint, and what is offloaded"))
     if args.rank_tflops:
         total = cost(config, args.world_size, args.ranks_per_node, args.rank_tflops, args.mfu)
         rows += [

@@ -6,9 +6,7 @@ from typing import Any
 
 from neox.config.derive import ffn_size
 from neox.config.schema import Config
-
-BUCKET_NUMEL = 50_000_000
-"""Elements per gradient bucket: 200 MB of fp32. DeepSpeed's default allocates ten times as much."""
+from neox.config.schema.parallel import BUCKET_NUMEL
 
 SCALER_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 """Attributes of DeepSpeed's dynamic loss scaler that change from step to step."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from neox.config.derive import ffn_size, num_parameters, padded_vocab
 from neox.config.optimizers import OPTIMIZERS
 from neox.config.schema import Config, ModelConfig
+from neox.config.schema.parallel import BUCKET_NUMEL
 from neox.config.shape import attention_weights, head_dim, is_gated, num_kv_heads
 
 NUM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -14,20 +15,24 @@ NUM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes per rank of the fullest pipeline stage."""
+    """Bytes per rank of the fullest pipeline stage, where the model is; `host` apart."""
 
     weights: float
-    """Parameters in the training precision."""
+    """Parameters in the training precision; with ZeRO-3 this rank's share, and what is gathered for use."""
     gradients: float
-    """Their gradients, summed in fp32."""
+    """Their gradients, summed in fp32; from ZeRO-2 on this rank's share."""
     optimizer: float
-    """fp32 masters and what the optimizer keeps, sharded over dp by ZeRO-1."""
+    """fp32 masters and what the optimizer keeps, shared out over dp; fp32 weights are their own masters."""
     activations: float
     """What backward needs, as parallel.recompute has it."""
+    buffers: float
+    """What gradients are sent and stepped on from."""
+    host: float
+    """The copy that a checkpoint is written from, and what parallel.offload puts there. Not part of `total`."""
 
     @property
     def total(self) -> float:
-        return self.weights + self.gradients + self.optimizer + self.activations
+        return self.weights + self.gradients + self.optimizer + self.activations + self.buffers
 
 
 def memory_per_rank(config: Config) -> Memory:
@@ -42,7 +47,6 @@ def memory_per_rank(config: Config) -> Memory:
     shards = parallel.tp * parallel.pp
     parameters = num_parameters(model) / shards
     width = NUM_BYTES[config.train.precision]
-    masters = 0 if config.train.precision == "fp32" else 4
     tokens = config.train.micro_batch_size * model.seq_length
     projected = 2 * head_dim(model) * (model.num_heads + num_kv_heads(model))  # queries, keys, values and output
     inner = (3 if is_gated(model) else 2) * ffn_size(model)
@@ -56,12 +60,44 @@ def memory_per_rank(config: Config) -> Memory:
     # One chunk of fp32 logits (kernels/linear_cross_entropy) and the sum of the head's gradient, which is fp32 too.
     rows = padded_vocab(model) / parallel.tp
     head = 4 * (min(tokens * rows, 1 << 24) + rows * model.hidden_size)
+    activations = tokens * ((per_token - again) * layers * in_flight + again) + head
+    return _model_state(config, parameters, activations)
+
+
+def _model_state(config: Config, parameters: float, activations: float) -> Memory:
+    """`parameters` are those of one replica's stage and tensor-parallel rank."""
+    parallel, width = config.parallel, NUM_BYTES[config.train.precision]
+    dp = parallel.dp or 1
+    stage, share, is_offloaded = parallel.zero_stage, parameters / dp, parallel.offload != "none"
+    masters = 0 if config.train.precision == "fp32" and not is_offloaded else 4 * share
+    moments = 4 * num_moments(config) / (parallel.tp * parallel.pp * dp)
+    weights = width * parameters
+    bucket = 4 * min(BUCKET_NUMEL, parameters) if dp > 1 else 0
+    buffers = max(bucket + 4 * share - activations, 0)  # stage 1 needs them when the activations are gone again
+    if stage > 1:
+        buffers = 2 * bucket  # gradients laid end to end while backward goes on, and what is on its way
+    if stage == 3:
+        gathered = width * min(_largest_piece(config) + BUCKET_NUMEL, parameters)  # in use, and fetched ahead
+        weights = gathered + (0 if parallel.offload == "parameters" else width * share)
+    on_host = masters + moments + 4 * share if is_offloaded else 0  # the gradients that the host steps on, too
+    if parallel.offload == "parameters":
+        on_host += width * share
     return Memory(
-        weights=width * parameters,
-        gradients=4 * parameters,
-        optimizer=(masters * parameters + 4 * num_moments(config) / shards) / parallel.dp,
-        activations=tokens * ((per_token - again) * layers * in_flight + again) + head,
+        weights=weights,
+        gradients=4 * (parameters if stage == 1 else share),
+        optimizer=0 if is_offloaded else masters + moments,
+        activations=activations,
+        buffers=buffers,
+        host=4 * share + moments + on_host,
     )
+
+
+def _largest_piece(config: Config) -> float:
+    """Parameters of a block or of the embedding, on one tensor-parallel rank."""
+    model = config.model
+    embedding = padded_vocab(model) * model.hidden_size
+    blocks = num_parameters(model) - (1 if model.tie_embeddings else 2) * embedding
+    return max(embedding, blocks / model.num_layers) / config.parallel.tp
 
 
 def num_moments(config: Config) -> int:

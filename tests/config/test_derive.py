@@ -9,7 +9,7 @@ from neox.config.errors import UserError
 from neox.config.flops import flops_per_token
 from neox.config.load import load_config
 from neox.config.schema import Config, ModelConfig, ParallelConfig, TrainConfig
-from neox.planner.memory import memory_per_rank
+from neox.planner.memory import Memory, memory_per_rank
 from neox.planner.time import cost
 
 MODEL = ["model.num_layers=4", "model.hidden_size=64", "model.num_heads=4", "model.vocab_size=1000"]
@@ -192,6 +192,27 @@ def test_plan_shards_what_is_sharded() -> None:
     assert plan.tokens == 8 * 2048 * 100
     assert plan.wall_h == pytest.approx(plan.flops / (8 * 1e12 * 0.5) / 3600)
     assert plan.node_hours == pytest.approx(2 * plan.wall_h)
+
+
+def test_memory_goes_where_zero_and_offloading_put_it() -> None:
+    def memory(*overrides: str) -> Memory:
+        return memory_per_rank(
+            derive.resolve(config("train.micro_batch_size=1", "train.precision=bf16", *overrides), 4)
+        )
+
+    parameters = derive.num_parameters(derive.resolve(config(), 1).model)
+    one, two, three = (memory(f"parallel.zero_stage={stage}") for stage in (1, 2, 3))
+    assert (one.weights, one.gradients, one.optimizer) == (2 * parameters, 4 * parameters, 12 * parameters / 4)
+    assert (two.weights, two.gradients, two.optimizer) == (one.weights, one.gradients / 4, one.optimizer)
+    assert (three.gradients, three.optimizer) == (two.gradients, two.optimizer)
+    assert one.host == 3 * 4 * parameters / 4, "a copy of masters and moments, to be written as a checkpoint"
+    large = ["model.num_layers=48", "model.hidden_size=4096", "model.num_heads=32", "parallel.zero_stage=3"]
+    whole = 2 * derive.num_parameters(derive.resolve(config(*large), 1).model)
+    assert whole / 4 < memory(*large).weights < whole / 3, "a quarter, the block in use and what is fetched ahead"
+    offloaded = memory("parallel.zero_stage=2", "parallel.offload=optimizer")
+    assert offloaded.optimizer == 0 and offloaded.host == one.host + 16 * parameters / 4
+    gathered = memory(*large, "parallel.offload=parameters").weights
+    assert gathered == pytest.approx(memory(*large).weights - whole / 4)
 
 
 def test_checkpoint_steps() -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+BUCKET_NUMEL = 50_000_000
+"""Elements that DeepSpeed sends at once: 200 MB of fp32 gradients. By default it takes ten times as many."""
+
 
 @dataclass(frozen=True)
 class ParallelConfig:
