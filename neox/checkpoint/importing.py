@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from neox.checkpoint.huggingface_import import HuggingFaceModel
 from neox.checkpoint.manifest import SliceInfo, TensorInfo
+from neox.checkpoint.meta_import import MetaModel, is_meta
+from neox.checkpoint.neox_import import NeoXModel, is_neox
 from neox.checkpoint.save import commit, write_slices
 from neox.checkpoint.settings import vocab_multiple
 from neox.checkpoint.store import Store, flush
@@ -47,31 +49,41 @@ class Source(Protocol):
         ...
 
 
-def open_source(folder: Path) -> Source:
-    """The model in a folder, of whatever kind it is.
+def open_source(folder: Path, configs: Sequence[Path] = ()) -> Source:
+    """The model in a folder, of whatever kind it is; `configs` are the files of a GPT-NeoX run.
 
     Raises:
         UserError: it is no model that can be read here.
     """
+    if is_neox(folder):
+        return NeoXModel(folder, configs)
+    if configs:
+        raise UserError(f"--config {configs[0]}: is for checkpoints of GPT-NeoX, and {folder} is none (global_step…)")
+    if is_meta(folder):
+        return MetaModel(folder)
     if (folder / "config.json").is_file():
         return HuggingFaceModel(folder)
-    raise UserError(f"{folder}: neither a checkpoint of ours nor a model of transformers (config.json)")
+    raise UserError(
+        f"{folder} is not a checkpoint of ours (manifest.json), nor a model of transformers (config.json), of GPT-NeoX "
+        "(layer_00-model_00-model_states.pt, mp_rank_00_model_states.pt) or of Meta (params.json)"
+    )
 
 
-def import_model(folder: Path, output: Path, tokenizer: Path | None = None) -> None:
+def import_model(folder: Path, output: Path, tokenizer: Path | None = None, configs: Sequence[Path] = ()) -> None:
     """Writes `output`: the checkpoint of step 0, weights alone, and a config.yaml whose runs start from it.
 
     Weights pass through memory a block at a time. `output` appears whole or not at all.
 
     Args:
         tokenizer: the model's tokenizer.json, if it is not in `folder`.
+        configs: the YAML files of a GPT-NeoX run, if its checkpoint does not hold them.
 
     Raises:
         UserError: the model is not one that this trainer computes, is damaged, or `output` exists.
     """
     if output.exists():
         raise UserError(f"--output {output}: exists; name a folder that does not")
-    source = open_source(folder)
+    source = open_source(folder, configs)
     tokenizer = tokenizer or source.tokenizer
     model = with_vocabulary(source.model, tokenizer)
     output.parent.mkdir(parents=True, exist_ok=True)

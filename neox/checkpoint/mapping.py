@@ -35,13 +35,17 @@ class Run:
     num_rows: int
 
 
+def logical_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of our tensors."""
+    with torch.device("meta"):
+        return {name: tuple(p.shape) for name, p in GPT(model, padded_vocab(model)).named_parameters()}
+
+
 class RowMap:
     """Every row of one model, in both forms."""
 
     def __init__(self, model: ModelConfig, family: Family) -> None:
-        with torch.device("meta"):
-            parameters = dict(GPT(model, padded_vocab(model)).named_parameters())
-        self.ours = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+        self.ours = logical_shapes(model)
         """Shapes of our tensors."""
         self.theirs: dict[str, tuple[int, ...]] = {}
         """Shapes of theirs, in an order that keeps each layer together."""

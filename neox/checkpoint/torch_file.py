@@ -17,7 +17,11 @@ from neox.config.errors import UserError
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
-PLAIN: list[Any] = [np.ndarray, np.dtype, np.dtypes.UInt32DType, np.dtypes.Int64DType, np.empty(0).__reduce__()[0]]
+RECONSTRUCT = np.empty(0).__reduce__()[0]
+PLAIN: list[Any] = [
+    *(np.ndarray, np.dtype, np.dtypes.UInt32DType, np.dtypes.Int64DType, np.dtypes.Float64DType),
+    *((RECONSTRUCT, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),  # numpy 1 and 2
+]
 """What numpy's random state is made of, which checkpoints of DeepSpeed hold beside the weights."""
 
 

@@ -6,7 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
-HELP = "export a checkpoint to a Hugging Face model, or import a model (GPTNeoX, Llama, Mistral, Falcon)"
+HELP = "export a checkpoint to a Hugging Face model, or import one, or a checkpoint of GPT-NeoX or Meta"
 
 DTYPES = ("float32", "bfloat16", "float16")
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -22,6 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokenizer", type=Path, metavar="FILE", help="tokenizer.json: of the run (required), or of the model"
     )
     parser.add_argument(
+        "--config", type=Path, action="append", default=[], metavar="FILE", help="of a GPT-NeoX run, may be repeated"
+    )
+    parser.add_argument(
         "--max-shard-size", default="5GB", metavar="SIZE", help="largest file of an export (default 5GB)"
     )
     parser.add_argument("--dtype", choices=DTYPES, help="numbers of an export (default float32)")
@@ -32,12 +35,12 @@ def run(args: argparse.Namespace) -> int:
     shard_bytes = parse_size(args.max_shard_size)
     from neox.config.errors import UserError
 
-    if not (args.source / "manifest.json").is_file() and looks_foreign(args.source):
+    if not (args.source / "manifest.json").is_file():
         from neox.checkpoint.importing import import_model
 
         if args.dtype:
             raise UserError(f"--dtype {args.dtype}: is for exports; checkpoints hold float32")
-        import_model(args.source, args.output, args.tokenizer)
+        import_model(args.source, args.output, args.tokenizer, args.config)
     else:
         import torch
 
@@ -45,15 +48,11 @@ def run(args: argparse.Namespace) -> int:
 
         if args.tokenizer is None:
             raise UserError("--tokenizer is required to export a checkpoint: tokenizer.json of the run")
-        dtype = getattr(torch, args.dtype or "float32")
-        convert(args.source, args.tokenizer, args.output, shard_bytes, dtype)
+        if args.config:
+            raise UserError(f"--config {args.config[0]}: is for imports; a checkpoint of ours knows its configuration")
+        convert(args.source, args.tokenizer, args.output, shard_bytes, getattr(torch, args.dtype or "float32"))
     print(args.output)
     return 0
-
-
-def looks_foreign(folder: Path) -> bool:
-    """Whether a folder holds someone else's model."""
-    return (folder / "config.json").is_file()
 
 
 def parse_size(text: str) -> int:

@@ -12,7 +12,8 @@ from typing import Any
 
 from neox.config.errors import UserError
 from neox.config.legacy_convert import Flat
-from neox.config.legacy_convert_run import CONVERTERS
+from neox.config.legacy_convert_run import CONVERTERS, MODEL_CONVERTERS
+from neox.config.legacy_table import MODEL
 from neox.config.legacy_table_run import KEYS
 
 SHARED = "checkpoint"
@@ -33,6 +34,9 @@ COMPAT = (
     "compat is neox_v2, GPT-NeoX's commit ea7aefd8; Pythia and GPT-NeoX-20B were trained with version 1.0: give "
     "compat=neox_v1; compat=none is free of both versions' faults"
 )
+
+MODEL_READS = ("model_parallel_size", "seed", "hidden_dropout", "attention_dropout")
+"""Keys of other tables that the model's shape is read from too."""
 
 Sources = Mapping[str, tuple[str, Any]]
 
@@ -71,7 +75,22 @@ def translate(sources: Sources) -> tuple[dict[str, Any], list[str]]:
     Raises:
         UserError: a value asks for what this trainer does not do; the line names file, key, reason and alternative.
     """
+    _check(sources)
     notices: dict[str, list[str]] = {}
+    for name, (_, value) in sources.items():
+        key = KEYS[name]
+        if key.category == "elsewhere" and value is not None and value != key.default:
+            notices.setdefault(key.text, []).append(name)
+    flat = Flat(sources, "train_iters")
+    values = {key.text: flat.get(name) for name, key in KEYS.items() if key.category == "copied"}
+    for convert in CONVERTERS:
+        values.update(convert(flat))
+    lines = [f"{', '.join(names)}: {text}" for text, names in notices.items()]
+    return _nested({key: value for key, value in values.items() if value is not None}), [*lines, *flat.notices]
+
+
+def _check(sources: Sources) -> None:
+    """UserError where a value asks for what this trainer does not do."""
     for name, (path, value) in sources.items():
         key = KEYS[name]
         if value is None or value == key.default:
@@ -80,14 +99,6 @@ def translate(sources: Sources) -> tuple[dict[str, Any], list[str]]:
             raise UserError(f"{path}: GPT-NeoX key {name} = {shown(value)}: {key.text}")
         if key.category in ("copied", "converted") and isinstance(key.default, bool) and not isinstance(value, bool):
             raise UserError(f"{path}: GPT-NeoX key {name} = {shown(value)}: expected true or false")
-        if key.category == "elsewhere":
-            notices.setdefault(key.text, []).append(name)
-    flat = Flat(sources)
-    values = {key.text: flat.get(name) for name, key in KEYS.items() if key.category == "copied"}
-    for convert in CONVERTERS:
-        values.update(convert(flat))
-    lines = [f"{', '.join(names)}: {text}" for text, names in notices.items()]
-    return _nested({key: value for key, value in values.items() if value is not None}), [*lines, *flat.notices]
 
 
 def read_flat(files: Sequence[tuple[Path, Mapping[Any, Any]]]) -> dict[str, Any]:
@@ -104,6 +115,19 @@ def read_flat(files: Sequence[tuple[Path, Mapping[Any, Any]]]) -> dict[str, Any]
 @functools.cache
 def _say(line: str) -> None:
     print(line, file=sys.stderr)
+
+
+def read_model(files: Sequence[tuple[Path, Mapping[Any, Any]]]) -> dict[str, Any]:
+    """Our `model` section from GPT-NeoX's files, whatever the rest of them asks for."""
+    found = collect(files)
+    sources = {name: found[name] for name in found if name in MODEL or name in MODEL_READS}
+    _check(sources)
+    flat = Flat(sources)
+    values = {key.text: flat.get(name) for name, key in MODEL.items() if key.category == "copied"}
+    for convert in MODEL_CONVERTERS:
+        values.update(convert(flat))
+    nested = _nested({key: value for key, value in values.items() if value is not None})
+    return dict(nested["model"])
 
 
 def shown(value: Any) -> str:

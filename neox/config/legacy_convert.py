@@ -14,11 +14,11 @@ from neox.config.schema.model import InitRule
 class Flat:
     """The flat keys as GPT-NeoX would see them: its defaults apply where a key is not set."""
 
-    def __init__(self, sources: Mapping[str, tuple[str, Any]]) -> None:
+    def __init__(self, sources: Mapping[str, tuple[str, Any]], *required: str) -> None:
         self.sources = sources
         self.notices: list[str] = []
         self.files = ", ".join(dict.fromkeys(path for path, _ in sources.values()))
-        for name in ("num_layers", "hidden_size", "num_attention_heads", "seq_length", "train_iters"):
+        for name in ("num_layers", "hidden_size", "num_attention_heads", "seq_length", *required):
             if self.get(name) is None:
                 raise UserError(f"{self.files}: GPT-NeoX key {name} is required: give all files of the configuration")
 

@@ -205,8 +205,11 @@ def start(flat: Flat) -> Converted:
     return {"checkpoint.init_from": flat.get("load")}
 
 
+MODEL_CONVERTERS: tuple[Callable[[Flat], Converted], ...] = (attention, shape, positions, norms, mlp, weights)
+"""The groups that the model alone depends on."""
+
 CONVERTERS: tuple[Callable[[Flat], Converted], ...] = (
-    *(attention, shape, positions, norms, mlp, weights, pipeline, zero),
+    *(*MODEL_CONVERTERS, pipeline, zero),
     *(optimizer, precision, schedule, checkpoints, data, blends, derived, start),
 )
 """Every group, in the order its errors are reported."""

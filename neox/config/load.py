@@ -15,7 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from neox.config.errors import UserError
-from neox.config.schema import Config
+from neox.config.schema import Config, ModelConfig
 
 OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=.*", re.DOTALL)
 
@@ -77,6 +77,19 @@ def load_config(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> C
         merged = merge(merged, nested)
     config: Config = build(Config, merged)
     return config
+
+
+def load_model(files: Sequence[Path]) -> ModelConfig:
+    """The `model` section of GPT-NeoX's flat files, of which nothing else is looked at.
+
+    Raises:
+        UserError: as `load_config`, and where the model is not one that this trainer computes.
+    """
+    from neox.config.legacy import read_model
+
+    named = ", ".join(map(str, files))
+    model: ModelConfig = build(ModelConfig, read_model([(p, read_yaml(p)) for p in files]), f"{named}: ", "model.")
+    return model
 
 
 def _read_all(paths: Sequence[Path]) -> list[tuple[str, dict[str, Any]]]:
