@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from jobs.errors import UserError
-from jobs.site import find_site, load_site, with_overlay
+from jobs.site import find_site, load_site, with_image, with_overlay
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -17,6 +17,7 @@ def build_parser() -> argparse.ArgumentParser:
     launch = commands.add_parser("launch", help="run a command as many ranks inside an allocation, or on this machine")
     launch.add_argument("--overlay", type=Path, help="variables on top of the site's, as `jobs tune` writes them")
     launch.add_argument("--run-dir", type=Path, help="append how this allocation ended to its segments.jsonl")
+    launch.add_argument("--image", help="container image, instead of the one of the site's container")
     launch.add_argument("--dry-run", action="store_true", help="print environment and launch line, start nothing")
     tune = commands.add_parser("tune", help="find the settings of a site's `tuning` that make a command's time shorter")
     tune.add_argument("--rounds", type=int, default=20, help="times that all are measured (default: %(default)s)")
@@ -64,6 +65,8 @@ def run_launch(arguments: argparse.Namespace) -> int:
     from jobs import launcher
 
     site, size = load_site(arguments.site), launch_size(arguments)
+    if arguments.image:
+        site = with_image(site, arguments.image)
     if arguments.overlay:
         site = with_overlay(site, arguments.overlay)
     if arguments.dry_run:

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from jobs import warning
 from jobs.errors import PayloadError
@@ -45,6 +46,8 @@ class Allocation:
     """Where this job's processes leave notes; private to the job."""
     runtime_min: int
     """The walltime that was asked for."""
+    has_successor: bool = False
+    """Whether a job that goes on already waits for the end of this one, which then is not requeued."""
     was_warned: bool = False
     ending: str = ""
     warned: set[int] = field(default_factory=set)
@@ -53,26 +56,42 @@ class Allocation:
     def __call__(self) -> int:
         for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
+        if (verdict := warning.read_verdict(self.folder)) is not None:
+            return self._leave_to_predecessor(verdict)
         restarts = Restarts(self.folder, self.max_idle)
         self.end_s = time.time() + 60 * self.runtime_min - LATE_START_S
         while True:
             if refusal := restarts.refusal():  # the scheduler itself may start a job again for ever
-                raise PayloadError(refusal)
+                self._fail(refusal)
             code = self._run_command(restarts.begin())
             if code == 0:
+                warning.write_verdict(self.folder, "")
                 return 0
             outcome = warning.read_outcome(self.folder)
             if outcome == warning.UNHEALTHY and SCHEDULERS[self.scheduler].batch is not None:
                 return warning.SAVED  # not requeued: the same nodes would be as good as any
             if outcome != warning.SAVED and (outcome in (None, warning.REFUSED) or not restarts.has_progress()):
-                raise PayloadError(f"exit code {code}")
+                self._fail(f"exit code {code}")
             if refusal := restarts.refusal():
-                raise PayloadError(refusal)
+                self._fail(refusal)
             why = "state saved" if outcome == warning.SAVED else f"failed (exit code {code}) after a new checkpoint"
             print(f"jobs: {why}, runs again", file=sys.stderr, flush=True)
             if SCHEDULERS[self.scheduler].batch is not None:
-                self._requeue()
+                if not self.has_successor:
+                    self._requeue()
                 return warning.SAVED
+
+    def _fail(self, why: str) -> NoReturn:
+        """An end that is final, for the jobs that wait for this one too."""
+        warning.write_verdict(self.folder, why)
+        raise PayloadError(why)
+
+    def _leave_to_predecessor(self, verdict: str) -> int:
+        """What this job is there for is settled: nothing is started."""
+        print("jobs: an allocation before this one has settled it", file=sys.stderr, flush=True)
+        if verdict:
+            raise PayloadError(verdict)
+        return 0
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name

@@ -47,6 +47,13 @@ class ActiveJob:
     """Relative to the folder the controller worked in."""
     notes: Path
     """Where its allocations leave notes for each other."""
+    successors: tuple[tuple[str, Path], ...] = ()
+    """Id and folder of the jobs that wait for its end, in order."""
+
+    @property
+    def chain(self) -> list[tuple[str, Path]]:
+        """Id and folder of the job and of its successors."""
+        return [(self.job_id, self.folder), *self.successors]
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,7 @@ class ActiveJobs:
             name=data["name"],
             outputs=tuple(data["outputs"]),
             notes=Path(data["notes"]),
+            successors=tuple((job_id, Path(folder)) for job_id, folder in data["successors"]),
         )
 
     def all(self) -> list[ActiveJob]:

@@ -20,8 +20,8 @@ from jobs.spec import Launch
 
 SLOW_FACTOR, SLOW_S = 5.0, 0.5
 """A link is slow if it took this many times what the fastest quarter took, and this long: shared nodes are noisy."""
-PER_RANK = ("--gpus-per-task", "--gpu-bind", "--cpu-bind")
-"""Options that deal a node out to its ranks; who examines it must see all of it."""
+PER_RANK = ("--gpus-per-task", "--gpu-bind", "--cpu-bind", "--container-", "--no-container-")
+"""Options that deal a node out to its ranks, or hide it from them; who examines it must see all of it."""
 POLL_S = 0.05
 
 
@@ -35,6 +35,7 @@ def examine(site: Site, launch: Launch, environ: Mapping[str, str], port: int | 
     probe = replace(
         launch,
         command=(sys.executable, "-m", "jobs.health", str(folder)),
+        python="",
         ranks_per_node=1,
         folder=folder,
         device_choice="",

@@ -10,11 +10,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
 from jobs import examination, mpi, runs, segments, warning
+from jobs.container import contain
 from jobs.errors import UserError
 from jobs.launch import LAUNCHERS
 from jobs.launch.contract import Launcher
@@ -50,7 +50,14 @@ def plan_launch(
         raise UserError(f"--nodes {nodes}: site {site.name} has one node")
     cpus = int(environ.get(words.get("cpus_per_rank", "")) or max(1, site.cores // ranks))
     hosts = _hosts(SCHEDULERS[site.scheduler], environ)[:nodes]
-    return Launch(tuple(command), nodes, ranks, cpus, folder, site.gpus, site.device_choice, site.launch_args, hosts)
+    launch = Launch(
+        tuple(command), nodes, ranks, cpus, folder, site.gpus, site.device_choice, site.launch_args, hosts=hosts
+    )
+    if site.container is None:
+        return launch
+    variables = [*launch_environment(site, launch, environ), site.device_choice]
+    names = [name for name in variables if name not in ("", "scheduler")]
+    return contain(launch, site.launcher, site.container, Path.cwd(), names)
 
 
 def _hosts(scheduler: Scheduler, environ: Mapping[str, str]) -> tuple[str, ...]:
@@ -74,14 +81,38 @@ def _port(scheduler: Scheduler, environ: Mapping[str, str]) -> int | None:
 def launch_environment(site: Site, launch: Launch, environ: Mapping[str, str]) -> dict[str, str]:
     """What `jobs launch` adds to the ranks' environment. The user's own OMP_NUM_THREADS wins over ours."""
     threads = environ.get("OMP_NUM_THREADS", str(launch.cpus_per_rank))
+    words = {"OMP_NUM_THREADS": threads, "DLTS_HOSTFILE": str(hostfile(launch.folder))}
     peaks = " ".join(f"{precision}={tflops:g}" for precision, tflops in site.rank_tflops.items())
-    return {"OMP_NUM_THREADS": threads, **({PEAK_VARIABLE: peaks} if peaks else {}), **site.environment}
+    return {**words, **({PEAK_VARIABLE: peaks} if peaks else {}), **site.environment}
+
+
+def hostfile(folder: Path) -> Path:
+    return folder / "hostfile"
+
+
+def hostfile_text(launch: Launch) -> str:
+    """The hosts as DeepSpeed and GPT-NeoX read them: `HOST slots=RANKS`, one a line (deepspeed/launcher/runner.py)."""
+    return "".join(f"{host} slots={launch.ranks_per_node}\n" for host in launch.hosts)
+
+
+def place(site: Site, launch: Launch, environ: Mapping[str, str]) -> list[str]:
+    """What ranks are told of their place, as far as it is settled before the launcher runs."""
+    if LAUNCHERS[site.launcher].is_single_node:
+        return [f"# {site.launcher} sets RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT"]
+    port = _port(SCHEDULERS[site.scheduler], environ)
+    return [
+        f"WORLD_SIZE={launch.world_size}",
+        f"LOCAL_WORLD_SIZE={launch.ranks_per_node}",
+        f"MASTER_ADDR={launch.hosts[0]}",
+        f"MASTER_PORT={port}" if port else "# MASTER_PORT: one that is free",
+        f"# RANK and LOCAL_RANK: as {site.launcher} places each rank",
+    ]
 
 
 def describe(site: Site, launch: Launch, environ: Mapping[str, str]) -> str:
     """What --dry-run prints: the environment, then the exact line."""
     lines = [f"{name}={shlex.quote(value)}" for name, value in launch_environment(site, launch, environ).items()]
-    return "\n".join([*lines, shlex.join(LAUNCHERS[site.launcher].argv(launch))])
+    return "\n".join([*lines, *place(site, launch, environ), shlex.join(LAUNCHERS[site.launcher].argv(launch))])
 
 
 def run(site: Site, command: list[str], nodes: int, ranks_per_node: int | None, run_dir: Path | None) -> int:
@@ -90,7 +121,8 @@ def run(site: Site, command: list[str], nodes: int, ranks_per_node: int | None, 
     if warning.has_saved(os.environ):
         return warning.SAVED  # a rule with `retries` tries again inside the allocation that is about to end
     folder = Path(tempfile.mkdtemp(prefix=".launch-", dir=_shared_folder(run_dir, os.environ)))
-    launch = replace(launch, folder=folder)
+    launch = plan_launch(site, command, nodes, ranks_per_node, folder, os.environ)
+    hostfile(folder).write_text(hostfile_text(launch))
     began = segments.now()
     try:
         environ = {**os.environ, **launch_environment(site, launch, os.environ)}

@@ -6,7 +6,7 @@ import sys
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ class Submission:
     outputs: tuple[str, ...]
     command: list[str]
     cwd: Path
+    num_successors: int = 0
+    """Jobs that wait behind it and go on where it ends."""
 
 
 @dataclass
@@ -54,6 +56,8 @@ class QueuedJob:
     """What its allocations tell each other is in this folder and beside it."""
     handle: Any
     """submitit's job."""
+    successors: list[Any] = field(default_factory=list)
+    """submitit's jobs that wait for its end, in order."""
     state: State = State.UNKNOWN
     num_ended: int = 0
     num_unknown: int = 0
@@ -83,10 +87,30 @@ class Queue:
         """Submits a command. Raises UserError when the scheduler refuses."""
         key = self.active.key(submission.spec.name, submission.outputs)
         notes = self.folder / "allocations" / uuid.uuid4().hex
-        return QueuedJob(submission, key, notes, self._submit(submission, key, notes))
+        job = QueuedJob(submission, key, notes, self._submit(submission, notes))
+        self._remember(job)
+        self._fill_chain(job)
+        return job
 
-    def _submit(self, submission: Submission, key: Path, notes: Path) -> Any:
-        site, name = self.site, submission.spec.name
+    def _fill_chain(self, job: QueuedJob) -> None:
+        """Queues what is missing behind a job; a scheduler that takes no more of them is asked again later."""
+        try:
+            while len(job.successors) < job.submission.num_successors:
+                last = job.successors[-1] if job.successors else job.handle
+                job.successors.append(self._submit(job.submission, job.notes, after=str(last.job_id)))
+                self._remember(job)
+        except UserError as error:
+            print(f"jobs: no successor waits behind job {job.job_id}: {error}", file=sys.stderr, flush=True)
+
+    def _remember(self, job: QueuedJob) -> None:
+        """For the next controller, should this one die."""
+        spec, handle = job.submission.spec, job.handle
+        waiting = tuple((str(one.job_id), one.paths.folder) for one in job.successors)
+        words = (job.job_id, self.site.scheduler, handle.paths.folder, spec.name, job.submission.outputs, job.notes)
+        self.active.add(job.key, ActiveJob(*words, waiting))
+
+    def _submit(self, submission: Submission, notes: Path, after: str | None = None) -> Any:
+        site, name, spec = self.site, submission.spec.name, replace(submission.spec, after=after)
         allocation = Allocation(
             submission.command,
             submission.cwd,
@@ -94,18 +118,17 @@ class Queue:
             site.grace_s,
             site.max_idle,
             notes,
-            submission.spec.runtime_min,
+            spec.runtime_min,
+            has_successor=submission.num_successors > 0,
         )
         folder = self.folder / name / uuid.uuid4().hex[:8]
         avoid = tuple(excluded(notes, site.health.max_excluded)) if site.health else ()
         try:
-            handle = executor.submit(site, folder, replace(submission.spec, exclude=avoid), allocation)
+            return executor.submit(site, folder, replace(spec, exclude=avoid), allocation)
         except UserError:
             if not avoid:
                 raise
-            handle = executor.submit(site, folder, submission.spec, allocation)  # too few nodes are left without them
-        self.active.add(key, ActiveJob(handle.job_id, site.scheduler, folder, name, submission.outputs, notes))
-        return handle
+            return executor.submit(site, folder, spec, allocation)  # too few nodes are left without them
 
     def adopt(self, submission: Submission) -> QueuedJob | None:
         """The same job if an earlier controller submitted it and it has not ended.
@@ -118,13 +141,13 @@ class Queue:
             return None
         if self.found is None:
             self.found = self._ask_about_found()
-        handle = executor.attach(self.site.scheduler, found.folder, found.job_id)
-        job = QueuedJob(submission, key, found.notes, handle)
-        job.state = self.found.get(found.job_id, State.UNKNOWN)
-        if job.state in (State.PENDING, State.RUNNING):
-            return job
-        key.unlink()
-        return None
+        states = self.found
+        alive = [one for one in found.chain if states.get(one[0]) in (State.PENDING, State.RUNNING)]
+        if not alive:
+            key.unlink()
+            return None
+        first, *waiting = (executor.attach(self.site.scheduler, folder, job_id) for job_id, folder in alive)
+        return QueuedJob(submission, key, found.notes, first, waiting, states[alive[0][0]])
 
     def _ask_about_found(self) -> dict[str, State]:
         """States of all jobs that an earlier controller left, with one call for any number of them."""
@@ -132,7 +155,8 @@ class Queue:
         left = [job for job in self.active.all() if job.scheduler == scheduler]
         deadline_s = time.monotonic() + ADOPTION_PATIENCE_S
         while True:
-            states = executor.ask(scheduler, [executor.attach(scheduler, job.folder, job.job_id) for job in left])
+            handles = [executor.attach(scheduler, folder, job_id) for job in left for job_id, folder in job.chain]
+            states = executor.ask(scheduler, handles)
             if states is not None:
                 return states
             if time.monotonic() > deadline_s:
@@ -167,7 +191,7 @@ class Queue:
         """
         result = executor.read_result(job.handle)
         if result == 0:
-            job.key.unlink(missing_ok=True)
+            self._forget(job)
             return ""
         if job.num_ended < (CONFIRMATIONS if result is None else 1) and job.num_unknown < MAX_UNKNOWN:
             return None
@@ -176,7 +200,7 @@ class Queue:
             refusal = Restarts(job.notes, self.site.max_idle).refusal() or self._run_on(job)
             if not refusal:
                 return None
-        job.key.unlink(missing_ok=True)
+        self._forget(job)
         how = result.rpartition("PayloadError: ")[2] if isinstance(result, str) else f"{job.state.value}, no result"
         why = refusal or error_line([*job.logs, *logs])
         return f"job {job.job_id} failed ({how})" + (f": {why}" if why else "")
@@ -190,20 +214,29 @@ class Queue:
         died = job.state in (State.FAILED, State.OUT_OF_MEMORY)
         return job.state in LOST or (died and Restarts(job.notes, self.site.max_idle).has_progress())
 
+    def _forget(self, job: QueuedJob) -> None:
+        """Nobody shall adopt it, and none of its successors is wanted."""
+        if job.successors:
+            executor.cancel(self.site.scheduler, job.successors)
+        job.key.unlink(missing_ok=True)
+
     def _run_on(self, job: QueuedJob) -> str:
-        """Submits the job anew; returns why not, if the scheduler refuses."""
+        """The job's successor takes its place, or it is submitted anew; returns why not, if the scheduler refuses."""
         old, how = job.job_id, job.state.value
         try:
-            job.handle = self._submit(job.submission, job.key, job.notes)
+            job.handle = job.successors.pop(0) if job.successors else self._submit(job.submission, job.notes)
         except UserError as error:
             return f"not submitted anew: {error}"
+        self._remember(job)
+        self._fill_chain(job)
         job.state, job.num_ended, job.num_unknown = State.UNKNOWN, 0, 0
         print(f"jobs: job {old} ended ({how}) and runs on as job {job.job_id}", file=sys.stderr, flush=True)
         return ""
 
     def cancel(self, jobs: Sequence[QueuedJob]) -> None:
         """Cancels all of them; none is left to adopt, unless the scheduler cannot be told."""
-        if jobs and (why_not := executor.cancel(self.site.scheduler, [job.handle for job in jobs])):
+        handles = [handle for job in jobs for handle in (*reversed(job.successors), job.handle)]
+        if jobs and (why_not := executor.cancel(self.site.scheduler, handles)):
             ids = ", ".join(job.job_id for job in jobs)
             print(f"jobs: error: not cancelled: {ids}: {why_not}; the same command adopts them", file=sys.stderr)
             return

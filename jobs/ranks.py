@@ -30,7 +30,7 @@ def wrapper_argv(launch: Launch, ranks_from: str, signals_by_file: bool = False)
     options = ["--from", ranks_from, "--folder", str(launch.folder)]
     options += ["--device-choice", launch.device_choice] if launch.device_choice else []
     options += ["--signals-by-file"] if signals_by_file else []
-    return [sys.executable, "-m", "jobs.ranks", *options, "--", *launch.command]
+    return [launch.python or sys.executable, "-m", "jobs.ranks", *options, "--", *launch.command]
 
 
 def code_file(folder: Path, rank: int) -> Path:

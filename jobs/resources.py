@@ -43,10 +43,16 @@ def job_spec(name: str, resources: Mapping[str, Any], threads: int, site: Site) 
         extra=(*site.submit_args, *shlex.split(words["extra"] or "")),
         setup=site.setup,
         signal_delay_s=site.signal_delay_s,
+        requeue=num_successors(resources, site) == 0,
     )
     _check_fits(spec, site)
     spec = _fit_queue(replace(spec, mem_gb=0) if site.whole_nodes else spec, site)
     return replace(spec, extra=tuple(option.replace("{nodes}", str(spec.nodes)) for option in spec.extra))
+
+
+def num_successors(resources: Mapping[str, Any], site: Site) -> int:
+    """How many jobs wait behind a job: those that train, and only they, go on where another ended."""
+    return site.chain if resources.get("launches") else 0
 
 
 def placed(command: list[str], resources: Mapping[str, Any], site: Site) -> list[str]:

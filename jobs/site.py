@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from jobs.container import Container
 from jobs.errors import UserError
 from jobs.health import Health
 
@@ -52,6 +53,8 @@ class Site:
     max_idle: int
     rank_tflops: dict[str, float] = field(default_factory=dict)
     """Peak of one rank by precision, in 10¹² FLOP/s."""
+    chain: int = 0
+    """Successors that wait behind a training job; 0: it is requeued in place."""
     whole_nodes: bool = False
     has_launch_node: bool = False
     device_choice: str = ""
@@ -61,6 +64,8 @@ class Site:
     queues: tuple[Queue, ...] = ()
     tuning: tuple[Knob, ...] = ()
     """What `jobs tune` tries."""
+    container: Container | None = None
+    """What ranks run in; None: on the node as it is."""
     health: Health | None = None
     """What nodes are examined for before ranks start; None: they are not."""
 
@@ -92,6 +97,7 @@ def load_site(name_or_path: str) -> Site:
         signal_delay_s=data["signal_delay_s"],
         grace_s=data["grace_s"],
         max_idle=data["requeue"]["max_idle"],
+        chain=data["requeue"].get("chain", 0),
         whole_nodes=data.get("whole_nodes", False),
         has_launch_node=data.get("has_launch_node", False),
         device_choice=data.get("device_choice", ""),
@@ -103,7 +109,15 @@ def load_site(name_or_path: str) -> Site:
         ),
         tuning=tuple(Knob(row["knob"], tuple(row["choices"])) for row in data.get("tuning", [])),
         health=_health(data.get("health")),
+        container=_container(data.get("container")),
     )
+
+
+def with_image(site: Site, image: str) -> Site:
+    """The site with another container image. Raises UserError where its ranks run in no container."""
+    if site.container is None:
+        raise UserError(f"--image {image}: site {site.name} has no `container` that says how to run it")
+    return replace(site, container=replace(site.container, image=image))
 
 
 def with_overlay(site: Site, file: Path) -> Site:
@@ -120,6 +134,12 @@ def with_overlay(site: Site, file: Path) -> Site:
 
 def _variables(data: dict[str, Any]) -> dict[str, str]:
     return {item["name"]: item["value"] for item in data.get("environment", [])}
+
+
+def _container(data: dict[str, Any] | None) -> Container | None:
+    if not data:
+        return None
+    return Container(data["runtime"], data["image"], tuple(data.get("mounts", ())), tuple(data.get("args", ())))
 
 
 def _health(data: dict[str, Any] | None) -> Health | None:

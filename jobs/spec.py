@@ -29,6 +29,8 @@ class JobSpec:
     setup: tuple[str, ...] = ()
     """Shell lines of the batch script before its command: modules, environments."""
     requeue: bool = True
+    after: str | None = None
+    """Id of a job that must have ended, however it did, before this one starts."""
     signal_delay_s: int = 120
     """Seconds between the warning signal USR2 and the end of the walltime."""
     command: tuple[str, ...] = ()
@@ -52,6 +54,8 @@ class Launch:
     """Who shows each rank one GPU: `scheduler`, or a variable set to the local rank; empty: all ranks see all."""
     extra: tuple[str, ...] = ()
     """Further options of the launcher, one argument each."""
+    python: str = ""
+    """What runs the wrapper around each rank; empty: the interpreter of this process."""
     hosts: tuple[str, ...] = ()
     """One per node, in the allocation's order; this machine where there is no allocation."""
 

@@ -75,6 +75,18 @@ def has_saved(environ: Mapping[str, str]) -> bool:
     return folder is not None and read_outcome(folder) in (SAVED, UNHEALTHY)
 
 
+def write_verdict(folder: Path, why: str) -> None:
+    """Says to all later allocations of the job that it is over: finished (empty), or failed for good, and why."""
+    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.with_name(f"{folder.name}.verdict").write_text(why)
+
+
+def read_verdict(folder: Path) -> str | None:
+    """None while the job is not over."""
+    file = folder.with_name(f"{folder.name}.verdict")
+    return file.read_text() if file.exists() else None
+
+
 def exclude(environ: Mapping[str, str], nodes: Iterable[str]) -> None:
     """Has the job's next allocation avoid some nodes."""
     if folder := folder_of(environ):

@@ -64,6 +64,7 @@ def submit_argv(spec: JobSpec, script: Path) -> list[str]:
         "-q": spec.partition,
         "-o": _path(spec.stdout),
         "-e": _path(spec.stderr),
+        "-w": spec.after and f"ended({spec.after})",
         "-wa": "USR2",
         "-wt": math.ceil(spec.signal_delay_s / 60),
     }

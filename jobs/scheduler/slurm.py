@@ -59,6 +59,7 @@ def submit_argv(spec: JobSpec, script: Path) -> list[str]:
         "account": spec.account,
         "partition": spec.partition,
         "qos": spec.qos,
+        "dependency": spec.after and f"afterany:{spec.after}",
         "exclude": ",".join(spec.exclude) or None,
         # B: only the batch process is warned; it knows whom to tell. Without it the job steps get the signal at once.
         "signal": f"B:USR2@{spec.signal_delay_s}",

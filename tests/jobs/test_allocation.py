@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from jobs.allocation import Allocation
 from jobs.controller import ActiveJob, ActiveJobs, Lock
 from jobs.errors import PayloadError, UserError
 from jobs.failure import error_line
-from jobs.queue import Queue, Submission
+from jobs.queue import Queue, QueuedJob, Submission
 from jobs.restarts import Restarts
 from jobs.site import load_site
 from jobs.spec import JobSpec
@@ -115,6 +117,51 @@ def test_lost_jobs_are_submitted_anew(
     known = queue.active.find(job.key)
     assert (known.job_id if known else None) == ("8" if expected else None)
     queue.close()
+
+
+def chained(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Queue, QueuedJob, list[str]]:
+    """A queue of fake jobs 7, 8, 9 ..., a job with one successor, and the ids that were cancelled."""
+    numbers, cancelled = itertools.count(7), list[str]()
+    monkeypatch.setattr(executor, "submit", lambda *arguments: FakeHandle(folder, str(next(numbers))))
+    monkeypatch.setattr(executor, "cancel", lambda scheduler, jobs: cancelled.extend(job.job_id for job in jobs))
+    queue = Queue(load_site("slurm"), folder / "state", 1)
+    job = queue.submit(replace(submission(folder, "train_summary.json"), num_successors=1))
+    Restarts(job.notes, 3).begin()
+    return queue, job, cancelled
+
+
+def test_a_successor_takes_over_and_another_waits_behind_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue, job, cancelled = chained(tmp_path, monkeypatch)
+    assert (job.job_id, [one.job_id for one in job.successors]) == ("7", ["8"])
+    job.state, job.num_ended = State.NODE_FAIL, 2
+    assert queue.end(job, []) is None
+    assert (job.job_id, [one.job_id for one in job.successors]) == ("8", ["9"])
+    known = queue.active.find(job.key)
+    assert known is not None and [job_id for job_id, _ in known.chain] == ["8", "9"]
+    monkeypatch.setattr(executor, "read_result", lambda handle: 0)
+    assert queue.end(job, []) == "" and cancelled == ["9"] and queue.active.find(job.key) is None
+    queue.close()
+
+
+def test_the_successor_of_a_dead_controllers_job_is_adopted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue, job, cancelled = chained(tmp_path, monkeypatch)
+    monkeypatch.setattr(executor, "ask", lambda scheduler, jobs: {"7": State.COMPLETED, "8": State.RUNNING})
+    adopted = queue.adopt(job.submission)
+    assert adopted is not None and (adopted.job_id, adopted.successors) == ("8", [])
+    queue.cancel([job])
+    assert cancelled == ["8", "7"], "the successor first, or it would start"
+    queue.close()
+
+
+@pytest.mark.parametrize(("script", "verdict"), [("exit 0", ""), ("end 2; exit 2", "exit code 2")])
+def test_what_is_settled_is_not_started_again(tmp_path: Path, script: str, verdict: str) -> None:
+    for _ in range(2):
+        if verdict:
+            with pytest.raises(PayloadError, match=verdict):
+                allocation(tmp_path, RUN + script)()
+        else:
+            assert allocation(tmp_path, RUN + script)() == 0
+    assert (tmp_path / "starts").read_text() == "0\n"
 
 
 def test_ended_job_waits_for_its_launch(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from snakemake_interface_executor_plugins.settings import CommonSettings, Execut
 
 from jobs.errors import UserError
 from jobs.queue import Queue, QueuedJob, Submission
-from jobs.resources import job_spec, placed
+from jobs.resources import job_spec, num_successors, placed
 from jobs.site import load_site
 
 RESULT_POLL_S = 2
@@ -82,7 +82,8 @@ class Executor(RemoteExecutor):
         spec = job_spec(job.name, resources, job.threads, self.site)
         line = ["bash", "-c", self.format_job_exec(job)]  # Snakemake makes a shell line of it
         outputs = tuple(str(path) for path in job.output)
-        return Submission(spec, outputs, placed(line, resources, self.site), self.workdir)
+        successors = num_successors(resources, self.site)
+        return Submission(spec, outputs, placed(line, resources, self.site), self.workdir, successors)
 
     async def check_active_jobs(self, active_jobs: list[SubmittedJobInfo]) -> AsyncGenerator[SubmittedJobInfo, None]:
         self.queue.refresh([_queued(info) for info in active_jobs])
@@ -102,7 +103,8 @@ class Executor(RemoteExecutor):
 
     def shutdown(self) -> None:
         super().shutdown()
-        self.queue.close()
+        if hasattr(self, "queue"):  # Snakemake also shuts down an executor that it had nothing to give to
+            self.queue.close()
 
 
 def _queued(info: SubmittedJobInfo) -> QueuedJob:
