@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from neox.config.schema import Config
 
 HELP = "print layout, memory, step time and node-hours of a run before it is queued"
 
@@ -30,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
         ("parameters", f"{num_parameters(config.model):,}"),
         ("layout", f"dp {parallel.dp} × tp {parallel.tp} × pp {parallel.pp} = {args.world_size} ranks"),
         ("batch", f"{train.global_batch_size} = {train.micro_batch_size} × {train.grad_accum} × {parallel.dp} samples"),
+        *warmup_rows(config),
         ("FLOPs per token", f"{flops_per_token(config.model):,}"),
         ("memory per rank", f"{memory.total / 2**30:.2f} GiB"),
     ]
@@ -46,3 +51,17 @@ def run(args: argparse.Namespace) -> int:
         ]
     print("\n".join(f"{name:<18}{value}" for name, value in rows))
     return 0
+
+
+def warmup_rows(config: Config) -> list[tuple[str, str]]:
+    """How many steps and tokens the warm-up of batch and length takes; nothing where there is none."""
+    from neox.config.warmup import phases
+
+    *before, last = phases(config)
+    if not before:
+        return []
+    num_steps = sum(steps for steps, _, _ in before)
+    tokens = sum(steps * samples * length for steps, samples, length in before)
+    _, samples, length = before[0]
+    until = f"{last[1]} samples of {last[2]} tokens"
+    return [("warm-up", f"{samples} samples of {length} to {until} in {num_steps:,} steps, {tokens:,} tokens")]

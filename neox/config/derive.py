@@ -23,6 +23,7 @@ from neox.config.shape import (
     num_position_rows,
 )
 from neox.config.vocabulary import count_vocabulary
+from neox.config.warmup import check_warmup
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ def resolve(config: Config, world_size: int) -> Config:
     train = dataclasses.replace(config.train, **dataclasses.asdict(batch))
     resolved = dataclasses.replace(config, model=model, parallel=parallel, optim=optim, train=train)
     check_optimizer(resolved)
+    check_warmup(resolved)
     check_compat(resolved)
     return resolved
 

@@ -106,6 +106,32 @@ def schedule(flat: Flat) -> Converted:
     return {"optim.schedule": style, "optim.decay_steps": steps}
 
 
+def curriculum(flat: Flat) -> Converted:
+    """DeepSpeed's curriculum_learning by seqlen; what other versions of its scheduler compute otherwise is refused."""
+    block = flat.block("curriculum_learning")
+    if not block.get("enabled"):
+        return {}
+    kind, options = block.get("schedule_type"), block.get("schedule_config") or {}
+    if block.get("curriculum_type", "seqlen") != "seqlen":
+        raise flat.refusal("curriculum_learning", "only seqlen", "curriculum_type", block["curriculum_type"])
+    flat.notices.append("curriculum_learning: validation reads whole samples; GPT-NeoX's pipeline cuts those too")
+    if kind == "fixed_discrete":
+        lengths, steps = options.get("difficulty") or [], options.get("max_step") or []
+        return {"train.seq_warmup": "discrete", "train.seq_warmup_lengths": lengths, "train.seq_warmup_steps": steps}
+    if kind not in ("fixed_linear", "fixed_root"):
+        allowed = "allowed are fixed_linear, fixed_root, fixed_discrete"
+        raise flat.refusal("curriculum_learning", allowed, "schedule_type", kind)
+    lengths = [block.get("min_difficulty"), block.get("max_difficulty")]
+    steps, multiple = options.get("total_curriculum_step"), options.get("difficulty_step")
+    root = options.get("root_degree") if kind == "fixed_root" else 1
+    if not all(isinstance(value, int) and value > 0 for value in (*lengths, steps, multiple, root)):
+        needs = "min_difficulty, max_difficulty, schedule_config.total_curriculum_step, difficulty_step, root_degree"
+        raise flat.refusal("curriculum_learning", f"needs whole numbers above 0: {needs}")
+    values = {"seq_warmup": kind[6:], "seq_warmup_lengths": lengths, "seq_warmup_steps": [steps]}
+    values |= {"seq_warmup_multiple": multiple, "seq_warmup_root": root}
+    return {f"train.{name}": value for name, value in values.items()}
+
+
 def checkpoints(flat: Flat) -> Converted:
     """checkpoint_factor: every n steps, or the whole parts of its powers; without it only the last step is saved."""
     factor, scale, steps = flat.get("checkpoint_factor"), flat.get("checkpoint_scale"), flat.count("train_iters")
@@ -210,6 +236,6 @@ MODEL_CONVERTERS: tuple[Callable[[Flat], Converted], ...] = (attention, shape, p
 
 CONVERTERS: tuple[Callable[[Flat], Converted], ...] = (
     *(*MODEL_CONVERTERS, pipeline, zero),
-    *(optimizer, precision, schedule, checkpoints, data, blends, derived, start),
+    *(optimizer, precision, schedule, curriculum, checkpoints, data, blends, derived, start),
 )
 """Every group, in the order its errors are reported."""

@@ -35,8 +35,8 @@ class Ends:
 class Batches:
     """One data-parallel rank's micro-batches; the step that begins at any sample is found at once.
 
-    A step consumes micro_batch_size × grad_accum × dp consecutive items; its micro-batch k is the next
-    micro_batch_size × dp of them, dealt to the ranks in contiguous slices.
+    A step consumes micro_batch_size × grad_accum × dp consecutive items, or with fewer micro-batches fewer; its
+    micro-batch k is the next micro_batch_size × dp of them, dealt to the ranks in contiguous slices.
     """
 
     def __init__(
@@ -60,21 +60,32 @@ class Batches:
         self._dp_index = dp_index
 
     @property
-    def global_batch_size(self) -> int:
-        """Samples that a step consumes on all ranks together."""
-        return self._micro_batch_size * self._grad_accum * self._dp
+    def micro_step_size(self) -> int:
+        """Samples of one micro-batch on all ranks together."""
+        return self._micro_batch_size * self._dp
 
-    def step(self, samples_consumed: int) -> list[MicroBatch]:
-        """The step after `samples_consumed` samples: grad_accum micro-batches of [mbs, s] tokens."""
+    @property
+    def global_batch_size(self) -> int:
+        """Samples that a step of grad_accum micro-batches consumes on all ranks together."""
+        return self.micro_step_size * self._grad_accum
+
+    def step(
+        self, samples_consumed: int, num_micro_batches: int | None = None, length: int | None = None
+    ) -> list[MicroBatch]:
+        """The step after `samples_consumed` samples: micro-batches of [mbs, length] tokens.
+
+        num_micro_batches: None: grad_accum. length: how many of each sample's first tokens; None: all.
+        """
         size = self._micro_batch_size
         first = samples_consumed + self._dp_index * size
-        return [self._micro_batch(first + k * size * self._dp) for k in range(self._grad_accum)]
+        count = self._grad_accum if num_micro_batches is None else num_micro_batches
+        return [self._micro_batch(first + k * size * self._dp, length) for k in range(count)]
 
-    def _micro_batch(self, first: int) -> MicroBatch:
+    def _micro_batch(self, first: int, length: int | None) -> MicroBatch:
         items = range(first, first + self._micro_batch_size)
         rows = [self._dataset[item] for item in items]
         text, labels = (torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
-        tokens, labels = text[:, :-1].contiguous(), labels[:, 1:].contiguous()
+        tokens, labels = text[:, :-1][:, :length].contiguous(), labels[:, 1:][:, :length].contiguous()
         context = Context() if self._ends is None else self._ends.context(tokens)
         if self._ends is not None and self._ends.mask_eod:
             labels[tokens == self._ends.token] = IGNORED

@@ -79,6 +79,8 @@ class Engine:
         self._topology = topology
         self._tensor = groups.tensor_group(topology)
         self._feed, self._needs_context = Feed(cfg), needs_context(cfg)
+        self._length: int | None = None
+        self._sent_length: int | None = None
         with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints its partition and its configuration
             deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False)
             self._module, grid = build_module(cfg, topology, self._tensor, self._feed)
@@ -121,18 +123,30 @@ class Engine:
     def train_step(
         self, micro_batches: MicroBatches, lr: float, is_bad: Callable[[float], bool] | None = None
     ) -> StepResult:
-        """One optimizer step over grad_accum micro-batches taken from the iterator.
+        """One optimizer step over the micro-batches of `set_shape`, or else grad_accum, taken from the iterator.
 
         `is_bad` is asked, on every rank, about the loss before the weights change; true skips the step. Not in bf16.
         """
         for group in self._zero.param_groups:
             group["lr"] = lr * group["rate"]
+        self._forget_buffers(self._length)
         with refusing(self._zero, self._steps, is_bad) if is_bad else contextlib.nullcontext():
             loss = self._steps.train_batch(self._load(micro_batches, self._deepspeed.gradient_accumulation_steps()))
         return StepResult(float(loss), float(self._zero._global_grad_norm), bool(self._zero.overflow))
 
+    def set_shape(self, num_micro_batches: int, length: int | None = None) -> None:
+        """What the training steps from here on consist of: micro-batches a step, and tokens a sample (None: all)."""
+        self._length = length
+        if num_micro_batches == self._deepspeed.gradient_accumulation_steps():
+            return
+        samples = num_micro_batches * self._deepspeed.train_micro_batch_size_per_gpu() * self._topology.dp
+        self._deepspeed.set_train_batch_size(samples)
+        self._deepspeed.micro_steps = 0  # whose multiples of the new number of micro-batches end steps
+        self._zero.gradient_accumulation_steps = num_micro_batches  # offloaded gradients are summed if it is above 1
+
     def eval_loss(self, micro_batches: MicroBatches, num_micro_batches: int) -> float:
         """Mean loss over `num_micro_batches` per dp rank, without gradients; equal on every rank."""
+        self._forget_buffers(None)
         loaded = self._load(micro_batches, num_micro_batches)
         return float(self._steps.eval_batch(loaded, num_micro_batches=num_micro_batches))
 
@@ -210,6 +224,12 @@ class Engine:
     def _load(self, micro_batches: MicroBatches, count: int) -> Iterator[Loaded]:
         data_group = self._deepspeed.mpu.get_data_parallel_group()
         return self._feed.load(micro_batches, count, self._deepspeed.device, data_group)
+
+    def _forget_buffers(self, length: int | None) -> None:
+        """Makes the stages tell each other anew what they send, if it is not of the `length` that it last was of."""
+        if self._topology.pp > 1 and length != self._sent_length:
+            self._deepspeed.reset_activation_shape()
+        self._sent_length = length
 
     def _held_pieces(self) -> Iterator[tuple[Piece, nn.Parameter]]:
         """Every piece this rank holds, duplicates of other ranks' included, and the parameter it is of."""

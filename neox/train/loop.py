@@ -15,6 +15,7 @@ from neox.config.derive import checkpoint_steps
 from neox.config.errors import UserError
 from neox.config.load import config_hash, to_dict
 from neox.config.schema import Config
+from neox.config.warmup import batch_size_at, length_at
 from neox.data.parts import Parts, check_same_data
 from neox.parallel.engine import Engine, StepResult
 from neox.parallel.topology import Topology
@@ -99,6 +100,7 @@ class Loop:
         self.cfg, self.run, self.engine, self.inputs = cfg, run, engine, inputs
         self.step = 0
         self.samples = 0
+        self.tokens = 0
         self.saved_step: int | None = None
         self.metrics: Metrics | None = None
         self.throughput = Throughput(cfg, engine.world_size, peak_tflops(cfg))
@@ -125,6 +127,8 @@ class Loop:
         restore_random_state(state["rng"])
         self.watch.restore(state["watch"])
         self.step, self.samples, self.saved_step = state["step"], state["samples"], state["step"]
+        # Absent: saved by a version that had no warm-up of either.
+        self.tokens = state.get("tokens", self.samples * self.cfg.model.seq_length)
         self._say(f"going on from {reader.directory}")
         return state
 
@@ -172,14 +176,19 @@ class Loop:
         """One optimizer step and its record; returns what was wrong with it."""
         begin = time.perf_counter()
         lr = self._learning_rate()
-        batches = self.inputs.train.step(self.samples) if self.engine.reads_data else []
+        size, length = batch_size_at(self.cfg.train, self.samples), length_at(self.cfg, self.step + 1)
+        num_micro_batches = size // self.inputs.train.micro_step_size
+        self.engine.set_shape(num_micro_batches, length)
+        reads_data = self.engine.reads_data
+        batches = self.inputs.train.step(self.samples, num_micro_batches, length) if reads_data else []
         is_bad = self.watch.is_spike if self.watch.refuses_spikes else None
         with self.watchdog.step(self.step + 1):
             result = self.engine.train_step(iter(batches), lr, is_bad)
         self.step += 1
-        self.samples += self.inputs.train.global_batch_size
+        self.samples += size
+        self.tokens += size * length
         if self.metrics is not None:
-            self.metrics.record_step(self._record(result, lr, time.perf_counter() - begin))
+            self.metrics.record_step(self._record(result, lr, time.perf_counter() - begin, size, length))
         return self.watch.judge(result)
 
     def respond(self, anomaly: Anomaly) -> Action:
@@ -192,12 +201,12 @@ class Loop:
 
     def _rewind(self, reason: str) -> Action:
         """Takes over the latest checkpoint, but goes on behind the samples that were seen since it."""
-        bad_step, samples, num_rewinds = self.step, self.samples, self.watch.num_rewinds + 1
+        bad_step, samples, tokens, num_rewinds = self.step, self.samples, self.tokens, self.watch.num_rewinds + 1
         self.saver.wait()
         if self.saved_step is None:
             return self.respond(Anomaly("stop", f"{reason}; there is no checkpoint to rewind to"))
         self.resume()
-        self.samples, self.watch.num_rewinds = samples, num_rewinds
+        self.samples, self.tokens, self.watch.num_rewinds = samples, tokens, num_rewinds
         if self.metrics is not None:
             self.metrics.close()
             self.open_metrics(is_rewind=True)
@@ -245,6 +254,7 @@ class Loop:
         return {
             "step": self.step,
             "samples": self.samples,
+            "tokens": self.tokens,
             "optimizer": self.engine.optimizer_scalars(),
             "rng": random_state(),
             "watch": self.watch.state(),
@@ -254,17 +264,18 @@ class Loop:
             "code": code_version(),
         }
 
-    def _record(self, result: StepResult, lr: float, step_time_s: float) -> dict[str, Any]:
-        seq_length = self.cfg.model.seq_length
+    def _record(
+        self, result: StepResult, lr: float, step_time_s: float, num_samples: int, length: int
+    ) -> dict[str, Any]:
         record = {
             "step": self.step,
             "samples": self.samples,
-            "tokens": self.samples * seq_length,
+            "tokens": self.tokens,
             "loss": result.loss,
             "lr": lr,
             "grad_norm": result.grad_norm,
             "step_time_s": round(step_time_s, 6),
-            **self.throughput.rates(self.inputs.train.global_batch_size, seq_length, step_time_s),
+            **self.throughput.rates(num_samples, length, step_time_s),
         }
         return record | {"skipped": True} if result.is_skipped else record
 

@@ -27,6 +27,18 @@ SMALL: dict[str, Any] = {
     "train_micro_batch_size_per_gpu": 2,
     "optimizer": {"type": "Adam", "params": {"lr": 1e-3}},
 }
+CURRICULUM = {
+    "enabled": True,
+    "curriculum_type": "seqlen",
+    "min_difficulty": 8,
+    "max_difficulty": 32,
+    "schedule_type": "fixed_root",
+    "schedule_config": {"total_curriculum_step": 50, "difficulty_step": 8, "root_degree": 2},
+}
+DISCRETE = {
+    "schedule_type": "fixed_discrete",
+    "schedule_config": {"difficulty": [8, 16, 32], "max_step": [5, 10]},
+}
 BLEND = {"train_data_paths": ["a", "b"], "valid_data_paths": ["c"], "test_data_paths": ["d"]}
 
 
@@ -121,6 +133,10 @@ def test_defaults_of_gpt_neox_apply_where_a_key_is_not_set(tmp_path: Path) -> No
         ({"optimizer": {"type": "Adam", "params": {"lr": 1, "adam_w_mode": False}}}, "optim.name", "adam"),
         ({"optimizer": {"type": "Lion", "params": {"lr": 1}}}, "optim.betas", (0.9, 0.99)),
         ({"optimizer": {"type": "SGD", "params": {"lr": 1, "momentum": 0.9}}}, "optim.momentum", 0.9),
+        ({"curriculum_learning": CURRICULUM}, "train.seq_warmup_lengths", (8, 32)),
+        ({"curriculum_learning": CURRICULUM}, "train.seq_warmup_steps", (50,)),
+        ({"curriculum_learning": CURRICULUM}, "train.seq_warmup", "root"),
+        ({"curriculum_learning": CURRICULUM | DISCRETE}, "train.seq_warmup_lengths", (8, 16, 32)),
         ({"lr_decay_fraction": 0.255}, "optim.decay_steps", 25),
         ({"lr_decay_fraction": 0.5, "lr_decay_iters": 90}, "optim.decay_steps", 90),
         ({"lr_decay_style": "exponential"}, "optim.schedule", "exponential"),
@@ -165,6 +181,11 @@ def test_values_become_ours(tmp_path: Path, changes: dict[str, Any], key: str, e
         ({"use_qk_layernorm": True}, ["use_qk_layernorm = True", "model.qk_norm"]),
         ({"train_iters": ...}, ["train_iters is required"]),
         ({"init_method": "kaiming"}, ["init_method = 'kaiming'", "scaled_orthogonal"]),
+        ({"curriculum_learning": {**CURRICULUM, "min_difficulty": None}}, ["curriculum_learning", "min_difficulty"]),
+        (
+            {"curriculum_learning": {**CURRICULUM, "schedule_type": "custom"}},
+            ["schedule_type = 'custom'", "fixed_root"],
+        ),
         ({"lr_decay_fraction": 0}, ["lr_decay_fraction = 0", "above 0"]),
         ({"train_data_paths": ["a"], "valid_data_paths": ["b"]}, ["test_data_paths", "train_data_paths"]),
         ({**BLEND, "data_path": "d"}, ["data_path = 'd'", "train_data_paths"]),

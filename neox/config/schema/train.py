@@ -18,6 +18,20 @@ class TrainConfig:
     """Samples per rank and forward pass."""
     grad_accum: int | None = None
     """Micro-batches per step and rank; under a pipeline, the micro-batches in flight."""
+    batch_warmup: tuple[int, int, int] | None = None
+    """[start, increment, samples]: the global batch grows from start to global_batch_size by increments, in equal
+    shares of that many samples; the micro-batch stays (Megatron-LM: rampup-batch-size)."""
+    seq_warmup: Literal["none", "linear", "root", "discrete"] = "none"
+    """Curriculum of lengths: a step reads the first tokens of each of its samples, more and more of them
+    (`neox/config/warmup.py` has the formulas; GPT-NeoX: curriculum_learning)."""
+    seq_warmup_lengths: tuple[int, ...] = ()
+    """linear, root: first and last length in tokens; discrete: all of them."""
+    seq_warmup_steps: tuple[int, ...] = ()
+    """linear, root: the step at which the last length is reached; discrete: the last step of each length but one."""
+    seq_warmup_multiple: int = 8
+    """linear, root: lengths are multiples of this; 8 suits 16-bit matrix units."""
+    seq_warmup_root: float = 2.0
+    """root: the degree; 1 is linear."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Number format of weights and activations; masters, gradients' sum and moments stay fp32."""
     attention: Literal["auto", "flash", "sdpa"] = "auto"
