@@ -12,13 +12,16 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from neox.config.errors import UserError
 from neox.data.durable import write_json
 from neox.data.jsonl import read_texts
+
+if TYPE_CHECKING:
+    from neox.language_model import LanguageModel
 
 DATA = "$DATA"
 """Stands for the data folder in a task file: lm-evaluation-harness wants absolute paths."""
@@ -45,12 +48,19 @@ PACKAGES = ("lm_eval", "transformers", "datasets", "torch")
 
 
 def evaluate(
-    model: Path, tasks: Path, names: Sequence[str], data: Path, output: Path, batch_size: int = 16
+    model: Path,
+    tasks: Path,
+    names: Sequence[str],
+    data: Path,
+    output: Path,
+    batch_size: int = 16,
+    tokenizer: Path | None = None,
 ) -> dict[str, float]:
     """Runs the tasks called `names` of the folder `tasks` and writes `output`, JSON, whole or not at all.
 
     Args:
-        model: folder of an exported model (`neox convert`).
+        model: folder of an exported model (`neox convert`), or a checkpoint, which our own model computes.
+        tokenizer: tokenizer.json for a checkpoint; None: the one its configuration names.
         tasks: folder of lm-evaluation-harness task files, in which $DATA stands for `data`.
         names: tasks, groups or tags; empty: every task of the folder.
 
@@ -68,7 +78,7 @@ def evaluate(
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="neox-evaluate-") as scratch:
         folder = render_tasks(tasks, data, Path(scratch) / "tasks")
-        results = _run(model, folder, names, tasks, batch_size)
+        results = _run(_language_model(model, tokenizer, batch_size), folder, names, tasks)
     metrics = flatten(results["results"])
     versions = {package: importlib.metadata.version(package) for package in PACKAGES}
     report = {"metrics": metrics, "versions": versions, "model": str(model), "harness": _plain(results, folder, tasks)}
@@ -114,8 +124,8 @@ def flatten(results: dict[str, dict[str, Any]]) -> dict[str, float]:
 
 
 def _check_model(model: Path) -> None:
-    if not (model / "config.json").is_file():
-        raise UserError(f"{model}: no exported model there (config.json is missing); make one with neox convert")
+    if not (model / "config.json").is_file() and not (model / "manifest.json").is_file():
+        raise UserError(f"{model}: no exported model there (config.json), and no checkpoint (manifest.json)")
 
 
 def _check_yaml(path: Path, text: str) -> None:
@@ -140,12 +150,42 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _run(model: Path, folder: Path, names: Sequence[str], tasks: Path, batch_size: int) -> dict[str, Any]:
-    """The harness's own results."""
+def _language_model(model: Path, tokenizer: Path | None, batch_size: int) -> dict[str, Any]:
+    """The harness's arguments for its own back end on an exported model, or for ours on a checkpoint."""
     os.environ.update(QUIET_AND_OFFLINE)
+    import torch
+
+    if not (model / "manifest.json").is_file():
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        named = {"pretrained": str(model.resolve())}
+        return {"model": "hf", "model_args": named, "batch_size": batch_size, "device": device}
+    from neox.generate import load_generator
+    from neox.language_model import LanguageModel
+
+    return {"model": _adapted(LanguageModel(load_generator(model, tokenizer), batch_size))}
+
+
+def _adapted(model: LanguageModel) -> Any:
+    """The harness's interface to our model: its requests are objects whose `args` are ours."""
+    from lm_eval.api.model import LM
+
+    class Adapted(LM):
+        def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+            return model.log_likelihoods([request.args for request in requests])
+
+        def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+            return model.rolling([request.args[0] for request in requests])
+
+        def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+            return model.generate_until([request.args for request in requests])
+
+    return Adapted()
+
+
+def _run(language_model: dict[str, Any], folder: Path, names: Sequence[str], tasks: Path) -> dict[str, Any]:
+    """The harness's own results."""
     import datasets
     import lm_eval
-    import torch
     from lm_eval.tasks import TaskManager
 
     datasets.config.HF_DATASETS_CACHE = folder.parent / "datasets"  # not the user's home
@@ -159,12 +199,9 @@ def _run(model: Path, folder: Path, names: Sequence[str], tasks: Path, batch_siz
     try:
         with _quiet():
             results = lm_eval.simple_evaluate(
-                model="hf",
-                model_args={"pretrained": str(model.resolve())},
+                **language_model,
                 tasks=list(names),
                 task_manager=manager,
-                batch_size=batch_size,
-                device="cuda" if torch.cuda.is_available() else "cpu",
                 bootstrap_iters=BOOTSTRAP_ITERS,
                 log_samples=False,
             )

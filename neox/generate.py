@@ -86,19 +86,21 @@ class Generator:
         text = self.tokenizer.tokenizer.decode(tokens, skip_special_tokens=True)
         return Sample(prompt, text, tokens, finished=tokens[-1] == self.tokenizer.eod)
 
-    @torch.inference_mode()
     def continuations(self, prompt: Sequence[int], num_samples: int, sampling: Sampling) -> list[list[int]]:
-        """Tokens that follow the tokens `prompt`, one list per sample, each up to and with the end of document.
+        """Tokens that follow the tokens `prompt`, one list per sample, each up to and with the end of document."""
+        return self.rows([prompt] * num_samples, sampling)
 
-        The samples share the prompt and so run as one batch without padding.
-        """
-        num_tokens = min(sampling.max_tokens, self.cfg.seq_length - len(prompt))
+    @torch.inference_mode()
+    def rows(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
+        """What follows each of the prompts, which are of one length and so run as one batch without padding."""
+        num_samples, length = len(prompts), len(prompts[0])
+        num_tokens = min(sampling.max_tokens, self.cfg.seq_length - length)
         if num_tokens < 1:
-            raise UserError(f"--prompt: {len(prompt)} tokens leave no room in a context of {self.cfg.seq_length}")
+            raise UserError(f"--prompt: {length} tokens leave no room in a context of {self.cfg.seq_length}")
         device = next(self.model.parameters()).device
         generators = [random_generator(sampling.seed, index) for index in range(num_samples)]
-        cache = KVCache(self.cfg.num_layers, len(prompt) + num_tokens)
-        tokens = torch.tensor([list(prompt)] * num_samples, device=device)
+        cache = KVCache(self.cfg.num_layers, length + num_tokens)
+        tokens = torch.tensor([list(prompt) for prompt in prompts], device=device)
         is_done = torch.zeros(num_samples, dtype=torch.bool)
         added = []
         for _ in range(num_tokens):
@@ -115,14 +117,19 @@ class Generator:
         return tokens[: tokens.index(eod) + 1] if eod in tokens else tokens
 
 
-def load_generator(checkpoint: Path, tokenizer: Path) -> Generator:
+def load_generator(checkpoint: Path, tokenizer: Path | None) -> Generator:
     """The model of a checkpoint folder, on the accelerator where there is one, in fp32.
+
+    Without `tokenizer` it is the one that the checkpoint's configuration names.
 
     Raises:
         UserError: `checkpoint` is none or is damaged, or `tokenizer` is none or does not fit.
     """
-    cfg = saved_config(manifest.read(checkpoint)).model
-    loaded = load_tokenizer(tokenizer)
+    saved = saved_config(manifest.read(checkpoint))
+    cfg = saved.model
+    if tokenizer is None and saved.data.tokenizer is None:
+        raise UserError(f"--tokenizer is required: the configuration of {checkpoint} names none")
+    loaded = load_tokenizer(tokenizer or Path(str(saved.data.tokenizer)))
     model = GPT(cfg, padded_vocab(cfg))
     load_model_weights(model, checkpoint)
     return Generator(model.to("cuda" if torch.cuda.is_available() else "cpu"), cfg, loaded)

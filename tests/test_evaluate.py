@@ -19,9 +19,10 @@ from neox.config.errors import UserError
 from neox.config.schema import ModelConfig
 from neox.data.tokenizer import LoadedTokenizer, load_tokenizer, train_tokenizer
 from neox.evaluate import evaluate, flatten
+from neox.generate import Generator, Sampling
 from neox.model.gpt import GPT
 from neox.model.init import init_weights
-from tests.checkpoint.test_huggingface import rows_of
+from tests.checkpoint.test_huggingface import rows_of, save_checkpoint
 
 TASKS = Path(__file__).parents[1] / "workflow" / "eval_tasks"
 CFG = ModelConfig(num_layers=2, hidden_size=32, num_heads=2, seq_length=24, vocab_size=400, vocab_multiple=64)
@@ -113,6 +114,57 @@ def test_cloze_is_that_of_a_plain_loop(world: World, metrics: dict[str, float]) 
     assert 0.1 < sum(hits) / len(hits) < 0.9
     assert metrics["cloze/acc"] == pytest.approx(sum(hits) / len(hits))
     assert metrics["cloze/perplexity"] == pytest.approx(math.exp(-sum(logs) / len(logs)), rel=1e-5)
+
+
+CHOICE = """
+task: choice
+dataset_path: json
+dataset_kwargs: {data_files: {test: $DATA/choice.jsonl}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{context}}"
+doc_to_target: "{{answer}}"
+doc_to_choice: "{{choices}}"
+metric_list: [{metric: acc}, {metric: acc_norm}]
+"""
+ANSWER = """
+task: answer
+dataset_path: json
+dataset_kwargs: {data_files: {test: $DATA/choice.jsonl}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{context}}"
+doc_to_target: "{{said}}"
+generation_kwargs: {until: [" stone", "\\n"], max_gen_toks: 5}
+metric_list: [{metric: exact_match}]
+"""
+
+
+def test_checkpoints_score_as_their_export_does(world: World, metrics: dict[str, float], tmp_path: Path) -> None:
+    """Our model behind the harness, shared contexts and windows included, and its own back end on the export."""
+    (tmp_path / "tasks").mkdir()
+    for task, text in (("choice", CHOICE), ("answer", ANSWER)):
+        (tmp_path / "tasks" / f"{task}.yaml").write_text(text)
+    generator = Generator(world.model, CFG, world.tokenizer)
+    documents = []
+    for index, passage in enumerate(world.passages):
+        choices = [" stone bridge", " amber", " river", " copper thistle", " amber"][: 2 + index % 4]
+        prompt = world.tokenizer.tokenizer.encode(passage["context"]).ids[-19:]
+        (row,) = generator.continuations(prompt, 1, Sampling(max_tokens=5, temperature=0.0))
+        said = world.tokenizer.tokenizer.decode(row).split(" stone")[0].split("\n")[0]
+        said = said if index % 3 else "nothing of the kind"
+        documents.append({"context": passage["context"], "choices": choices, "answer": index % 2, "said": said})
+    write_lines(tmp_path / "choice.jsonl", documents)
+    checkpoint = save_checkpoint(tmp_path / "checkpoints", CFG, world.model)
+    ours = {"model": checkpoint, "tokenizer": world.folder / "tokenizer.json"}
+    local = {"tasks": tmp_path / "tasks", "data": tmp_path}
+    expected = metrics | run(world, tmp_path / "hf.json", **local, batch_size=3)
+    found = run(world, tmp_path / "shipped.json", **ours, batch_size=3)
+    found |= run(world, tmp_path / "ours.json", **ours, **local, batch_size=3)
+    assert found == pytest.approx(expected, rel=1e-6)
+    assert 0.1 < found["choice/acc"] < 0.9 and 0.5 < found["answer/exact_match"] < 0.7
+    with pytest.raises(UserError, match="--tokenizer is required"):
+        run(world, tmp_path / "none.json", model=checkpoint, **local)
 
 
 def test_batch_size_does_not_matter(world: World, metrics: dict[str, float], tmp_path: Path) -> None:

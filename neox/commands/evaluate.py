@@ -5,17 +5,22 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-HELP = "evaluate an exported model with lm-evaluation-harness on local task files, offline"
+HELP = "evaluate an exported model or a checkpoint with lm-evaluation-harness on local task files, offline"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the model, the tasks and their data."""
-    parser.add_argument("model", type=Path, metavar="MODEL_DIR", help="folder that `neox convert` made")
+    parser.add_argument(
+        "model", type=Path, metavar="MODEL_DIR", help="folder that `neox convert` made, or a checkpoint"
+    )
     parser.add_argument("--tasks", type=Path, required=True, metavar="DIR", help="folder of task files")
     parser.add_argument(
         "--task", action="append", default=[], metavar="NAME", help="task to run, may be repeated (default: all of DIR)"
     )
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="what $DATA in a task file stands for")
+    parser.add_argument(
+        "--tokenizer", type=Path, metavar="FILE", help="of a checkpoint (default: the one its configuration names)"
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON file of the results")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="sequences at a time (default 16)")
 
@@ -24,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints each metric on a line."""
     from neox.evaluate import evaluate
 
-    metrics = evaluate(args.model, args.tasks, args.task, args.data, args.output, args.batch_size)
+    metrics = evaluate(args.model, args.tasks, args.task, args.data, args.output, args.batch_size, args.tokenizer)
     width = max(map(len, metrics))
     print("\n".join(f"{name:<{width}}  {value:.6g}" for name, value in metrics.items()))
     return 0

@@ -31,6 +31,12 @@ class LayerCache:
         keys, values = self._buffers
         return keys[:, :, : self.length], values[:, :, : self.length]
 
+    def repeat(self, count: int) -> None:
+        """Makes one sequence `count` equal ones."""
+        if self._buffers is not None:
+            keys, values = (buffer.repeat(count, 1, 1, 1) for buffer in self._buffers)
+            self._buffers = keys, values
+
 
 class KVCache:
     """One `LayerCache` per layer; pass the same object to successive `GPT.forward` calls."""
@@ -43,3 +49,8 @@ class KVCache:
     def length(self) -> int:
         """Tokens seen so far."""
         return self.layers[0].length
+
+    def repeat(self, count: int) -> None:
+        """Makes the one sequence seen so far `count` equal ones, which then go on differently."""
+        for layer in self.layers:
+            layer.repeat(count)

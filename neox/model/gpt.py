@@ -73,10 +73,18 @@ class GPT(nn.Module):
 
     def forward(self, tokens: Tensor, context: Context = PLAIN, *, cache: KVCache | None = None) -> Tensor:
         """tokens [b, s] int64 → logits [b, s, vocab]; with a cache, `tokens` continue those in it."""
+        return self.logits(self.hidden(tokens, context, cache=cache))
+
+    def hidden(self, tokens: Tensor, context: Context = PLAIN, *, cache: KVCache | None = None) -> Tensor:
+        """tokens [b, s] int64 → what the last block gives, [b, s, h]; with a cache, `tokens` continue those in it."""
         x = self.embed(tokens)
         if self.positions is not None:
             x = self.positions(x, context, cache.length if cache is not None else 0)
         x = self.embed_dropout(x, context)
         for index, layer in enumerate(self.layers):
             x = layer(x, context, cache.layers[index] if cache is not None else None)
+        return x
+
+    def logits(self, x: Tensor) -> Tensor:
+        """[…, h] of `hidden` → [… , vocab]."""
         return cap_logits(self.head(self.final_norm(x)), self.cfg)

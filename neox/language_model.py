@@ -1,0 +1,87 @@
+"""What an evaluation harness asks of a language model, in its words: strings in, numbers and strings out."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from neox.config.errors import UserError
+from neox.generate import Generator, Sampling
+from neox.score import Request, Scorer
+
+MAX_TOKENS = 256
+"""Tokens of an answer whose task does not say how many, as in lm-evaluation-harness."""
+
+
+class LanguageModel:
+    """Our model with its tokenizer; the same tokens go in and count as with lm-evaluation-harness's HFLM."""
+
+    def __init__(self, generator: Generator, batch_size: int) -> None:
+        self._generator, self._batch_size = generator, batch_size
+        self._eod = generator.tokenizer.eod
+        self._length = generator.cfg.seq_length
+        self._scorer = Scorer(generator.model, self._length, batch_size)
+
+    def log_likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
+        """Of each (context, continuation): log-likelihood in nats, and whether greedy decoding says the same."""
+        scores = self._scorer.scores([self._request(context, continuation) for context, continuation in pairs])
+        return [(score.log_likelihood, score.is_greedy) for score in scores]
+
+    def rolling(self, texts: Sequence[str]) -> list[float]:
+        """Log-likelihood of each whole text: every token once, the first after end-of-document, in full windows."""
+        windows = [(number, window) for number, text in enumerate(texts) for window in self._windows(text)]
+        totals = [0.0] * len(texts)
+        for (number, _), score in zip(windows, self._scorer.scores([window for _, window in windows]), strict=True):
+            totals[number] += score.log_likelihood
+        return totals
+
+    def generate_until(self, requests: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+        """Greedy answers to (context, {"until": [stop, …], "max_gen_toks": n}), without the stop.
+
+        Contexts of equal length run as one batch; one that leaves no room for its answer loses its first tokens.
+        """
+        answers: list[str] = [""] * len(requests)
+        groups: dict[tuple[int, int], list[tuple[int, list[int]]]] = defaultdict(list)
+        for number, (context, options) in enumerate(requests):
+            if options.get("do_sample") or options.get("temperature"):
+                raise UserError("a task samples its answers: only greedy ones are given here")
+            num_tokens = int(options.get("max_gen_toks") or MAX_TOKENS)
+            tokens = self._encode(context)[-max(1, self._length - num_tokens) :] or [self._eod]
+            groups[len(tokens), num_tokens].append((number, tokens))
+        for (_, num_tokens), members in groups.items():
+            for start in range(0, len(members), self._batch_size):
+                part = members[start : start + self._batch_size]
+                sampling = Sampling(max_tokens=num_tokens, temperature=0.0)
+                for (number, _), row in zip(part, self._generator.rows([t for _, t in part], sampling), strict=True):
+                    text = self._generator.tokenizer.tokenizer.decode(row, skip_special_tokens=True)
+                    answers[number] = _until(text, requests[number][1].get("until") or [])
+        return answers
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self._generator.tokenizer.tokenizer.encode(text).ids)
+
+    def _request(self, context: str, continuation: str) -> Request:
+        """Spaces at the context's end belong to the continuation, or tokens would differ from those of plain text."""
+        if not context:
+            tokens = tuple(self._encode(continuation))
+            # What already begins with the end of a document does not get another.
+            return Request(tokens[:1], tokens[1:]) if tokens[0] == self._eod else Request((self._eod,), tokens)
+        given = tuple(self._encode(context.rstrip()))
+        return Request(given, tuple(self._encode(context + continuation))[len(given) :])
+
+    def _windows(self, text: str) -> list[Request]:
+        """The text cut into windows of the model's length; the last one sees as much as fits before its tokens."""
+        tokens = [self._eod, *self._encode(text)]
+        windows = []
+        for start in range(1, len(tokens), self._length):
+            end = min(start + self._length, len(tokens))
+            first = start - 1 if start == 1 else max(0, end - 1 - self._length)
+            windows.append(Request(tuple(tokens[first:start]), tuple(tokens[start:end])))
+        return windows
+
+
+def _until(text: str, stops: str | Sequence[str]) -> str:
+    for stop in [stops] if isinstance(stops, str) else stops:
+        text = text.split(stop)[0] if stop else text
+    return text
