@@ -28,12 +28,14 @@ def run(args: argparse.Namespace) -> int:
     from neox.data.parts import plan_parts
     from neox.train.directory import RunDirectory
     from neox.train.stop import StopRequest
+    from neox.train.tracker import check_tracker
 
     stop = StopRequest(args.stop_after)
     files, overrides = parse_arguments(args.config)
     config = resolve(load_config(files, overrides), world_size())
     if config.data.path is None and not config.data.train_paths:
         raise UserError("data.path or data.train_paths is required: the prefix of PREFIX.bin and PREFIX.idx")
+    check_tracker(config.log)
     directory = RunDirectory(args.run_dir)
     step = directory.check(config)
     if step is not None and step >= config.train.steps:

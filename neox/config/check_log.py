@@ -10,3 +10,8 @@ def check_log(log: LogConfig) -> None:
     """Raises UserError, naming the key and what is allowed."""
     if log.rank_tflops is not None and not 0 < log.rank_tflops < float("inf"):
         raise UserError(f"log.rank_tflops = {log.rank_tflops}: 10¹² FLOP/s, above 0")
+    steps = log.profile_steps
+    if steps is not None and not 1 <= steps[0] <= steps[1]:
+        raise UserError(f"log.profile_steps = {list(steps)}: first and last step, 1 ≤ first ≤ last")
+    if log.memory_snapshot and steps is None:
+        raise UserError("log.memory_snapshot = True: log.profile_steps says of which steps")

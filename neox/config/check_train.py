@@ -33,7 +33,9 @@ def check_schedule(optim: OptimConfig) -> None:
 
 
 def check_anomalies(train: TrainConfig) -> None:
-    """The limits of the policy for bad steps."""
+    """The limits of the policy for bad steps and for steps that hang."""
+    if train.step_timeout_s is not None and not 0 <= train.step_timeout_s < float("inf"):
+        raise UserError(f"train.step_timeout_s = {train.step_timeout_s}: seconds, at least 0")
     for name, least in (("spike_window", 2), ("max_skipped", 1), ("max_rewinds", 0), ("spike_sigma", 0)):
         if getattr(train, name) < least:
             raise UserError(f"train.{name} = {getattr(train, name)}: must be at least {least}")

@@ -231,11 +231,20 @@ def start(flat: Flat) -> Converted:
     return {"checkpoint.init_from": flat.get("load")}
 
 
+def logs(flat: Flat) -> Converted:
+    """W&B, and the window of the profilers: GPT-NeoX's covers the steps after its first number up to its last."""
+    values: Converted = {"log.wandb": "online" if flat.get("use_wandb") else None}
+    if flat.get("profile") or flat.get("memory_profiling"):
+        values["log.profile_steps"] = [flat.count("profile_step_start", 0) + 1, flat.count("profile_step_stop")]
+        values["log.memory_snapshot"] = flat.get("memory_profiling")
+    return values
+
+
 MODEL_CONVERTERS: tuple[Callable[[Flat], Converted], ...] = (attention, shape, positions, norms, mlp, weights)
 """The groups that the model alone depends on."""
 
 CONVERTERS: tuple[Callable[[Flat], Converted], ...] = (
     *(*MODEL_CONVERTERS, pipeline, zero),
-    *(optimizer, precision, schedule, curriculum, checkpoints, data, blends, derived, start),
+    *(optimizer, precision, schedule, curriculum, checkpoints, data, blends, derived, start, logs),
 )
 """Every group, in the order its errors are reported."""

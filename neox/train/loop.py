@@ -25,9 +25,11 @@ from neox.train.directory import RunDirectory, code_version
 from neox.train.inputs import Inputs, build_inputs
 from neox.train.metrics import Metrics
 from neox.train.neox_schedule import neox_learning_rate
+from neox.train.profile import Profile
 from neox.train.schedule import learning_rate
 from neox.train.stop import StopRequest
 from neox.train.throughput import Throughput, peak_tflops
+from neox.train.tracker import Tracker
 from neox.train.watchdog import Watchdog
 
 FINISHED, FAILED, RUN_AGAIN = 0, 1, 85
@@ -86,10 +88,14 @@ def begin(
     state = loop.resume()
     if state is not None:  # where the newest checkpoint is damaged, that of an older one than `parts` were checked with
         check_same_data(cfg, parts.train, state)
+    mistake = None
     if engine.rank == 0:
         run.prepare(cfg, sources, overrides, loop.step)
-        loop.open_metrics()
-    engine.barrier()
+        try:
+            loop.open_metrics()
+        except UserError as error:
+            mistake = str(error)
+    engine.agree(mistake)
     return loop
 
 
@@ -103,6 +109,8 @@ class Loop:
         self.tokens = 0
         self.saved_step: int | None = None
         self.metrics: Metrics | None = None
+        self.tracker: Tracker | None = None
+        self.profile = Profile(cfg.log, run.folder / "profile", engine.rank)
         self.throughput = Throughput(cfg, engine.world_size, peak_tflops(cfg))
         self.watch = Watch(cfg.train)
         self.watchdog = Watchdog(run.folder / "logs", engine.rank, cfg.train.step_timeout_s)
@@ -144,7 +152,9 @@ class Loop:
     def open_metrics(self, is_rewind: bool = False) -> None:
         """Opens the logs after the current step; the first rank only."""
         log, steps = self.cfg.log, self.cfg.train.steps
-        self.metrics = Metrics(self.run, self.step, steps, log.interval, log.tensorboard, is_rewind)
+        if log.wandb != "off" and self.tracker is None:
+            self.tracker = Tracker(self.run, self.cfg)
+        self.metrics = Metrics(self.run, self.step, steps, log.interval, log.tensorboard, is_rewind, self.tracker)
 
     def run_steps(self, stop: StopRequest) -> int:
         """Steps until the last or a reason to stop, and leaves the state saved; returns the exit code."""
@@ -155,18 +165,19 @@ class Loop:
             self.saver.poll()
             if self.engine.any_rank(stop.reason is not None or self.saver.is_overtaken()):
                 return self._end_early(stop.reason or "another rank was asked to stop")
-            anomaly = self.train_step()
+            with self.profile.step(self.step + 1):
+                anomaly = self.train_step()
             action = self.respond(anomaly) if anomaly else None
             if action == "stop":
                 self.saver.wait()
-                self._close_metrics()
+                self._close_logs()
                 return FAILED
             if action != "rewind":
                 self.validate_if_due()
                 if self.step in self.save_steps:
                     self.save()
         self.saver.wait()
-        self._close_metrics()
+        self._close_logs()
         if self.engine.rank == 0:
             self.run.write_summary()
         self._say(f"finished {self.step} steps; {self.run.summary}")
@@ -245,7 +256,7 @@ class Loop:
         if self.step > 0 and self.saved_step != self.step:
             self.save()
         self.saver.wait()
-        self._close_metrics()
+        self._close_logs()
         what = f"saved the state after step {self.step}" if self.saved_step is not None else "stopped before step 1"
         self._say(f"{what}: {reason}; run the same command again to go on")
         return RUN_AGAIN
@@ -283,9 +294,12 @@ class Loop:
         if self.metrics is not None:
             self.metrics.flush()
 
-    def _close_metrics(self) -> None:
+    def _close_logs(self) -> None:
+        self.profile.close()
         if self.metrics is not None:
             self.metrics.close()
+        if self.tracker is not None:
+            self.tracker.close()
 
     def _say(self, message: str) -> None:
         if self.engine.rank == 0:

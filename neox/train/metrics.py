@@ -14,6 +14,7 @@ from typing import Any
 
 from neox.data.durable import replacing
 from neox.train.directory import RunDirectory
+from neox.train.tracker import Tracker
 
 RECENT_STEPS = 50
 """Steps whose median time and rates the progress line shows."""
@@ -32,17 +33,20 @@ class Metrics:
         interval: int,
         tensorboard: bool,
         is_rewind: bool = False,
+        tracker: Tracker | None = None,
     ) -> None:
         """Goes on after step `first_step`: what the files say of later steps is dropped.
 
         Args:
             num_steps: last step of the run. interval: steps between progress lines.
             is_rewind: the run itself came back here, so that earlier rewinds to this step stand.
+            tracker: closed by whoever made it.
         """
         drop_after(run, first_step, keep_rewinds=is_rewind)
         self._path = run.metrics
         self._file = run.metrics.open("a", encoding="utf-8")
         self._tensorboard = _writer(run.tensorboard, first_step) if tensorboard else None
+        self._tracker = tracker
         self._first_step, self._num_steps, self._interval = first_step, num_steps, interval
         self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT_STEPS)
 
@@ -51,16 +55,14 @@ class Metrics:
         self._write(record)
         step = record["step"]
         self._recent.append(record)
-        for key, value in record.items():
-            if key not in NOT_DRAWN:
-                self._scalar(f"train/{key}", value, step)
+        self._draw({f"train/{key}": value for key, value in record.items() if key not in NOT_DRAWN}, step)
         if step % self._interval == 0 or step in (self._first_step + 1, self._num_steps):
             print(self._progress(record), flush=True)
 
     def record_validation(self, step: int, valid_loss: float) -> None:
         """One validation, after `step`."""
         self._write({"step": step, "valid_loss": valid_loss})
-        self._scalar("valid/loss", valid_loss, step)
+        self._draw({"valid/loss": valid_loss}, step)
         print(f"step {step}/{self._num_steps} | validation loss {valid_loss:.4f}", flush=True)
 
     def record_event(self, record: dict[str, Any]) -> None:
@@ -91,9 +93,12 @@ class Metrics:
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self._path)) from None
 
-    def _scalar(self, name: str, value: float, step: int) -> None:
+    def _draw(self, values: dict[str, float], step: int) -> None:
         if self._tensorboard is not None:
-            self._tensorboard.add_scalar(name, value, step)
+            for name, value in values.items():
+                self._tensorboard.add_scalar(name, value, step)
+        if self._tracker is not None:
+            self._tracker.draw(values, step)
 
     def _progress(self, record: dict[str, Any]) -> str:
         remaining_s = self._typical("step_time_s") * (self._num_steps - record["step"])

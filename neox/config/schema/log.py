@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -16,3 +17,19 @@ class LogConfig:
     rank_tflops: float | None = None
     """Peak of one rank in 10¹² FLOP/s, for MFU and HFU (GPT-NeoX: peak_theoretical_tflops). None: what `jobs launch`
     says in NEOX_RANK_TFLOPS, from the site's node.rank_tflops at train.precision; without either there is no MFU."""
+    wandb: Literal["off", "offline", "online"] = "off"
+    """Draw the curves in Weights & Biases too; offline keeps them in wandb/ of the run directory for `wandb sync`."""
+    wandb_project: str = "neox"
+    """W&B project."""
+    wandb_team: str | None = None
+    """W&B entity. None: the user's own."""
+    wandb_group: str | None = None
+    """W&B group."""
+    wandb_name: str | None = None
+    """Name of the run in W&B (GPT-NeoX: wandb_run_name). None: that of the run directory."""
+    wandb_host: str = "https://api.wandb.ai"
+    """W&B server."""
+    profile_steps: tuple[int, int] | None = None
+    """First and last step of which every rank writes a trace to profile/ of the run directory."""
+    memory_snapshot: bool = False
+    """In these steps keep the history of GPU memory too (GPT-NeoX: memory_profiling)."""
