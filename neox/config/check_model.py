@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from neox.config.errors import UserError
 from neox.config.schema import ModelConfig
-from neox.config.shape import head_dim, is_multi_query, num_kv_heads
+from neox.config.shape import head_dim, num_kv_heads
 
 LAYER_KINDS = ("global", "window")
 """What model.layer_pattern may name."""
@@ -15,10 +15,10 @@ def check_choices(model: ModelConfig, tp: int) -> None:
     kv_heads = num_kv_heads(model)
     if kv_heads < 1 or model.num_heads % kv_heads:
         raise UserError(f"model.num_kv_heads = {kv_heads} must divide model.num_heads = {model.num_heads}")
-    if kv_heads % tp and not is_multi_query(model):
+    if kv_heads % tp and tp % kv_heads:
         raise UserError(
-            f"parallel.tp = {tp} must divide the {kv_heads} key-value heads of model.num_kv_heads: every rank holds "
-            "whole heads, and none twice; only a single one, num_kv_heads = 1, is on every rank"
+            f"parallel.tp = {tp} must divide the {kv_heads} key-value heads of model.num_kv_heads, or be a multiple of "
+            "them: a rank holds whole heads, or as many ranks as any other hold one"
         )
     _check_attention(model)
     _check_positions(model)

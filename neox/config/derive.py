@@ -115,6 +115,8 @@ def check_model(model: ModelConfig, parallel: ParallelConfig) -> None:
     check_choices(model, parallel.tp)
     _divides("parallel.tp", parallel.tp, "the MLP width", ffn_size(model))
     _divides("parallel.tp", parallel.tp, "the padded vocabulary", padded_vocab(model))
+    if parallel.sequence_parallel:
+        _divides("parallel.tp", parallel.tp, "model.seq_length, for parallel.sequence_parallel,", model.seq_length)
     if parallel.pp > model.num_layers:
         raise UserError(
             f"parallel.pp = {parallel.pp} stages need as many layers; model.num_layers = {model.num_layers}"

@@ -21,6 +21,11 @@ def is_multi_query(model: ModelConfig) -> bool:
     return num_kv_heads(model) == 1 < model.num_heads
 
 
+def num_kv_copies(model: ModelConfig, tp: int) -> int:
+    """Tensor-parallel ranks that hold the same one of several key-value heads: 1 where there is one for each rank."""
+    return 1 if is_multi_query(model) else max(1, tp // num_kv_heads(model))
+
+
 def is_gated(model: ModelConfig) -> bool:
     """Whether the MLP has a gate projection."""
     return model.activation in GATED

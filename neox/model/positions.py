@@ -22,19 +22,25 @@ def frequencies(dims: int, base: float, device: torch.device | None = None) -> T
     return base ** -(torch.arange(0, dims, 2, dtype=torch.float32, device=device) / dims)
 
 
+def of_stretch(positions: Tensor, x: Tensor, stretch: int) -> Tensor:
+    """Those of the whole `positions` [b, s] that belong to `x`, which is all of it or, under sequence parallelism, the
+    equal stretch with this number."""
+    return positions[:, stretch * x.shape[1] : (stretch + 1) * x.shape[1]]
+
+
 class LearnedPositions(nn.Module):
     """Adds a learned vector per position, of which the first is in row `position_offset`."""
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
-        self.offset = cfg.position_offset
+        self.offset, self.stretch = cfg.position_offset, 0
         self.weight = nn.Parameter(torch.empty(num_position_rows(cfg), cfg.hidden_size))
 
     def forward(self, x: Tensor, context: Context = PLAIN, start: int = 0) -> Tensor:
         """[b, s, h] at the context's positions, else at start … start + s - 1."""
         if context.positions is not None:
-            return x + F.embedding(self.offset + context.positions, self.weight)
-        first = self.offset + start
+            return x + F.embedding(self.offset + of_stretch(context.positions, x, self.stretch), self.weight)
+        first = self.offset + start + self.stretch * x.shape[1]
         return x + self.weight[first : first + x.shape[1]]
 
 
@@ -43,11 +49,14 @@ class SinusoidalPositions(nn.Module):
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
-        self.base = cfg.rotary_base
+        self.base, self.stretch = cfg.rotary_base, 0
 
     def forward(self, x: Tensor, context: Context = PLAIN, start: int = 0) -> Tensor:
         """[b, s, h] at the context's positions, else at start … start + s - 1."""
-        positions = consecutive(start, x.shape[1], x.device) if context.positions is None else context.positions
+        if context.positions is None:
+            positions = consecutive(start + self.stretch * x.shape[1], x.shape[1], x.device)
+        else:
+            positions = of_stretch(context.positions, x, self.stretch)
         angles = positions.unsqueeze(-1) * frequencies(x.shape[2], self.base, x.device)
         return x + torch.cat((angles.sin(), angles.cos()), -1).to(x.dtype)
 

@@ -1,4 +1,8 @@
-"""The pair of collectives of tensor parallelism, differentiable (Shoeybi et al. 2019, https://arxiv.org/abs/1909.08053)."""
+"""The collectives of tensor parallelism, differentiable, in pairs that are each other's backward.
+
+Shoeybi et al. 2019, arXiv 1909.08053, section 3; with sequences sharded, Korthikanti et al. 2022, arXiv 2205.05198,
+section 4.2.
+"""
 
 from __future__ import annotations
 
@@ -14,48 +18,87 @@ from neox.parallel.groups import TensorGroup
 
 class _Copy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
+    def forward(ctx: Any, x: Tensor, tensor: TensorGroup) -> Tensor:
+        ctx.tensor = tensor
         return x
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        grad = grads[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(grad, group=ctx.group)
-        return grad, None
+        return sum_over_group(grads[0], ctx.tensor), None
 
 
 class _Reduce(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        x = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(x, group=group)
-        return x
+    def forward(ctx: Any, x: Tensor, tensor: TensorGroup) -> Tensor:
+        return sum_over_group(x, tensor)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return grads[0], None
 
 
-def copy_to_group(x: Tensor, tensor: TensorGroup) -> Tensor:
-    """`x`, equal on all ranks, into a computation that each rank does a part of: backward sums the gradients."""
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, tensor: TensorGroup) -> Tensor:
+        ctx.tensor = tensor
+        return gather_stretches(x, tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return scatter_sum(grads[0], ctx.tensor), None
+
+
+class _Scatter(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, tensor: TensorGroup) -> Tensor:
+        ctx.tensor = tensor
+        return scatter_sum(x, tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return gather_stretches(grads[0], ctx.tensor), None
+
+
+def enter_region(x: Tensor, tensor: TensorGroup) -> Tensor:
+    """`x` into a computation that each rank does a part of: [b, s, h], equal on all ranks; backward sums the gradients.
+
+    Under sequence parallelism `x` is this rank's stretch, [b, s / tp, h].
+    """
     if tensor.group is None:
         return x
-    out: Tensor = _Copy.apply(x, tensor.group)
+    out: Tensor = (_Gather if tensor.is_sequence_sharded else _Copy).apply(x, tensor)
     return out
 
 
-def reduce_from_group(x: Tensor, tensor: TensorGroup) -> Tensor:
-    """The sum of every rank's partial `x`, equal on all ranks; backward passes the gradient through."""
+def leave_region(x: Tensor, tensor: TensorGroup) -> Tensor:
+    """The sum of every rank's partial `x` [b, s, h], equal on all ranks; backward passes the gradient through.
+
+    Under sequence parallelism this rank's stretch of it, [b, s / tp, h].
+    """
     if tensor.group is None:
         return x
-    out: Tensor = _Reduce.apply(x, tensor.group)
+    out: Tensor = (_Scatter if tensor.is_sequence_sharded else _Reduce).apply(x, tensor)
     return out
 
 
-def sum_over_group(grad: Tensor, tensor: TensorGroup) -> Tensor:
-    """The sum of every rank's `grad`, outside autograd."""
-    total = grad.clone(memory_format=torch.contiguous_format)
+def gather_stretches(x: Tensor, tensor: TensorGroup) -> Tensor:
+    """[b, s / tp, h] of every rank → [b, s, h], outside autograd."""
+    parts = x.new_empty(tensor.size * x.shape[0], *x.shape[1:])
+    dist.all_gather_single(parts, x.contiguous(), group=tensor.group)
+    return parts.unflatten(0, (tensor.size, -1)).transpose(0, 1).flatten(1, 2)
+
+
+def scatter_sum(x: Tensor, tensor: TensorGroup) -> Tensor:
+    """The sum of every rank's `x` [b, s, h], of which each keeps its stretch [b, s / tp, h]; outside autograd."""
+    parts = x.unflatten(1, (tensor.size, -1)).transpose(0, 1)
+    total = x.new_empty(parts.shape[1:])
+    dist.reduce_scatter_single(total, parts.flatten(0, 1), group=tensor.group)
+    return total
+
+
+def sum_over_group(x: Tensor, tensor: TensorGroup) -> Tensor:
+    """The sum of every rank's `x`, outside autograd."""
+    total = x.clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total, group=tensor.group)
     return total
 

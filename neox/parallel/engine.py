@@ -28,7 +28,7 @@ from neox.parallel.optimizer import build_optimizer, create_state, place, replic
 from neox.parallel.partition import FlatPartition, Partition, ShardedPartition
 from neox.parallel.pieces import WEIGHT, Piece, PieceReader
 from neox.parallel.pipeline import PipelineModel, StageLayer
-from neox.parallel.plan import sharded_dim
+from neox.parallel.plan import place_of
 from neox.parallel.settings import SCALER_STATE, deepspeed_config
 from neox.parallel.topology import Topology
 from neox.parallel.veto import refusing
@@ -77,7 +77,7 @@ class Engine:
         topology.check_world_size(dist.get_world_size())
         check_precision(cfg)
         self._topology = topology
-        self._tensor = groups.tensor_group(topology)
+        self._tensor = groups.tensor_group(topology, cfg)
         self._feed, self._needs_context = Feed(cfg), needs_context(cfg)
         self._length: int | None = None
         self._sent_length: int | None = None
@@ -154,8 +154,9 @@ class Engine:
         """This rank's pieces of every kind; over all ranks, each element of each logical tensor appears once."""
         replicated = self._replicated_pieces() if self.dp_index == 0 else ()
         for piece, parameter in (*self._held_pieces(), *replicated):
-            is_copy = getattr(parameter, "ds_pipe_replicated", False) or (piece.dim is None and self._tensor.index > 0)
-            if not is_copy:
+            place = place_of(parameter)
+            is_whole_of_shards = piece.dim is None and place.dim is not None and self._tensor.index > 0
+            if not (place.is_copy or is_whole_of_shards or getattr(parameter, "ds_pipe_replicated", False)):
                 yield piece
 
     def load_pieces(self, reader: PieceReader, *, weights_only: bool = False) -> None:
@@ -234,23 +235,19 @@ class Engine:
     def _held_pieces(self) -> Iterator[tuple[Piece, nn.Parameter]]:
         """Every piece this rank holds, duplicates of other ranks' included, and the parameter it is of."""
         for name, parameter in named_parameters(self._module):
-            held = self._partition.held(parameter)
+            held, place = self._partition.held(parameter), place_of(parameter)
             if held is None:
                 continue
-            dim, tensor = sharded_dim(name), self._tensor
-            shape = list(self._partition.shape(parameter))
-            if dim is not None:
-                shape[dim] *= tensor.size
             for kind in (WEIGHT, *state_kinds(name, self._optim)):
                 yield (
                     Piece(
                         kind=kind,
-                        name=name,
-                        global_shape=tuple(shape),
-                        dim=dim if tensor.size > 1 else None,
-                        shard_index=tensor.index if dim is not None else 0,
-                        num_shards=tensor.size if dim is not None else 1,
-                        start=held[0],
+                        name=place.name,
+                        global_shape=place.global_shape,
+                        dim=place.dim,
+                        shard_index=place.shard_index,
+                        num_shards=place.num_shards,
+                        start=place.first + held[0],
                         numel=held[1],
                         tensor=self._partition.values(parameter, kind),
                     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ import torch
 import torch.distributed as dist
 
 from neox.config.errors import UserError
+from neox.config.schema import Config
+from neox.config.shape import num_kv_copies
 from neox.parallel.topology import Topology
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -22,6 +25,10 @@ class TensorGroup:
     size: int = 1
     index: int = 0
     group: dist.ProcessGroup | None = None
+    is_sequence_sharded: bool = False
+    """Sequence parallelism: outside attention and MLP each rank has its stretch of every sequence alone."""
+    copies: TensorGroup | None = None
+    """Those of the ranks that hold the same key-value head; None where no two do, or all (multi-query attention)."""
 
     def part(self, whole: range) -> range:
         """This rank's share of consecutive things that are dealt evenly."""
@@ -55,13 +62,26 @@ def initialize() -> None:
         dist.init_process_group(backend, device_id=device)
 
 
-def tensor_group(topology: Topology) -> TensorGroup:
+def tensor_group(topology: Topology, cfg: Config) -> TensorGroup:
     """Creates the groups of the tensor axis, which every rank must do together, and returns this rank's."""
+    num_copies = num_kv_copies(cfg.model, topology.tp)
+    copies = _join(batched(topology.tp_groups(), num_copies)) if num_copies > 1 else None
+    mine = _join(topology.tp_groups()) if topology.tp > 1 else TensorGroup()
+    return dataclasses.replace(
+        mine, is_sequence_sharded=cfg.parallel.sequence_parallel and mine.size > 1, copies=copies
+    )
+
+
+def batched(all_ranks: list[list[int]], size: int) -> list[list[int]]:
+    """Each list cut into lists of `size`."""
+    return [ranks[i : i + size] for ranks in all_ranks for i in range(0, len(ranks), size)]
+
+
+def _join(all_ranks: list[list[int]]) -> TensorGroup:
+    """One group for each list of ranks, of which this rank's is returned."""
     rank, mine = dist.get_rank(), TensorGroup()
-    if topology.tp == 1:
-        return mine
-    for ranks in topology.tp_groups():
+    for ranks in all_ranks:
         group = dist.new_group(ranks)
         if rank in ranks:
-            mine = TensorGroup(topology.tp, ranks.index(rank), group)
+            mine = TensorGroup(len(ranks), ranks.index(rank), group)
     return mine

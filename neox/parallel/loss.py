@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from kernels.linear_cross_entropy import linear_cross_entropy
-from neox.parallel.collectives import copy_to_group
+from neox.parallel.collectives import enter_region
 from neox.parallel.groups import TensorGroup
 
 
@@ -25,8 +25,9 @@ def head_loss(
     """`neox.model.loss.lm_loss` of the head's logits, which never exist as a whole.
 
     Args:
-        factors: of the logits: the head's input [b, s, h], equal on all ranks of the group, and this rank's rows of the
-            weight, [vocab / tp, h]. labels: [b, s], ids of the whole vocabulary; negative where it does not count.
+        factors: of the logits: the head's input [b, s, h], equal on all ranks of the group, or this rank's stretch of
+            it, and this rank's rows of the weight, [vocab / tp, h]. labels: [b, s], ids of the whole vocabulary;
+            negative where it does not count.
         softcap: see ModelConfig.logit_softcap.
 
     Returns:
@@ -41,4 +42,4 @@ def head_loss(
         dist.all_gather(parts, part, group=tensor.group)
         return torch.stack(parts)
 
-    return linear_cross_entropy(copy_to_group(x, tensor), weight, labels, softcap, tensor.index * len(weight), gather)
+    return linear_cross_entropy(enter_region(x, tensor), weight, labels, softcap, tensor.index * len(weight), gather)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,6 +36,26 @@ class Piece:
     tensor: Tensor
     """fp32, one-dimensional, `numel` elements: a view of the engine's own memory on its own device, so copy it to the
     host before the next step changes it."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one rank's parameter lies: from element `first` of the flattened shard on, which is that of a `Piece`."""
+
+    name: str
+    """Of the logical tensor."""
+    global_shape: tuple[int, ...]
+    dim: int | None = None
+    shard_index: int = 0
+    num_shards: int = 1
+    first: int = 0
+    is_copy: bool = False
+    """Another rank of the tensor group holds the same, to be counted and saved once."""
+
+    def cut(self, full: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """The parameter of this `shape`, from the whole logical tensor."""
+        shard = full if self.dim is None else full.chunk(self.num_shards, self.dim)[self.shard_index]
+        return shard.flatten()[self.first : self.first + math.prod(shape)].view(shape).clone()
 
 
 class PieceReader(Protocol):

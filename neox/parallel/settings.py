@@ -25,6 +25,9 @@ def deepspeed_config(cfg: Config) -> dict[str, Any]:
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
     }
+    if cfg.parallel.sequence_parallel:
+        # Between stages DeepSpeed sends each tensor rank's share of what it takes to be equal on all of them.
+        settings["pipeline"] = {"pipe_partitioned": False, "grad_partitioned": False}
     if cfg.train.precision == "bf16":
         settings["bf16"] = {"enabled": True}
     if cfg.train.precision == "fp16":

@@ -12,7 +12,7 @@ from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 from neox.config.errors import UserError
 from neox.model.gpt import GPT
 from neox.parallel.groups import TensorGroup
-from neox.parallel.plan import apply_plan, shard, sharded_dim
+from neox.parallel.plan import apply_plan, local_shape, place, place_of, sharded_dim
 from neox.parallel.settings import deepspeed_config
 from neox.parallel.stages import deal_by_weight, deal_uniform
 from neox.parallel.topology import Topology
@@ -49,16 +49,34 @@ def test_shards_put_together_are_the_whole(model: object, tp: int) -> None:
     for name, parameter in whole.named_parameters():
         with torch.no_grad():
             parameter.normal_()
-        parts = [shard(parameter.data, name, TensorGroup(tp, index)) for index in range(tp)]
         dim = sharded_dim(name)
+        places = [place(name, tuple(parameter.shape), TensorGroup(tp, index)) for index in range(tp)]
+        parts = [where.cut(parameter.data, local_shape(where, where.global_shape)) for where in places]
         assert torch.equal(parts[0] if dim is None else torch.cat(parts, dim), parameter)
         assert all(part.is_contiguous() for part in parts)
+        assert [where.is_copy for where in places] == [dim is None and index > 0 for index in range(tp)]
 
 
 def test_qkv_is_sharded_by_head() -> None:
     rows = torch.arange(3 * 32).view(4, 3, 8)  # [head][q, k, v][head_dim]
-    got = shard(rows.flatten(), "layers.0.attn.qkv.bias", TensorGroup(2, 1))
-    assert torch.equal(got.view(2, 3, 8), rows[2:])
+    where = place("layers.0.attn.qkv.bias", (96,), TensorGroup(2, 1))
+    assert torch.equal(where.cut(rows.flatten(), (48,)).view(2, 3, 8), rows[2:])
+
+
+def test_ranks_share_kv_heads_where_there_are_fewer() -> None:
+    """Two heads on four ranks: each has its queries of one, the other rank that holds it the same key and value."""
+    shape = dataclasses.replace(NEOX, num_heads=8, num_kv_heads=2)
+    whole = {name: torch.randn(p.shape) for name, p in GPT(shape, 128).named_parameters()}
+    for rank in range(4):
+        model = GPT(shape, 128)
+        apply_plan(model, TensorGroup(4, rank, copies=TensorGroup(2, rank % 2)), lambda name, _: whole[name])
+        attn = model.layers[1].attn
+        rows = whole["layers.1.attn.qkv.weight"].view(2, 6, 4, 32)[rank // 2]
+        assert torch.equal(attn.q.weight, rows[:4].view(2, 8, 32)[rank % 2])
+        assert torch.equal(attn.kv.weight, rows[4:].reshape(8, 32))
+        assert attn.heads == range(2 * rank, 2 * rank + 2)
+        assert place_of(attn.kv.bias).is_copy == (rank % 2 == 1) != attn.kv.bias.tensor_model_parallel
+        assert not place_of(attn.q.weight).is_copy and attn.q.weight.tensor_model_parallel
 
 
 def test_a_name_the_plan_lacks_is_refused() -> None:

@@ -59,6 +59,15 @@ TWO_RANKS = [
     Case("tp2 alibi", tp=2, model=ALIBI),
     Case("tp2 mqa", tp=2, model=MULTI_QUERY, save="tp2 mqa"),
     Case("tp2 t5", tp=2, model=RELATIVE),
+    Case("tp2 sequence", tp=2, sequence=True, save="tp2 sequence"),
+    Case("tp2 sequence again", tp=2, sequence=True, load="tp2 sequence"),
+    Case("dp2 from tp2 sequence", dp=2, load="tp2 sequence"),
+    Case("tp2 sequence gemma", tp=2, sequence=True, model=GEMMA, recompute="selective"),
+    Case("tp2 sequence alibi", tp=2, sequence=True, model=ALIBI, recompute="full"),
+    Case("tp2 sequence mqa", tp=2, sequence=True, model=MULTI_QUERY, recompute="selective"),
+    Case("tp2 sequence learned", tp=2, sequence=True, model=LEARNED),
+    Case("tp2 sequence bare", tp=2, sequence=True, model=BARE),
+    Case("tp2 sequence bf16", tp=2, sequence=True, precision="bf16"),
     Case("pp2 t5", pp=2, model=RELATIVE),
     Case("pp2 learned", pp=2, model=LEARNED),
     Case("pp2 bare", pp=2, model=BARE),
@@ -67,6 +76,7 @@ TWO_RANKS = [
     Case("pp2 dropped", pp=2, model=DROPPED, recompute="selective", save="pp2 dropped"),
     Case("pp2 dropped again", pp=2, model=DROPPED, recompute="selective", load="pp2 dropped"),
     Case("tp2 dropped from pp2", tp=2, model=DROPPED, load="pp2 dropped"),
+    Case("tp2 sequence dropped from pp2", tp=2, sequence=True, model=DROPPED, load="pp2 dropped"),
     Case("dp2 dropped, one by one", dp=2, model=DROPPED, micro_batch=1),
 ]
 FOUR_RANKS = [
@@ -83,11 +93,15 @@ FOUR_RANKS = [
     Case("tp2 pp2 learned", tp=2, pp=2, model=LEARNED),
     Case("pp4 dropped", pp=4, model=DROPPED, recompute="full"),
     Case("tp4 mqa", tp=4, model=MULTI_QUERY, load="tp2 mqa"),
+    Case("tp4 two kv heads", tp=4, model=GEMMA, save="tp4 two kv heads"),
+    Case("dp2 tp2 zero3 from tp4", dp=2, tp=2, zero=3, sequence=True, model=GEMMA, load="tp4 two kv heads"),
+    Case("tp4 sequence alibi", tp=4, sequence=True, model=ALIBI),
+    Case("tp2 pp2 sequence tied", tp=2, pp=2, sequence=True, model=TIED, recompute="selective"),
     Case("dp2 pp2 bf16", dp=2, pp=2, precision="bf16"),
 ]
 EIGHT_RANKS = [
     Case("dp2 tp2 pp2", dp=2, tp=2, pp=2, recompute="full"),
-    Case("dp2 tp2 pp2 dropped", dp=2, tp=2, pp=2, model=DROPPED),
+    Case("dp2 tp2 pp2 dropped", dp=2, tp=2, pp=2, sequence=True, model=DROPPED),
 ]
 ONE_RANK = [
     Case("1 rank"),

@@ -73,6 +73,7 @@ class Case:
     precision: str = "fp32"
     partition: str = "parameters"
     recompute: str = "none"
+    sequence: bool = False
     zero: int = 1
     offload: str = "none"
     optim: OptimConfig = OPTIM
@@ -90,6 +91,7 @@ class Case:
                 pp=self.pp,
                 partition=self.partition,  # type: ignore[arg-type]
                 recompute=self.recompute,  # type: ignore[arg-type]
+                sequence_parallel=self.sequence,
                 zero_stage=self.zero,  # type: ignore[arg-type]
                 offload=self.offload,  # type: ignore[arg-type]
             ),

@@ -17,6 +17,10 @@ class ParallelConfig:
     """Data-parallel replicas. None: world size / (tp × pp)."""
     tp: int = 1
     """Tensor-parallel ranks per replica; must divide the heads, the MLP width and the padded vocabulary."""
+    sequence_parallel: bool = False
+    """Whether the tensor-parallel ranks share out the sequence too, outside attention and MLP: 1 / tp of the memory for
+    activations there, and a reduce-scatter and an all-gather where there was an all-reduce. tp must divide
+    model.seq_length."""
     pp: int = 1
     """Pipeline stages (GPT-NeoX: pipe_parallel_size)."""
     zero_stage: Literal[1, 2, 3] = 1
