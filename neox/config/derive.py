@@ -13,6 +13,7 @@ from neox.config.check_zero import check_zero
 from neox.config.compat import check_compat
 from neox.config.errors import UserError
 from neox.config.optimizers import check_optimizer, resolve_optimizer
+from neox.config.partition import partition_mistake
 from neox.config.schema import CheckpointConfig, Config, ModelConfig, ParallelConfig, TrainConfig
 from neox.config.shape import (
     attention_parameters,
@@ -117,6 +118,8 @@ def check_model(model: ModelConfig, parallel: ParallelConfig) -> None:
     _divides("parallel.tp", parallel.tp, "the padded vocabulary", padded_vocab(model))
     if parallel.sequence_parallel:
         _divides("parallel.tp", parallel.tp, "model.seq_length, for parallel.sequence_parallel,", model.seq_length)
+    if mistake := partition_mistake(parallel.partition):
+        raise UserError(f"parallel.partition = {parallel.partition}: {mistake}")
     if parallel.pp > model.num_layers:
         raise UserError(
             f"parallel.pp = {parallel.pp} stages need as many layers; model.num_layers = {model.num_layers}"

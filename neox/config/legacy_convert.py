@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from neox.config.errors import UserError
 from neox.config.legacy_table_run import KEYS
+from neox.config.partition import partition_mistake
 from neox.config.schema.model import InitRule
 
 
@@ -216,12 +217,11 @@ def weights(flat: Flat) -> Converted:
 
 def pipeline(flat: Flat) -> Converted:
     """Pipeline stages: GPT-NeoX writes 0 for none."""
-    method = flat.get("pipe_partition_method")
-    partitions = {"parameters": "parameters", "uniform": "uniform", "type:transformer|mlp": "uniform"}
-    if method not in partitions:
-        raise flat.refusal("pipe_partition_method", f"allowed are {', '.join(partitions)}")
+    partition = str(flat.get("pipe_partition_method")).lower()
+    if mistake := partition_mistake(partition):
+        raise flat.refusal("pipe_partition_method", mistake)
     return {
         "parallel.pp": flat.count("pipe_parallel_size", 0) or 1,
-        "parallel.partition": partitions[method],
+        "parallel.partition": partition,
         "parallel.recompute": "full" if flat.get("checkpoint_activations") else "none",
     }

@@ -147,7 +147,7 @@ PARALLEL_AND_DEEPSPEED: dict[str, Key] = {
     **_null("derived", "optimizer.params.lr", "lr"),
     **_null("derived", "optimizer.type", "optimizer_type"),
     **_null("derived", "zero_optimization.stage", "zero_stage"),
-    **_off("sequence_parallel", False, f"{LATER}; leave it out, it changes memory only"),
+    **_copied(sequence_parallel=("parallel.sequence_parallel", False)),
     **_off("use_bnb_optimizer", False, f"{LATER}: optimizer type Adam is"),
     **_off("deepspeed", True, "DeepSpeed is the only engine"),
     **_off("prescale_gradients", False, "gradients are averaged in fp32: leave it out"),

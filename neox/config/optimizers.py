@@ -8,7 +8,7 @@ from typing import Any
 
 from neox.config.errors import UserError
 from neox.config.schema import Config, OptimConfig
-from neox.config.shape import block_norm_parameters
+from neox.config.shape import block_norm_parameters, num_kv_copies
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,11 @@ def check_optimizer(config: Config) -> None:
         raise UserError(
             f"optim.name = {name}: puts whole tensors together, for which parallel.zero_stage = {parallel.zero_stage} "
             f"must be 1 or 2 and parallel.offload = {parallel.offload} none; or take optim.name adamw or lion"
+        )
+    if num_kv_copies(model, parallel.tp) > 1:
+        raise UserError(
+            f"optim.name = {name}: puts whole tensors together, for which parallel.tp = {parallel.tp} must divide the "
+            f"{model.num_kv_heads} heads of model.num_kv_heads; or take optim.name adamw or lion"
         )
     has_rest = model.bias or model.attn_bias or block_norm_parameters(model) > 0
     if name == "muon" and parallel.pp > 2 and not has_rest:

@@ -48,7 +48,12 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, context: Context = PLAIN, cache: LayerCache | None = None) -> Tensor:
         """[b, s, h] → [b, s, h]; with a cache, `x` continues the tokens in it."""
-        q, k, v = self._project(x)
+        return self.out(self.attend(*self._project(x), context, cache))
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, context: Context = PLAIN, cache: LayerCache | None = None
+    ) -> Tensor:
+        """What comes between the projections: [b, heads, s, head_dim] each → [b, s, heads · head_dim]."""
         if self.rotary is not None:
             start = cache.length if cache is not None else 0
             cos, sin = self.rotary.tables(start, q.shape[2], q.device, context.positions)
@@ -58,7 +63,7 @@ class SelfAttention(nn.Module):
         rows = self.dropout.probability_rows(context, self.heads, q.shape[2])
         bias = None if self.position_bias is None else self.position_bias(q, k, self.heads)
         y = attention(q, k, v, bias, self.window, self.softcap, context.documents, self.dropout.p, rows)
-        return self.out(y.transpose(1, 2).flatten(2))
+        return y.transpose(1, 2).flatten(2)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q [b, heads, s, head_dim], k and v [b, kv heads, s, head_dim], normalised where asked."""

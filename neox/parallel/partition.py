@@ -43,10 +43,6 @@ class FlatPartition:
         """
         self._zero.reduce_ready_partitions_and_remove_grads = lambda parameter, group: None
 
-    def shape(self, parameter: nn.Parameter) -> tuple[int, ...]:
-        """Shape of the parameter, or of its tensor-parallel shard."""
-        return tuple(parameter.shape)
-
     def held(self, parameter: nn.Parameter) -> tuple[int, int] | None:
         """First element and number of elements of the flattened parameter that are here; None: there is none."""
         fragment = parameter._hp_mapping  # type: ignore[attr-defined]
@@ -86,10 +82,6 @@ class ShardedPartition:
         zero = self._zero
         for master, part in zip(zero.fp32_partitioned_groups_flat, zero.fp16_partitioned_groups_flat, strict=True):
             master.data = part.data
-
-    def shape(self, parameter: nn.Parameter) -> tuple[int, ...]:
-        """Shape of the parameter, or of its tensor-parallel shard."""
-        return tuple(parameter.ds_shape)  # type: ignore[attr-defined]
 
     def held(self, parameter: Any) -> tuple[int, int] | None:
         """As of FlatPartition; the last parts are padded to the length of the others."""

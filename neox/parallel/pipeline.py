@@ -10,6 +10,7 @@ from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 from torch import Tensor, nn
 
 from neox.config.derive import padded_vocab
+from neox.config.partition import counted_pieces
 from neox.config.schema import Config
 from neox.model.gpt import build_piece, piece_names, takes_context
 from neox.model.init import init_tensor
@@ -110,6 +111,8 @@ def deal_blocks(cfg: Config, num_stages: int) -> list[int]:
     """First block of each stage, and the number of blocks at the end."""
     if cfg.parallel.partition == "uniform":
         return deal_uniform(cfg.model.num_layers, num_stages)
+    if cfg.parallel.partition != "parameters":
+        return deal_by_weight(counted_pieces(cfg.model, cfg.parallel.partition), num_stages)
     with torch.device("meta"):
         pieces = [build_piece(name, cfg.model, padded_vocab(cfg.model)) for name in piece_names(cfg.model)]
     *front, norm, head = (sum(p.numel() for p in piece.parameters()) for piece in pieces)

@@ -12,7 +12,8 @@ Recompute = Literal["none", "selective", "full"]
 
 
 def apply_recompute(block: nn.Module, recompute: Recompute) -> None:
-    """Has a block of the residual stream, or its `attn` alone (selective), keep nothing but its input, in place.
+    """Has a block of the residual stream, or what its `attn` does between its projections (selective), keep nothing but
+    its input, in place.
 
     Modules and the names of their parameters stay as they are. Backward runs the same operations on the same context,
     so that dropout makes the same masks (Chen et al. 2016, arXiv 1604.06174; selective after Korthikanti et al. 2022,
@@ -20,6 +21,6 @@ def apply_recompute(block: nn.Module, recompute: Recompute) -> None:
     """
     if recompute == "none":
         return
-    chosen = block if recompute == "full" else block.get_submodule("attn")
+    chosen, method = (block, "forward") if recompute == "full" else (block.get_submodule("attn"), "attend")
     # An attribute of the instance, so that no wrapper comes between a parameter and its logical name.
-    setattr(chosen, "forward", functools.partial(checkpoint, chosen.forward, use_reentrant=False))  # noqa: B010
+    setattr(chosen, method, functools.partial(checkpoint, getattr(chosen, method), use_reentrant=False))

@@ -48,13 +48,14 @@ def memory_per_rank(config: Config) -> Memory:
     parameters = num_parameters(model) / shards
     width = NUM_BYTES[config.train.precision]
     tokens = config.train.micro_batch_size * model.seq_length
-    projected = 2 * head_dim(model) * (model.num_heads + num_kv_heads(model))  # queries, keys, values and output
+    kv_heads = max(num_kv_heads(model) / parallel.tp, 1)
+    projected = 2 * head_dim(model) * (model.num_heads / parallel.tp + kv_heads)  # queries, keys, values and output
     inner = (3 if is_gated(model) else 2) * ffn_size(model)
-    attention = (width * projected + bytes_per_score(model) * model.num_heads * model.seq_length) / parallel.tp
-    kept = model.hidden_size
+    scores = bytes_per_score(model) * model.num_heads * model.seq_length / parallel.tp
+    kept = model.hidden_size / (parallel.tp if parallel.sequence_parallel else 1)  # equation 4
     masks = 2 * kept if model.hidden_dropout else 0
-    per_token = width * (4 * kept + inner / parallel.tp) + attention + masks
-    again = {"none": 0.0, "selective": attention, "full": per_token - width * kept}[parallel.recompute]
+    per_token = width * (4 * kept + projected + inner / parallel.tp) + scores + masks
+    again = {"none": 0.0, "selective": scores, "full": per_token - width * kept}[parallel.recompute]
     in_flight = min(parallel.pp, config.train.grad_accum or 1)
     layers = model.num_layers / parallel.pp
     # One chunk of fp32 logits (kernels/linear_cross_entropy) and the sum of the head's gradient, which is fp32 too.

@@ -65,7 +65,7 @@ def test_pythia_as_shipped_is_our_preset(tmp_path: Path) -> None:
     preset = resolve(
         load_config(
             [presets / "base.yaml", presets / "70m.yaml"],
-            [*same, "parallel.partition=uniform", "parallel.recompute=full"],
+            [*same, "parallel.partition=type:transformer|mlp", "parallel.recompute=full"],
         ),
         32,
     )

@@ -10,6 +10,7 @@ import torch
 from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 
 from neox.config.errors import UserError
+from neox.config.partition import counted_pieces
 from neox.model.gpt import GPT
 from neox.parallel.groups import TensorGroup
 from neox.parallel.plan import apply_plan, local_shape, place, place_of, sharded_dim
@@ -103,6 +104,22 @@ def test_the_heaviest_stage_is_as_light_as_possible(num_stages: int) -> None:
     got = deal_by_weight(weights, num_stages)
     assert len(got) == num_stages + 1 and all(a < b for a, b in itertools.pairwise(got))
     assert max(sum(weights[a:b]) for a, b in itertools.pairwise(got)) == best
+
+
+@pytest.mark.parametrize(
+    ("partition", "want"),
+    [
+        ("type:transformer|mlp", [1, 1, 1, 1]),
+        ("type:^embedding", [1, 0, 0, 0]),
+        ("type:pipe$", [2, 1, 1, 3]),
+        ("type:Linear", [0, 0, 0, 1]),
+    ],
+)
+def test_a_regular_expression_counts_the_pieces_named_so(partition: str, want: list[int]) -> None:
+    assert counted_pieces(NEOX, partition) == want
+    tied = dataclasses.replace(NEOX, tie_embeddings=True)
+    assert counted_pieces(tied, "type:embed") == [1, 0, 0, 1]
+    assert all(a < b for a, b in itertools.pairwise(deal_by_weight(want, 4)))
 
 
 def test_uniform_stages_differ_by_one_at_most() -> None:

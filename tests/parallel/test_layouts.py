@@ -96,7 +96,15 @@ FOUR_RANKS = [
     Case("tp4 two kv heads", tp=4, model=GEMMA, save="tp4 two kv heads"),
     Case("dp2 tp2 zero3 from tp4", dp=2, tp=2, zero=3, sequence=True, model=GEMMA, load="tp4 two kv heads"),
     Case("tp4 sequence alibi", tp=4, sequence=True, model=ALIBI),
-    Case("tp2 pp2 sequence tied", tp=2, pp=2, sequence=True, model=TIED, recompute="selective"),
+    Case(
+        "tp2 pp2 sequence tied",
+        partition="type:transformer|mlp",
+        tp=2,
+        pp=2,
+        sequence=True,
+        model=TIED,
+        recompute="selective",
+    ),
     Case("dp2 pp2 bf16", dp=2, pp=2, precision="bf16"),
 ]
 EIGHT_RANKS = [

@@ -30,8 +30,11 @@ class ParallelConfig:
     """What waits in the host's memory: masters and moments, which are updated there too (optimizer), or with
     zero_stage 3 the weights as well (parameters). Needs pp = 1 (GPT-NeoX: cpu_offload, offload_optimizer,
     offload_param)."""
-    partition: Literal["uniform", "parameters"] = "parameters"
-    """How layers are dealt to pipeline stages: equal counts, or equal parameters."""
+    partition: str = "parameters"
+    """How blocks are dealt to pipeline stages, at least one to each: equal counts (uniform), equal parameters
+    (parameters), or equal numbers of pieces in whose name in GPT-NeoX a regular expression is found (type:REGEX; the
+    names are EmbeddingPipe, ParallelTransformerLayerPipe, NormPipe, ParallelLinearPipe). The embedding goes with the
+    first block, final norm and head with the last (GPT-NeoX: pipe_partition_method)."""
     recompute: Literal["none", "selective", "full"] = "none"
-    """What backward makes again instead of keeping it: nothing, attention (selective), or every block from its input
-    (full; GPT-NeoX: checkpoint_activations)."""
+    """What backward makes again instead of keeping it: nothing, attention between its projections (selective, which
+    saves little where attention is fused), or every block from its input (full; GPT-NeoX: checkpoint_activations)."""
