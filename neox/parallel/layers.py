@@ -22,8 +22,8 @@ class Regathered:
     The extra all-gather is the price of sequence parallelism's memory (Korthikanti et al. 2022, section 4.2.2).
     """
 
-    def __init__(self, stretch: Tensor, tensor: TensorGroup) -> None:
-        self.stretch, self.num_readers = stretch, 0
+    def __init__(self, tensor: TensorGroup) -> None:
+        self.num_readers = 0
         self._tensor, self._whole = tensor, torch.empty(0)
 
     def take(self, stretch: Tensor) -> Tensor:
@@ -61,10 +61,10 @@ class ColumnParallelLinear(nn.Module):
 
     def forward(self, x: Tensor, add_bias: bool = True) -> Tensor:
         bias = self.bias if add_bias else None
-        again: Regathered | None = getattr(x, "regathered", None)
-        if again is None:
+        if not hasattr(x, "gathered_from"):
             return linear(x, self.weight, bias)
-        out: Tensor = _LinearOfGathered.apply(x, again.stretch, self.weight, bias, again)
+        stretch, again = x.gathered_from
+        out: Tensor = _LinearOfGathered.apply(x, stretch, self.weight, bias, again)
         return out
 
 
@@ -100,7 +100,7 @@ def enter(x: Tensor, tensor: TensorGroup) -> Tensor:
     """`enter_region`, for column-parallel layers to read."""
     whole = enter_region(x, tensor)
     if tensor.is_sequence_sharded:
-        whole.regathered = Regathered(x, tensor)  # type: ignore[attr-defined]
+        whole.gathered_from = x, Regathered(tensor)  # type: ignore[attr-defined]
     return whole
 
 

@@ -61,16 +61,14 @@ TWO_RANKS = [
     Case("tp2 t5", tp=2, model=RELATIVE),
     Case("tp2 sequence", tp=2, sequence=True, save="tp2 sequence"),
     Case("tp2 sequence again", tp=2, sequence=True, load="tp2 sequence"),
-    Case("dp2 from tp2 sequence", dp=2, load="tp2 sequence"),
     Case("tp2 sequence gemma", tp=2, sequence=True, model=GEMMA, recompute="selective"),
     Case("tp2 sequence alibi", tp=2, sequence=True, model=ALIBI, recompute="full"),
     Case("tp2 sequence mqa", tp=2, sequence=True, model=MULTI_QUERY, recompute="selective"),
     Case("tp2 sequence learned", tp=2, sequence=True, model=LEARNED),
-    Case("tp2 sequence bare", tp=2, sequence=True, model=BARE),
     Case("tp2 sequence bf16", tp=2, sequence=True, precision="bf16"),
     Case("pp2 t5", pp=2, model=RELATIVE),
     Case("pp2 learned", pp=2, model=LEARNED),
-    Case("pp2 bare", pp=2, model=BARE),
+    Case("tp2 sequence bare", tp=2, sequence=True, model=BARE),
     Case("pp2 fp16 again", pp=2, precision="fp16", load="pp2 fp16"),
     Case("tp2 fp16 from pp2", tp=2, precision="fp16", load="pp2 fp16"),
     Case("pp2 dropped", pp=2, model=DROPPED, recompute="selective", save="pp2 dropped"),
@@ -136,7 +134,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[st
     outcomes: dict[str, list[dict[str, Any]]] = {}
     for world_size, cases in ((2, TWO_RANKS), (4, FOUR_RANKS), (8, EIGHT_RANKS), (1, ONE_RANK)):
         placed = [_with_folder(case, folder) for case in cases]
-        by_rank = run_ranks(run_cases, world_size, placed)
+        by_rank = run_ranks(run_cases, world_size, placed, timeout_s=900)
         outcomes |= {case.name: [outs[i] for outs in by_rank] for i, case in enumerate(cases)}
     return outcomes
 

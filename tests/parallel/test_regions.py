@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from neox.config.schema import ModelConfig
 from neox.model.gpt import build_piece
@@ -44,17 +45,23 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return counts
 
 
+def block_of(cfg: ModelConfig, is_sequence_sharded: bool, recompute: Recompute) -> tuple[nn.Module, Tensor]:
+    """The first rank's part of a block, and what it is given."""
+    whole = nn.Module()
+    whole.add_module("layers", nn.ModuleDict({"0": build_piece("layers.0", cfg, 128)}))
+    group: Any = object()
+    apply_plan(whole, TensorGroup(TP, 0, group, is_sequence_sharded), lambda _, shape: torch.randn(shape))
+    block = whole.get_submodule("layers.0")
+    apply_recompute(block, recompute)
+    length = SEQ // TP if is_sequence_sharded else SEQ
+    return block, torch.randn(BATCH, length, cfg.hidden_size, requires_grad=True)
+
+
 def run_block(
     cfg: ModelConfig, is_sequence_sharded: bool, sent: Counter[str], recompute: Recompute = "none"
 ) -> tuple[Counter[str], Counter[str], int]:
     """What a block's forward sends, what its backward sends, and the elements of activations kept in between."""
-    block = torch.nn.Module()
-    block.add_module("layers", torch.nn.ModuleDict({"0": build_piece("layers.0", cfg, 128)}))
-    group: Any = object()
-    apply_plan(block, TensorGroup(TP, 0, group, is_sequence_sharded), lambda _, shape: torch.randn(shape))
-    piece = block.get_submodule("layers.0")
-    apply_recompute(piece, recompute)
-    x = torch.randn(BATCH, SEQ // TP if is_sequence_sharded else SEQ, cfg.hidden_size, requires_grad=True)
+    block, x = block_of(cfg, is_sequence_sharded, recompute)
     parameters = {p.data_ptr() for p in block.parameters()}
     kept: dict[int, int] = {}
 
@@ -65,7 +72,7 @@ def run_block(
 
     sent.clear()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        y = piece(x)
+        y = block(x)
     forward, size = Counter(sent), sum(kept.values())
     sent.clear()
     y.sum().backward()
@@ -106,3 +113,14 @@ def test_a_rank_keeps_its_stretch_alone(cfg: ModelConfig, sent: Counter[str]) ->
     num_norms = 1 if cfg.shared_norm else 2
     num_inputs = 1 if cfg.parallel_residual else 2
     assert whole - stretch >= (num_norms + num_inputs) * ACTIVATION
+
+
+@pytest.mark.parametrize("recompute", ["none", "full"])
+def test_a_recomputed_block_keeps_no_output_of_its_norms(recompute: Recompute, sent: Counter[str]) -> None:
+    block, x = block_of(NEOX, True, recompute)
+    normed: list[Any] = []
+    block.get_submodule("attn_norm").register_forward_hook(lambda _module, _args, out: normed.append(weakref.ref(out)))
+    y = block(x)
+    assert (normed[0]() is None) == (recompute == "full")
+    y.sum().backward()
+    assert len(normed) == (2 if recompute == "full" else 1)
