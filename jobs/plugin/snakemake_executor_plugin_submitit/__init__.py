@@ -73,6 +73,8 @@ class Executor(RemoteExecutor):
                     f"Job {job.jobid}: submitted as {self.site.scheduler} job {queued.job_id} (log: {log})"
                 )
         except UserError as error:
+            if job.is_group():  # of whose jobs Snakemake prints no message
+                self.logger.error(f"Group {job.name}: not submitted: {error}")
             self.report_job_error(SubmittedJobInfo(job), msg=f"not submitted: {error}. ")
             return
         self.report_job_submission(SubmittedJobInfo(job, external_jobid=queued.job_id, aux={"queued": queued}))
