@@ -244,6 +244,19 @@ def test_resuming_in_the_same_layout_is_exact(
     assert all(torch.equal(got[key], want[key]) for key in want)
 
 
+def test_zero3_keeps_no_matrix_whole_between_steps(outcomes: dict[str, list[dict[str, Any]]]) -> None:
+    masters = {name: tensor for (kind, name), tensor in reference(NEOX).saved.items() if kind == "weight"}
+    vectors = sum(tensor.numel() for tensor in masters.values() if tensor.dim() == 1)
+    assert [out["resident"] for out in outcomes["dp2 zero3"]] == [vectors, vectors]
+    assert outcomes["dp2"][0]["resident"] == sum(tensor.numel() for tensor in masters.values())
+
+
+def test_fp32_weights_are_their_own_masters(outcomes: dict[str, list[dict[str, Any]]]) -> None:
+    for name in ("dp2", "pp2", "dp2 tp2", "1 rank"):
+        assert outcomes[name][0]["masters_apart"] == 0, name
+    assert outcomes["dp2 zero2 offload"][0]["masters_apart"] > 0
+
+
 def test_the_optimizer_counts_its_steps(outcomes: dict[str, list[dict[str, Any]]]) -> None:
     assert outcomes["dp2"][1]["scalars"] == {"step": SAVE_STEP}
 

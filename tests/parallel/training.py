@@ -323,6 +323,11 @@ def run_case(case: Case) -> dict[str, Any]:
         if step + 1 == SAVE_STEP:
             out["saved"], out["scalars"] = collect(engine), engine.optimizer_scalars()
     out["final"] = collect(engine)
+    parameters = list(engine._module.parameters())
+    out["resident"] = sum(parameter.numel() for parameter in parameters)
+    held = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+    masters = [piece.tensor for piece in engine.pieces() if piece.kind == "weight"]
+    out["masters_apart"] = sum(master.untyped_storage().data_ptr() not in held for master in masters)
     out["valid_loss"] = engine.eval_loss(read(STEPS), share // case.micro_batch)
     out["broadcast"] = engine.broadcast({"from": engine.rank})
     out["any_of_last"] = engine.any_rank(engine.rank == case.dp * case.tp * case.pp - 1)
