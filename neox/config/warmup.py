@@ -117,3 +117,6 @@ def _check_lengths(config: Config) -> None:
         raise UserError(
             f"{where}: the first length must be a multiple of seq_warmup_multiple = {train.seq_warmup_multiple}"
         )
+    tp, multiples = config.parallel.tp, lengths if kind == "discrete" else (*lengths, train.seq_warmup_multiple)
+    if config.parallel.sequence_parallel and any(each % tp for each in multiples):
+        raise UserError(f"{where}: parallel.tp = {tp} must divide every length, for parallel.sequence_parallel")

@@ -95,6 +95,11 @@ def test_phases_are_the_steps_one_after_the_other() -> None:
             "train.seq_warmup=linear train.seq_warmup_lengths=[12,128] train.seq_warmup_steps=[9]",
             "first length must be a multiple of seq_warmup_multiple = 8",
         ),
+        (
+            "parallel.tp=2 parallel.sequence_parallel=true train.seq_warmup=linear train.seq_warmup_multiple=3 "
+            "train.seq_warmup_lengths=[12,128] train.seq_warmup_steps=[9]",
+            "train.seq_warmup = linear: parallel.tp = 2 must divide every length",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(overrides: str, expected: str) -> None:
