@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -33,6 +34,12 @@ class Sampling:
     """Only the k likeliest tokens are candidates. None: all."""
     top_p: float = 1.0
     """Only the fewest likeliest tokens that together have this probability are candidates."""
+    min_p: float = 0.0
+    """Only tokens with at least this share of the likeliest one's probability are candidates."""
+    repetition_penalty: float = 1.0
+    """Logits of tokens already in the text are divided by it, negative ones multiplied (arXiv 1909.05858)."""
+    stop: tuple[str, ...] = ()
+    """The text ends before the first of these."""
     seed: int = 0
     """Sample number i depends on this seed and i alone, not on how many samples are drawn."""
 
@@ -42,6 +49,9 @@ class Sampling:
             ("temperature", 0 <= self.temperature < float("inf"), "at least 0"),
             ("top-k", self.top_k is None or self.top_k >= 1, "at least 1"),
             ("top-p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("min-p", 0 <= self.min_p < 1, "at least 0 and below 1"),
+            ("repetition-penalty", 0 < self.repetition_penalty < float("inf"), "above 0"),
+            ("stop", all(self.stop), "no empty text"),
         ):
             if not is_valid:
                 raise UserError(f"--{name} {getattr(self, name.replace('-', '_'))}: must be {allowed}")
@@ -79,42 +89,77 @@ class Generator:
         Raises:
             UserError: the prompt fills the context.
         """
-        tokens = self.tokenizer.tokenizer.encode(prompt, add_special_tokens=False).ids or [self.tokenizer.eod]
-        return [self._sample(prompt, row) for row in self.continuations(tokens, num_samples, sampling)]
+        return self.continue_all([prompt], num_samples, sampling)
 
-    def _sample(self, prompt: str, tokens: list[int]) -> Sample:
+    def continue_all(
+        self, prompts: Sequence[str], num_samples: int, sampling: Sampling, batch_size: int = 16
+    ) -> list[Sample]:
+        """`num_samples` continuations of each prompt, in their order; those of equal length run as one batch.
+
+        Raises:
+            UserError: a prompt fills the context.
+        """
+        encoded = [self.tokenizer.tokenizer.encode(p, add_special_tokens=False).ids for p in prompts]
+        wanted = [(tokens or [self.tokenizer.eod], number) for tokens in encoded for number in range(num_samples)]
+        by_length = sorted(range(len(wanted)), key=lambda index: -len(wanted[index][0]))
+        found: dict[int, list[int]] = {}
+        for _, group in groupby(by_length, key=lambda index: len(wanted[index][0])):
+            members = list(group)
+            for start in range(0, len(members), batch_size):
+                part = members[start : start + batch_size]
+                rows = self.rows([wanted[i][0] for i in part], sampling, [wanted[i][1] for i in part])
+                found.update(zip(part, rows, strict=True))
+        return [self._sample(prompts[i // num_samples], found[i], sampling.stop) for i in range(len(wanted))]
+
+    def _sample(self, prompt: str, tokens: list[int], stops: Sequence[str]) -> Sample:
         text = self.tokenizer.tokenizer.decode(tokens, skip_special_tokens=True)
-        return Sample(prompt, text, tokens, finished=tokens[-1] == self.tokenizer.eod)
+        cut = before_stop(text, stops)
+        return Sample(prompt, cut, tokens, finished=tokens[-1] == self.tokenizer.eod or cut != text)
 
     def continuations(self, prompt: Sequence[int], num_samples: int, sampling: Sampling) -> list[list[int]]:
         """Tokens that follow the tokens `prompt`, one list per sample, each up to and with the end of document."""
         return self.rows([prompt] * num_samples, sampling)
 
     @torch.inference_mode()
-    def rows(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
-        """What follows each of the prompts, which are of one length and so run as one batch without padding."""
-        num_samples, length = len(prompts), len(prompts[0])
+    def rows(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, numbers: Sequence[int] | None = None
+    ) -> list[list[int]]:
+        """What follows each of the prompts, which are of one length and so run as one batch without padding.
+
+        `numbers`: which sample each row is, for its random numbers; None: 0, 1, …
+        """
+        length = len(prompts[0])
         num_tokens = min(sampling.max_tokens, self.cfg.seq_length - length)
         if num_tokens < 1:
             raise UserError(f"--prompt: {length} tokens leave no room in a context of {self.cfg.seq_length}")
         device = next(self.model.parameters()).device
-        generators = [random_generator(sampling.seed, index) for index in range(num_samples)]
+        generators = [random_generator(sampling.seed, number) for number in numbers or range(len(prompts))]
         cache = KVCache(self.cfg.num_layers, length + num_tokens)
-        tokens = torch.tensor([list(prompt) for prompt in prompts], device=device)
-        is_done = torch.zeros(num_samples, dtype=torch.bool)
-        added = []
+        text = tokens = torch.tensor([list(prompt) for prompt in prompts])
+        is_done = torch.zeros(len(prompts), dtype=torch.bool)
         for _ in range(num_tokens):
-            logits = self.model(tokens, cache=cache)[:, -1, : self.tokenizer.vocab_size]
-            tokens = pick(logits.float().cpu(), sampling, generators)[:, None].to(device)
-            added.append(tokens.cpu())
-            is_done |= added[-1][:, 0] == self.tokenizer.eod
+            hidden = self.model.hidden(tokens.to(device), cache=cache)[:, -1]
+            logits = self.model.logits(hidden)[:, : self.tokenizer.vocab_size].float().cpu()
+            tokens = pick(penalized(logits, text, sampling.repetition_penalty), sampling, generators)[:, None]
+            text = torch.cat([text, tokens], 1)
+            is_done |= tokens[:, 0] == self.tokenizer.eod
+            if sampling.stop:
+                is_done |= torch.tensor([self._is_stopped(row, sampling.stop) for row in text[:, length:].tolist()])
             if is_done.all():
                 break
-        return [self._until_end(row) for row in torch.cat(added, 1).tolist()]
+        return [self._until_end(row, sampling.stop) for row in text[:, length:].tolist()]
 
-    def _until_end(self, tokens: list[int]) -> list[int]:
+    def _is_stopped(self, tokens: list[int], stops: Sequence[str]) -> bool:
+        text = self.tokenizer.tokenizer.decode(tokens, skip_special_tokens=True)
+        return before_stop(text, stops) != text
+
+    def _until_end(self, tokens: list[int], stops: Sequence[str]) -> list[int]:
+        """Up to and with the end of document, or the token that completes a stop."""
         eod = self.tokenizer.eod
-        return tokens[: tokens.index(eod) + 1] if eod in tokens else tokens
+        tokens = tokens[: tokens.index(eod) + 1] if eod in tokens else tokens
+        if not stops or not self._is_stopped(tokens, stops):
+            return tokens
+        return next(tokens[:end] for end in range(1, len(tokens) + 1) if self._is_stopped(tokens[:end], stops))
 
 
 def load_generator(checkpoint: Path, tokenizer: Path | None) -> Generator:
@@ -146,17 +191,32 @@ def pick(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Generato
     if sampling.temperature == 0:
         return logits.argmax(-1)
     scaled = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature  # ≤ 0: no overflow, however cold
-    probabilities = candidates(scaled, sampling.top_k, sampling.top_p).softmax(-1)
+    probabilities = candidates(scaled, sampling.top_k, sampling.top_p, sampling.min_p).softmax(-1)
     drawn = [torch.multinomial(row, 1, generator=g) for row, g in zip(probabilities, generators, strict=True)]
     return torch.cat(drawn)
 
 
-def candidates(logits: Tensor, top_k: int | None, top_p: float) -> Tensor:
-    """`logits` [rows, vocab] with -inf where top-k, then top-p (Holtzman et al. 2020), leave a token out."""
+def candidates(logits: Tensor, top_k: int | None, top_p: float, min_p: float = 0.0) -> Tensor:
+    """`logits` [rows, vocab] with -inf where top-k, top-p (Holtzman et al. 2020), then min-p leave a token out."""
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
     if top_k is not None:
         ordered[:, top_k:] = -torch.inf
     probabilities = ordered.softmax(-1)
     before = probabilities.cumsum(-1) - probabilities  # of the tokens likelier than this one: 0 for the first
     ordered[before >= top_p] = -torch.inf
+    ordered[probabilities < min_p * probabilities[:, :1]] = -torch.inf
     return torch.empty_like(logits).scatter_(-1, order, ordered)
+
+
+def penalized(logits: Tensor, text: Tensor, penalty: float) -> Tensor:
+    """Logits [rows, vocab] less inclined to the tokens of text [rows, length]."""
+    if penalty == 1:
+        return logits
+    text = text.clamp(max=logits.shape[-1] - 1)
+    found = logits.gather(-1, text)
+    return logits.scatter(-1, text, torch.where(found < 0, found * penalty, found / penalty))
+
+
+def before_stop(text: str, stops: Sequence[str]) -> str:
+    """The text before the first of the stops in it."""
+    return text[: min((text.index(stop) for stop in stops if stop in text), default=len(text))]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from neox.config.errors import UserError
-from neox.generate import Generator, Sampling
+from neox.generate import Generator, Sampling, before_stop
 from neox.score import Request, Scorer
 
 MAX_TOKENS = 256
@@ -52,10 +52,12 @@ class LanguageModel:
         for (_, num_tokens), members in groups.items():
             for start in range(0, len(members), self._batch_size):
                 part = members[start : start + self._batch_size]
-                sampling = Sampling(max_tokens=num_tokens, temperature=0.0)
+                stops = {stop for number, _ in part for stop in stops_of(requests[number][1])}
+                shared = all(set(stops_of(requests[number][1])) == stops for number, _ in part)
+                sampling = Sampling(num_tokens, temperature=0.0, stop=tuple(sorted(stops)) if shared else ())
                 for (number, _), row in zip(part, self._generator.rows([t for _, t in part], sampling), strict=True):
                     text = self._generator.tokenizer.tokenizer.decode(row, skip_special_tokens=True)
-                    answers[number] = _until(text, requests[number][1].get("until") or [])
+                    answers[number] = before_stop(text, stops_of(requests[number][1]))
         return answers
 
     def _encode(self, text: str) -> list[int]:
@@ -81,7 +83,7 @@ class LanguageModel:
         return windows
 
 
-def _until(text: str, stops: str | Sequence[str]) -> str:
-    for stop in [stops] if isinstance(stops, str) else stops:
-        text = text.split(stop)[0] if stop else text
-    return text
+def stops_of(options: dict[str, Any]) -> list[str]:
+    """The texts that end an answer."""
+    until = options.get("until") or []
+    return [stop for stop in ([until] if isinstance(until, str) else until) if stop]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from neox.__main__ import main
 from neox.checkpoint.huggingface import export
@@ -74,6 +74,51 @@ def test_greedy_is_that_of_transformers(generator: Generator, tokenizer: Path, t
         assert generator.continuations(tokens, 1, Sampling(count, temperature=0)) == [expected.tolist()]
 
 
+def test_ragged_batches_are_those_of_transformers(generator: Generator, tokenizer: Path, tmp_path: Path) -> None:
+    """Prompts of several lengths, with a penalty and without: transformers pads them on the left."""
+    export(CFG, rows_of(generator.model), tokenizer, tmp_path / "hf")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    prompts = ["a", "the river and", "xxxxxxxx", "the", "and the other"]
+    encoded = [generator.tokenizer.tokenizer.encode(p).ids for p in prompts]
+    longest = max(map(len, encoded))
+    assert len({len(row) for row in encoded}) > 2
+    tokens = torch.tensor([[0] * (longest - len(row)) + row for row in encoded])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in encoded])
+    for penalty in (1.0, 1.7):
+        sampling = Sampling(12, temperature=0, repetition_penalty=penalty)
+        ours = [s.tokens for s in generator.continue_all(prompts, 1, sampling, batch_size=2)]
+        if penalty == 1:
+            expected = theirs.generate(tokens, attention_mask=mask, max_new_tokens=12, do_sample=False)[:, longest:]
+            assert ours == expected.tolist()
+            continue
+        for row, found in zip(encoded, ours, strict=True):  # transformers would punish the padding too
+            expected = theirs.generate(
+                torch.tensor([row]), max_new_tokens=12, do_sample=False, repetition_penalty=penalty
+            )
+            assert found == expected[0, len(row) :].tolist()
+
+
+def test_filters_are_those_of_transformers() -> None:
+    logits = torch.randn(64, 50, generator=torch.Generator().manual_seed(2)) * 3
+    ids = torch.zeros(64, 1, dtype=torch.long)
+    for top_k, top_p, min_p in ((None, 1.0, 0.1), (20, 0.9, 0.0), (20, 0.95, 0.05), (None, 0.5, 0.3)):
+        expected = logits.clone()
+        for warper in (
+            *([TopKLogitsWarper(top_k)] if top_k else []),
+            *(TopPLogitsWarper(top_p), MinPLogitsWarper(min_p)),
+        ):
+            expected = warper(ids, expected)
+        torch.testing.assert_close(candidates(logits.clone(), top_k, top_p, min_p), expected)
+
+
+def test_stops_before_a_text(generator: Generator) -> None:
+    whole = generator.samples("the river", 1, Sampling(20, temperature=0))[0]
+    middle = whole.text[5:8]
+    found = generator.samples("the river", 1, Sampling(20, temperature=0, stop=("never said", middle)))[0]
+    assert found.text == whole.text[: whole.text.index(middle)] and found.finished
+    assert found.tokens == whole.tokens[: len(found.tokens)] and len(found.tokens) < len(whole.tokens)
+
+
 def test_stops_at_the_end_of_document(generator: Generator, tokenizer: Path, tmp_path: Path) -> None:
     """Both stop there: what greedy decoding says third is made the end of document."""
     tokens = generator.tokenizer.tokenizer.encode("the river").ids
@@ -82,7 +127,7 @@ def test_stops_at_the_end_of_document(generator: Generator, tokenizer: Path, tmp
     other = Generator(generator.model, CFG, dataclasses.replace(generator.tokenizer, eod=end))
     expected = said[: said.index(end) + 1]
     calls = []
-    hook = generator.model.register_forward_hook(lambda *_: calls.append(1))
+    hook = generator.model.head.register_forward_hook(lambda *_: calls.append(1))
     assert other.continuations(tokens, 1, Sampling(12, temperature=0)) == [expected]
     hook.remove()
     assert len(calls) == len(expected)  # nothing is computed beyond
@@ -191,6 +236,10 @@ def test_command_prints_blocks_or_writes_lines(
     assert main([*arguments, "--seed", "5", "--output", str(tmp_path / "out" / "samples.jsonl")]) == 0
     lines = (tmp_path / "out" / "samples.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [dataclasses.asdict(sample) for sample in expected]
+    (tmp_path / "in.jsonl").write_text('{"prompt": "the river"}\n{"prompt": "a"}\n')
+    from_file = [*arguments[:4], *arguments[8:], "--input", str(tmp_path / "in.jsonl"), "--seed", "5"]
+    assert main([*from_file, "--output", str(tmp_path / "again.jsonl")]) == 0
+    assert (tmp_path / "again.jsonl").read_text().splitlines() == lines
     assert main([*arguments, "--top-p", "2"]) == 2
     assert "--top-p 2.0" in capsys.readouterr().err
 
@@ -204,6 +253,9 @@ def test_command_prints_blocks_or_writes_lines(
         ({"top_k": 0}, "--top-k 0"),
         ({"top_p": 0.0}, "--top-p 0.0"),
         ({"top_p": 1.5}, "--top-p 1.5"),
+        ({"min_p": 1.0}, "--min-p 1.0"),
+        ({"repetition_penalty": 0.0}, "--repetition-penalty 0.0"),
+        ({"stop": ("a", "")}, "--stop"),
     ],
 )
 def test_wrong_options_are_named(change: dict[str, Any], option: str) -> None:
