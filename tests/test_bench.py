@@ -34,9 +34,13 @@ def test_messages_of_a_step() -> None:
     reduced, gathered, tensor, pipe = found
     assert (reduced.operation, reduced.axis, reduced.count) == ("all_reduce", "data", 1)
     assert reduced.num_bytes == 2 * gathered.num_bytes  # fp32 gradients, bf16 weights
-    assert tensor == Message("all_reduce", "tensor", activations, 4 * 3 * 3)  # 4 per block, 3 blocks, 3 micro-batches
+    assert tensor == Message("all_reduce", "tensor", activations, (1 + 2) * 3 * 3)  # 3 blocks, 3 micro-batches
     assert pipe == Message("send_recv", "pipe", activations, 2 * 3)
     assert step_messages(config(1)) == []
+    shared = step_messages(config(2, tp=2, sequence_parallel=True))
+    assert [(m.operation, m.count) for m in shared] == [("all_gather", 5 * 18), ("reduce_scatter", 3 * 18)]
+    zero_3 = step_messages(config(2, dp=2, zero_stage=3))
+    assert [(m.operation, m.count) for m in zero_3] == [("reduce_scatter", 3), ("all_gather", 6)]
 
 
 def test_curve_reaches_the_largest_of_each_kind() -> None:

@@ -40,25 +40,49 @@ class Message:
 def step_messages(cfg: Config) -> list[Message]:
     """The messages of one optimizer step of a resolved configuration; the largest rank's, where ranks differ.
 
-    Data parallelism: gradients reduced in fp32 and weights gathered in the precision they are used in, once a step.
-    Tensor parallelism (Shoeybi et al. 2019): two all-reduces of the activations forward and two backward, per block and
-    micro-batch. Pipeline: activations forward and their gradients backward, per micro-batch.
+    Data parallelism, as DeepSpeed's ZeRO has it: gradients summed in fp32, once a step or in stages 2 and 3 for every
+    micro-batch; weights gathered once a step, or in stage 3 before every forward and backward pass. Pipeline:
+    activations forward and their gradients backward, per micro-batch. Tensor parallelism: see `tensor_messages`.
     """
-    parallel, train, model = cfg.parallel, cfg.train, cfg.model
+    parallel, train = cfg.parallel, cfg.train
     assert parallel.dp and train.micro_batch_size and train.grad_accum
     element = 4 if train.precision == "fp32" else 2
-    parameters = num_parameters(model) // (parallel.tp * parallel.pp)
-    activations = train.micro_batch_size * model.seq_length * model.hidden_size * element
-    blocks = -(-model.num_layers // parallel.pp)
+    parameters = num_parameters(cfg.model) // (parallel.tp * parallel.pp)
+    activations = train.micro_batch_size * cfg.model.seq_length * cfg.model.hidden_size * element
     found = []
     if parallel.dp > 1:
-        found.append(Message("all_reduce", "data", 4 * parameters, 1))
-        found.append(Message("all_gather", "data", element * parameters, 1))
+        summed: Operation = "reduce_scatter" if parallel.zero_stage == 3 else "all_reduce"
+        found.append(Message(summed, "data", 4 * parameters, 1 if parallel.zero_stage == 1 else train.grad_accum))
+        gathers = 2 * train.grad_accum if parallel.zero_stage == 3 else 1
+        found.append(Message("all_gather", "data", element * parameters, gathers))
     if parallel.tp > 1:
-        found.append(Message("all_reduce", "tensor", activations, 4 * blocks * train.grad_accum))
+        found += tensor_messages(cfg, activations)
     if parallel.pp > 1:
-        found.append(Message("send_recv", "pipe", activations, 2 * train.grad_accum))
+        shard = activations // parallel.tp if parallel.sequence_parallel else activations
+        found.append(Message("send_recv", "pipe", shard, 2 * train.grad_accum))
     return found
+
+
+def tensor_messages(cfg: Config, activations: int) -> list[Message]:
+    """Messages of the blocks under tensor parallelism; `activations` is the bytes of a micro-batch's.
+
+    Branches enter and leave their parallel part: all-reduces of the gradients and of the outputs (Shoeybi et al. 2019);
+    with sequence parallelism all-gathers and reduce-scatters, and the input gathered again for backward (Korthikanti et
+    al. 2022). Branches side by side leave together, and enter together where they share a norm.
+    """
+    model, parallel = cfg.model, cfg.parallel
+    are_joined = model.parallel_residual and not model.sandwich_norm and model.hidden_dropout == 0
+    leaves = 1 if are_joined else 2
+    enters = 1 if are_joined and model.shared_norm else 2
+    passes = (cfg.train.grad_accum or 1) * -(-model.num_layers // parallel.pp)
+    forwards = 2 if parallel.recompute == "full" else 1
+    if not parallel.sequence_parallel:
+        return [Message("all_reduce", "tensor", activations, passes * (forwards * leaves + enters))]
+    gathers, scatters = (forwards + 1) * enters + leaves, forwards * leaves + enters
+    return [
+        Message("all_gather", "tensor", activations, passes * gathers),
+        Message("reduce_scatter", "tensor", activations, passes * scatters),
+    ]
 
 
 def curve(messages: Sequence[Message]) -> list[Message]:

@@ -298,7 +298,7 @@ def loss_of(checkpoint: Path, config: Path, items: range, *overrides: str) -> fl
 
 
 def test_label_files_of_a_blend_say_what_counts(config, tmp_path):
-    """The mean over a micro-batch is over what counts in it, with the vocabulary on two ranks too."""
+    """The mean is over all that counts in the global batch, however it is cut, with the vocabulary on two ranks too."""
     prefixes, labels = [config.parent / "tokens", write_tokens(tmp_path / "more", 9)], []
     for text in map(IndexedReader, prefixes):
         rows = np.where(np.random.default_rng(5).random(len(text.tokens)) < 0.4, -100, text.tokens.astype(np.int32))
@@ -308,7 +308,7 @@ def test_label_files_of_a_blend_say_what_counts(config, tmp_path):
     paths = [f"data.train_{name}paths=[{a}, {b}]" for name, (a, b) in (("", prefixes), ("label_", labels))]
     paths += ["data.path=null", "data.train_weights=[3, 1]"]
     rest = ["data.packing=pack_until_overflow", f"data.index_dir={tmp_path}/maps", "train.valid_interval=0"]
-    size = ["train.steps=1", "train.global_batch_size=4", "train.micro_batch_size=4", "checkpoint.steps=[0]"]
+    size = ["train.steps=1", "train.global_batch_size=4", "train.micro_batch_size=1", "checkpoint.steps=[0]"]
     overrides = [*paths, *rest, *size]
     run(tmp_path / "run", config, *overrides, "parallel.tp=2", world_size=2)
     expected = loss_of(tmp_path / "run" / "checkpoints" / "step_00000000", config, range(4), *overrides)
