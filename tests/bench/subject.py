@@ -1,7 +1,7 @@
 """One of the programs that `make bench` compares, in a process of its own: a step for every line it reads.
 
 Started as `python -m tests.bench.subject NAME SHAPE THREADS kept|default`, the last word for the allocator; answers
-each line with seconds and peak memory.
+the line `step` with seconds, CPU seconds and peak memory, and `parts` with where the time of a step goes.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from neox.parallel.engine import Engine
 from neox.parallel.groups import TensorGroup
 from neox.parallel.loss import head_loss
 from neox.parallel.topology import Topology
+from tests.bench.breakdown import step_parts
 
 SHAPES = {
     "demo": (4, 128, 4, 2048, 128, 8),
@@ -103,7 +104,7 @@ SUBJECTS: dict[str, Any] = {"engine": engine, "plain": plain, "transformers": tr
 
 
 def main(name: str, shape_name: str, threads: str, allocator: str) -> None:
-    """Two steps to warm up, then one for every line of the input until it ends."""
+    """Two steps to warm up, then an answer to every line of the input until it ends."""
     torch.set_num_threads(int(threads))
     if allocator == "kept":
         keep_freed_memory()
@@ -113,12 +114,16 @@ def main(name: str, shape_name: str, threads: str, allocator: str) -> None:
     step, num_parameters = SUBJECTS[name](configured(shape), batch[:, :-1].contiguous(), batch[:, 1:].contiguous())
     step(), step()
     print(json.dumps({"parameters": num_parameters, "begin_mib": begin_kb / 1024}), flush=True)
-    for _ in sys.stdin:
-        begin = time.perf_counter()
-        step()
-        seconds = time.perf_counter() - begin
-        peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        print(json.dumps({"seconds": seconds, "peak_mib": peak_kb / 1024}), flush=True)
+    for line in sys.stdin:
+        print(json.dumps(timed(step) if line == "step\n" else step_parts(step, ffn_size=4 * shape[1])), flush=True)
+
+
+def timed(step: Step) -> dict[str, float]:
+    """One step: seconds by the clock and of the CPUs, and the most memory that the process has ever had."""
+    begin, begin_cpu = time.perf_counter(), time.process_time()
+    step()
+    times = {"seconds": time.perf_counter() - begin, "cpu_seconds": time.process_time() - begin_cpu}
+    return {**times, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
 if __name__ == "__main__":

@@ -8,18 +8,21 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from kernels.dispatch import available, find
 from neox.config.flops import flops_per_token
 from tests.bench.subject import SHAPES, configured
 
 RUNS = {
     "engine": ("engine", "kept"),
-    "plain step": ("plain", "kept"),
+    "plain": ("plain", "kept"),
     "transformers": ("transformers", "default"),
-    "transformers, our allocator": ("transformers", "kept"),
+    "transformers, kept memory": ("transformers", "kept"),
 }
 """Row → subject, and whether freed memory is kept, as the engine always has it, or given back, as is the default."""
 ROUNDS = 9
@@ -34,27 +37,36 @@ class Subject:
         pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         self.process = subprocess.Popen(command, env=environment, text=True, **pipes)
         self.start = self._answer()
-        self.seconds: list[float] = []
-        self.peak_mib = 0.0
+        self.steps: list[dict[str, float]] = []
 
     def step(self) -> None:
         """One step, timed."""
-        assert self.process.stdin is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        answer = self._answer()
-        self.seconds.append(answer["seconds"])
-        self.peak_mib = answer["peak_mib"]
+        self.steps.append(self._ask("step"))
+
+    def parts(self) -> dict[str, float]:
+        """Shares of a step's time."""
+        return self._ask("parts")
+
+    def times(self, clock: str = "seconds") -> list[float]:
+        """Of every round; `clock`: seconds, or cpu_seconds of all threads."""
+        return [step[clock] for step in self.steps]
 
     def step_mib(self) -> float:
         """Peak memory above the imports, the parameters and Adam's two moments, all fp32."""
-        return float(self.peak_mib - self.start["begin_mib"] - 3 * 4 * self.start["parameters"] / 2**20)
+        peak = self.steps[-1]["peak_mib"]
+        return float(peak - self.start["begin_mib"] - 3 * 4 * self.start["parameters"] / 2**20)
 
     def close(self) -> None:
         """Ends the process."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
+
+    def _ask(self, line: str) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        return self._answer()
 
     def _answer(self) -> dict[str, Any]:
         assert self.process.stdout is not None
@@ -64,45 +76,78 @@ class Subject:
         raise RuntimeError("a subject of the benchmark died")
 
 
-def matmul_flops() -> float:
+def products() -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """What this machine's rate of products is measured by: PyTorch's own, which peers use, and that of `kernels`."""
+    ours = available("linear")[0]
+    linear = find("linear", torch.device("cpu"), ours)
+    return {"torch.mm": torch.mm} | ({ours: lambda a, b: linear(a, b, None)} if ours != "aten" else {})
+
+
+def product_flops(product: Callable[[Tensor, Tensor], Tensor]) -> float:
     """FLOP/s of one 2048 × 2048 × 2048 product in fp32."""
     a = torch.randn(2048, 2048)
     begin = time.perf_counter()
-    torch.mm(a, a)
+    product(a, a)
     return 2 * 2048**3 / (time.perf_counter() - begin)
 
 
 def compare(shape: str, threads: int) -> None:
-    """Prints one row per run."""
+    """Runs the rounds of one shape and prints what they say."""
     subjects = {row: Subject(name, shape, threads, memory) for row, (name, memory) in RUNS.items()}
-    peaks = []
+    rates: dict[str, float] = {}
     for _ in range(ROUNDS):
-        peaks.append(matmul_flops())
+        for name, product in products().items():
+            rates[name] = max(rates.get(name, 0), product_flops(product))
         for subject in subjects.values():
             subject.step()
+    parts = subjects["engine"].parts()
     tokens = SHAPES[shape][4] * SHAPES[shape][5]
-    flops = tokens * flops_per_token(configured(SHAPES[shape]).model)
-    base = statistics.median(subjects["transformers"].seconds)
-    best = min(subjects["transformers"].seconds)
-    for row, subject in subjects.items():
-        seconds = statistics.median(subject.seconds)
-        ratios = [a / b for a, b in zip(subjects["transformers"].seconds, subject.seconds, strict=True)]
-        share = flops / min(subject.seconds) / max(peaks)
-        print(
-            f"{shape:<12}{row:<29}{tokens / seconds:>9.0f}{base / seconds:>8.2f}{statistics.median(ratios):>8.2f}"
-            f"{best / min(subject.seconds):>8.2f}{share:>8.2f}{subject.step_mib():>10.0f}",
-            flush=True,
-        )
+    print(f"\n{shape}, {tokens} tokens a step, load {os.getloadavg()[0]:.1f}")
+    print_runs(subjects, tokens)
+    print_ratios(subjects, rates, tokens * flops_per_token(configured(SHAPES[shape]).model))
+    print("  engine's time: " + ", ".join(f"{part} {share:.0%}" for part, share in parts.items() if share >= 0.005))
+    for subject in subjects.values():
         subject.close()
 
 
+def print_runs(subjects: dict[str, Subject], tokens: int) -> None:
+    """One row per run."""
+    print(f"  {'run':<27}{'tokens/s':>10}{'best':>9}{'CPU s/step':>12}{'step MiB':>10}")
+    for row, subject in subjects.items():
+        middle, best = statistics.median(subject.times()), min(subject.times())
+        cpu = statistics.median(subject.times("cpu_seconds"))
+        print(f"  {row:<27}{tokens / middle:>10.0f}{tokens / best:>9.0f}{cpu:>12.2f}{subject.step_mib():>10.0f}")
+
+
+def print_ratios(subjects: dict[str, Subject], rates: dict[str, float], flops: float) -> None:
+    """Ours against the peer; `rates`: best FLOP/s of a product; `flops`: of a step."""
+    ours, plain, peer, kept = subjects.values()
+    print(f"  {'ratio':<45}{'paired':>8}{'best':>8}{'CPU':>8}")
+    for name, fast, slow in (
+        ("speed: engine over transformers", ours, peer),
+        ("the same, transformers with kept memory too", ours, kept),
+        ("speed: plain over transformers", plain, peer),
+        ("time: engine over plain", plain, ours),
+    ):
+        paired = statistics.median(b / a for a, b in zip(fast.times(), slow.times(), strict=True))
+        best = min(slow.times()) / min(fast.times())
+        cpu = statistics.median(slow.times("cpu_seconds")) / statistics.median(fast.times("cpu_seconds"))
+        print(f"  {name:<45}{paired:>8.2f}{best:>8.2f}{cpu:>8.2f}")
+    for name, rate in rates.items():
+        shares = [flops / min(subject.times()) / rate for subject in (ours, peer)]
+        measured = f"of {name}'s {rate / 1e9:.0f} GFLOP/s"
+        print(f"  {measured:<45}engine {shares[0]:.2f}, transformers {shares[1]:.2f}")
+    memory = ours.step_mib() / peer.step_mib()
+    print(f"  {'step memory: engine over transformers':<45}{memory:.2f} = 1/{1 / memory:.1f}")
+
+
 def main() -> None:
-    """One table: tokens per second, medians over rounds in turns."""
+    """One block per shape."""
     threads = int(sys.argv[1]) if len(sys.argv) > 1 else 2
     torch.set_num_threads(threads)
-    print(f"training step, fp32, {threads} threads, {ROUNDS} rounds in turns; ratios to transformers: of the medians,")
-    print("the median of the rounds' own, of the best; share of the matmul rate: best step against best product")
-    print(f"{'shape':<12}{'run':<29}{'tokens/s':>9}{'ratio':>8}{'paired':>8}{'best':>8}{'share':>8}{'step MiB':>10}")
+    print(f"training step, fp32, {threads} threads, {ROUNDS} rounds in turns. Ratios: paired = median of the rounds' own,")
+    print("best = of the best rounds, CPU = of the CPU time of all threads; a share is best step against best product.")
+    print("kept memory: freed memory stays with the process, as under the engine (neox/parallel/allocator.py).")
     for shape in sys.argv[2:] or SHAPES:
         compare(shape, threads)
 
