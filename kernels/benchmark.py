@@ -20,11 +20,9 @@ def inputs(device: str) -> dict[str, tuple[Any, ...]]:
     heads = [torch.randn(BATCH, HEADS, SEQ, HIDDEN // HEADS, device=device, requires_grad=True) for _ in range(3)]
     vectors = [torch.randn(HIDDEN, device=device, requires_grad=True) for _ in range(2)]
     angles = torch.rand(SEQ, HIDDEN // HEADS // 2, device=device)
-    logits = torch.randn(BATCH, SEQ, VOCAB, device=device, requires_grad=True)
     return {
         "attention": (*heads, None, None, None, None, 0.0, None),
         "bias_gelu": (hidden[0], vectors[0]),
-        "cross_entropy": (logits, torch.randint(VOCAB, (BATCH, SEQ), device=device)),
         "dropout": (hidden[0], 0.1, torch.arange(BATCH * SEQ, device=device).view(BATCH, SEQ)),
         "layer_norm": (hidden[0], *vectors, 1e-5),
         "linear": (hidden[0], torch.randn(4 * HIDDEN, HIDDEN, device=device, requires_grad=True), None),

@@ -13,7 +13,6 @@ import torch
 IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "attention": ("flash", "sdpa", "reference"),
     "bias_gelu": ("aten", "reference"),
-    "cross_entropy": ("aten", "reference"),
     "dropout": ("reference",),
     "layer_norm": ("aten", "reference"),
     "linear": ("onednn", "aten", "reference"),

@@ -22,7 +22,7 @@ def weighted_loss(
 def head_loss(
     factors: tuple[Tensor, Tensor], labels: Tensor, tensor: TensorGroup, softcap: float | None = None
 ) -> Tensor:
-    """`neox.model.loss.lm_loss` of the head's logits, which never exist as a whole.
+    """Mean cross entropy, in nats per token that counts, of the head's logits, which never exist as a whole.
 
     Args:
         factors: of the logits: the head's input [b, s, h], equal on all ranks of the group, or this rank's stretch of

@@ -145,7 +145,7 @@ def main() -> None:
     """One block per shape."""
     threads = int(sys.argv[1]) if len(sys.argv) > 1 else 2
     torch.set_num_threads(threads)
-    print(f"training step, fp32, {threads} threads, {ROUNDS} rounds in turns. Ratios: paired = median of the rounds' own,")
+    print(f"training step, fp32, {threads} threads, {ROUNDS} rounds in turns. Ratios: paired = median of the rounds',")
     print("best = of the best rounds, CPU = of the CPU time of all threads; a share is best step against best product.")
     print("kept memory: freed memory stays with the process, as under the engine (neox/parallel/allocator.py).")
     for shape in sys.argv[2:] or SHAPES:

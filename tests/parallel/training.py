@@ -19,7 +19,6 @@ from neox.model.context import MicroBatch
 from neox.model.dropout import sample_keys
 from neox.model.gpt import GPT
 from neox.model.init import init_weights
-from neox.model.loss import lm_loss
 
 STEPS, SAVE_STEP = 20, 10
 GLOBAL_BATCH, MICRO_BATCH, SEQ, VOCAB, END = 8, 2, 16, 100, 9
@@ -195,7 +194,8 @@ def plain_run(
             run.saved = plain_state(masters, optimizer)
     with torch.no_grad():
         tokens, labels, context = micro_batches(model_config, STEPS, WHOLE_BATCH, GLOBAL_BATCH)[0]
-        run.valid_loss = lm_loss(model.eval()(tokens, context), labels).item()
+        logits = model.eval()(tokens, context).float().flatten(0, 1)
+        run.valid_loss = nn.functional.cross_entropy(logits, labels.flatten(), ignore_index=-100).item()
     return run
 
 
