@@ -15,3 +15,5 @@ def check_log(log: LogConfig) -> None:
         raise UserError(f"log.profile_steps = {list(steps)}: first and last step, 1 ≤ first ≤ last")
     if log.memory_snapshot and steps is None:
         raise UserError("log.memory_snapshot = True: log.profile_steps says of which steps")
+    if log.state_norms_interval < 0:
+        raise UserError(f"log.state_norms_interval = {log.state_norms_interval}: steps, at least 0")

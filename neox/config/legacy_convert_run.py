@@ -232,8 +232,10 @@ def start(flat: Flat) -> Converted:
 
 
 def logs(flat: Flat) -> Converted:
-    """W&B, and the window of the profilers: GPT-NeoX's covers the steps after its first number up to its last."""
+    """W&B, norms, and the window of the profilers, in GPT-NeoX the steps after its first number up to its last."""
     values: Converted = {"log.wandb": "online" if flat.get("use_wandb") else None}
+    if flat.get("log_param_norm") or flat.get("log_optimizer_states"):
+        values["log.state_norms_interval"] = flat.count("log_interval")
     if flat.get("profile") or flat.get("memory_profiling"):
         values["log.profile_steps"] = [flat.count("profile_step_start", 0) + 1, flat.count("profile_step_stop")]
         values["log.memory_snapshot"] = flat.get("memory_profiling")

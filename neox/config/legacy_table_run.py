@@ -97,12 +97,11 @@ LOGGING_AND_GENERATION: dict[str, Key] = {
     **_null("elsewhere", "the run directory: logs/", "log_dir"),
     **_copied(peak_theoretical_tflops=("log.rank_tflops", None)),
     **_block("elsewhere", "metrics.jsonl has the global norm of every step", log_grad_norm=False),
+    **_block("converted", "log.state_norms_interval", log_param_norm=False, log_optimizer_states=False),
     **_block(
         "off",
         f"{LATER}: metrics.jsonl has loss, rate, gradient norm and speed of every step",
         log_grad_pct_zeros=False,
-        log_param_norm=False,
-        log_optimizer_states=False,
         log_gradient_noise_scale=False,
     ),
     **_block("elsewhere", "read only with log_gradient_noise_scale", gradient_noise_scale_n_batches=5),

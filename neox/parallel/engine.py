@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -216,6 +216,13 @@ class Engine:
         count = torch.tensor(int(flag), device=self._deepspeed.device)
         dist.all_reduce(count)
         return bool(count)
+
+    def sum_over_ranks(self, values: Sequence[float]) -> list[float]:
+        """Sums in fp64, one for each of the values, of which every rank gives as many; equal on every rank."""
+        total = torch.tensor(values, dtype=torch.float64, device=self._deepspeed.device)
+        dist.all_reduce(total)
+        sums: list[float] = total.tolist()
+        return sums
 
     def close(self) -> None:
         """Ends the process group; the engine cannot be used afterwards."""

@@ -25,6 +25,7 @@ from neox.train.directory import RunDirectory, code_version
 from neox.train.inputs import Inputs, build_inputs
 from neox.train.metrics import Metrics
 from neox.train.neox_schedule import neox_learning_rate
+from neox.train.norms import StateNorms
 from neox.train.profile import Profile
 from neox.train.schedule import learning_rate
 from neox.train.stop import StopRequest
@@ -112,6 +113,7 @@ class Loop:
         self.tracker: Tracker | None = None
         self.profile = Profile(cfg.log, run.folder / "profile", engine.rank)
         self.throughput = Throughput(cfg, engine.world_size, peak_tflops(cfg))
+        self.state_norms = StateNorms(cfg)
         self.watch = Watch(cfg.train)
         self.watchdog = Watchdog(run.folder / "logs", engine.rank, cfg.train.step_timeout_s)
         self.save_steps = set(checkpoint_steps(cfg))
@@ -173,6 +175,7 @@ class Loop:
                 self._close_logs()
                 return FAILED
             if action != "rewind":
+                self.measure_if_due()
                 self.validate_if_due()
                 if self.step in self.save_steps:
                     self.save()
@@ -224,6 +227,14 @@ class Loop:
             event = {"step": self.step, "event": "rewind", "reason": reason, "from_step": bad_step, "samples": samples}
             self.metrics.record_event(event)
         return "rewind"
+
+    def measure_if_due(self) -> None:
+        """Writes down the norms of weights and optimizer state at every state_norms_interval-th step."""
+        interval = self.cfg.log.state_norms_interval
+        if interval and self.step % interval == 0:
+            norms = self.state_norms.measure(self.engine)
+            if self.metrics is not None:
+                self.metrics.record_norms(self.step, norms)
 
     def validate_if_due(self) -> None:
         """Validates at every valid_interval-th step and at the last; each time on the part's next samples."""

@@ -65,6 +65,11 @@ class Metrics:
         self._draw({"valid/loss": valid_loss}, step)
         print(f"step {step}/{self._num_steps} | validation loss {valid_loss:.4f}", flush=True)
 
+    def record_norms(self, step: int, norms: dict[str, float]) -> None:
+        """Norms of the run's tensors after `step`, by `kind/name`."""
+        self._write({"step": step, "norms": norms})
+        self._draw({f"norm/{name}": norm for name, norm in norms.items()}, step)
+
     def record_event(self, record: dict[str, Any]) -> None:
         """What was done about a bad step: {"step", "event", "reason", ...}; also one line on stderr."""
         self._write(record)

@@ -131,6 +131,8 @@ def test_defaults_of_gpt_neox_apply_where_a_key_is_not_set(tmp_path: Path) -> No
         ({"load": "start"}, "checkpoint.init_from", None),
         ({"peak_theoretical_tflops": 312}, "log.rank_tflops", 312.0),
         ({"use_wandb": True}, "log.wandb", "online"),
+        ({"log_param_norm": True, "log_interval": 7}, "log.state_norms_interval", 7),
+        ({"log_interval": 7}, "log.state_norms_interval", 0),
         ({"wandb_group": "g"}, "log.wandb_group", "g"),
         ({"wandb_group": "g"}, "log.wandb", "off"),
         ({"profile": True, "profile_step_stop": 20}, "log.profile_steps", (11, 20)),

@@ -33,3 +33,6 @@ class LogConfig:
     """First and last step of which every rank writes a trace to profile/ of the run directory."""
     memory_snapshot: bool = False
     """In these steps keep the history of GPU memory too (GPT-NeoX: memory_profiling)."""
+    state_norms_interval: int = 0
+    """Steps between records of the L2 norm of each tensor's weight and optimizer state (GPT-NeoX: log_param_norm,
+    log_optimizer_states); 0: none."""
