@@ -37,6 +37,7 @@ WHOLE = ("adafactor", "muon")
 """Optimizers that look at whole tensors."""
 REFUSED = {
     "onebitadam": "DeepSpeed has 1-bit Adam no more, and had it only without ZeRO, which is always on here; use adamw",
+    "adamw8bit": "moments of 8 bits are not in this trainer; lion keeps half of AdamW's, adafactor next to none",
 }
 """Optimizers that cannot be right here, and the reason."""
 

@@ -77,7 +77,7 @@ def state_kinds(name: str, cfg: OptimConfig) -> tuple[str, ...]:
     """Names of the state tensors of the shape of the parameter `name`; plain SGD has none."""
     if cfg.name == "muon":
         return ("momentum_buffer",) if is_matrix(name) else MOMENTS
-    return () if cfg.momentum == 0 else KINDS[cfg.name]
+    return () if cfg.name == "sgd" and cfg.momentum == 0 else KINDS[cfg.name]
 
 
 def build_optimizer(parameters: Iterable[tuple[str, nn.Parameter]], cfg: OptimConfig) -> torch.optim.Optimizer:

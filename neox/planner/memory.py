@@ -107,7 +107,7 @@ def num_moments(config: Config) -> int:
     Muon keeps two for all but the matrices of the blocks, as AdamW does.
     """
     model, total = config.model, num_parameters(config.model)
-    if config.optim.momentum == 0:
+    if config.optim.name == "sgd" and config.optim.momentum == 0:
         return 0
     if config.optim.name == "muon":
         matrices = attention_weights(model) + (3 if is_gated(model) else 2) * model.hidden_size * ffn_size(model)

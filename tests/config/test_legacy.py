@@ -192,6 +192,7 @@ def test_values_become_ours(tmp_path: Path, changes: dict[str, Any], key: str, e
         ({"use_qk_layernorm": True}, ["use_qk_layernorm = True", "model.qk_norm"]),
         ({"train_iters": ...}, ["train_iters is required"]),
         ({"init_method": "kaiming"}, ["init_method = 'kaiming'", "scaled_orthogonal"]),
+        ({"use_bnb_optimizer": True}, ["use_bnb_optimizer = True", "Lion keeps half"]),
         ({"curriculum_learning": {**CURRICULUM, "min_difficulty": None}}, ["curriculum_learning", "min_difficulty"]),
         (
             {"curriculum_learning": {**CURRICULUM, "schedule_type": "custom"}},

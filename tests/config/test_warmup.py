@@ -92,6 +92,11 @@ def test_phases_are_the_steps_one_after_the_other() -> None:
             "must be in 1…model.seq_length = 128",
         ),
         (
+            "train.seq_warmup=discrete train.seq_warmup_lengths=[15,32] train.seq_warmup_steps=[9] parallel.tp=2 "
+            "parallel.sequence_parallel=true",
+            "parallel.tp = 2 must divide every length",
+        ),
+        (
             "train.seq_warmup=linear train.seq_warmup_lengths=[12,128] train.seq_warmup_steps=[9]",
             "first length must be a multiple of seq_warmup_multiple = 8",
         ),

@@ -10,10 +10,10 @@ from typing import Literal
 class OptimConfig:
     """Optimizer and learning-rate curve."""
 
-    name: Literal["adamw", "adam", "lion", "sgd", "adafactor", "muon", "onebitadam"] = "adamw"
+    name: Literal["adamw", "adam", "lion", "sgd", "adafactor", "muon", "onebitadam", "adamw8bit"] = "adamw"
     """adamw: decay decoupled from the gradient; adam: decay added to it; lion: the sign of a moment, decoupled decay;
     sgd: decay added to the gradient; adafactor: steps relative to the weights' size, lr of about 1e-2; muon: matrices
-    of the blocks by momentum made orthogonal, the rest by adamw; onebitadam is refused, with the reason."""
+    of the blocks by momentum made orthogonal, the rest by adamw; onebitadam, adamw8bit: refused, with the reason."""
     lr: float = 6e-4
     """Peak learning rate."""
     min_lr: float = 6e-5
