@@ -17,20 +17,16 @@ from neox.config.load import config_hash, to_dict
 from neox.config.schema import Config
 from neox.config.warmup import batch_size_at, length_at
 from neox.data.parts import Parts, check_same_data
-from neox.parallel.engine import Engine, StepResult
+from neox.parallel.engine import Engine
 from neox.parallel.topology import Topology
 from neox.train.anomaly import Action, Anomaly, Watch
 from neox.train.determinism import make_deterministic, random_state, restore_random_state
 from neox.train.directory import RunDirectory, code_version
 from neox.train.inputs import Inputs, build_inputs
-from neox.train.metrics import Metrics
+from neox.train.journal import Journal
 from neox.train.neox_schedule import neox_learning_rate
-from neox.train.norms import StateNorms
-from neox.train.profile import Profile
 from neox.train.schedule import learning_rate
 from neox.train.stop import StopRequest
-from neox.train.throughput import Throughput, peak_tflops
-from neox.train.tracker import Tracker
 from neox.train.watchdog import Watchdog
 
 FINISHED, FAILED, RUN_AGAIN = 0, 1, 85
@@ -93,7 +89,7 @@ def begin(
     if engine.rank == 0:
         run.prepare(cfg, sources, overrides, loop.step)
         try:
-            loop.open_metrics()
+            loop.journal.open(loop.step)
         except UserError as error:
             mistake = str(error)
     engine.agree(mistake)
@@ -109,15 +105,11 @@ class Loop:
         self.samples = 0
         self.tokens = 0
         self.saved_step: int | None = None
-        self.metrics: Metrics | None = None
-        self.tracker: Tracker | None = None
-        self.profile = Profile(cfg.log, run.folder / "profile", engine.rank)
-        self.throughput = Throughput(cfg, engine.world_size, peak_tflops(cfg))
-        self.state_norms = StateNorms(cfg)
+        self.journal = Journal(cfg, run, engine)
         self.watch = Watch(cfg.train)
         self.watchdog = Watchdog(run.folder / "logs", engine.rank, cfg.train.step_timeout_s)
         self.save_steps = set(checkpoint_steps(cfg))
-        self.saver = Saver(run.store, engine, cfg.checkpoint, self._say)
+        self.saver = Saver(run.store, engine, cfg.checkpoint, self.journal.say)
 
     def resume(self) -> dict[str, Any] | None:
         """Takes over, and returns, the state of the newest checkpoint that is intact; None: the run begins.
@@ -127,7 +119,7 @@ class Loop:
         Raises:
             UserError: the checkpoint does not fit the model, or no checkpoint is intact.
         """
-        reader = newest_intact(self.run.store, self.engine, self._say)
+        reader = newest_intact(self.run.store, self.engine, self.journal.say)
         if reader is None:
             self._begin()
             return None
@@ -139,7 +131,7 @@ class Loop:
         self.step, self.samples, self.saved_step = state["step"], state["samples"], state["step"]
         # Absent: saved by a version that had no warm-up of either.
         self.tokens = state.get("tokens", self.samples * self.cfg.model.seq_length)
-        self._say(f"going on from {reader.directory}")
+        self.journal.say(f"going on from {reader.directory}")
         return state
 
     def _begin(self) -> None:
@@ -149,14 +141,7 @@ class Loop:
         path, notices = start
         self.engine.load_pieces(verified(path, self.engine), weights_only=True)
         for line in (f"starting from the weights of {path}", *notices):
-            self._say(line)
-
-    def open_metrics(self, is_rewind: bool = False) -> None:
-        """Opens the logs after the current step; the first rank only."""
-        log, steps = self.cfg.log, self.cfg.train.steps
-        if log.wandb != "off" and self.tracker is None:
-            self.tracker = Tracker(self.run, self.cfg)
-        self.metrics = Metrics(self.run, self.step, steps, log.interval, log.tensorboard, is_rewind, self.tracker)
+            self.journal.say(line)
 
     def run_steps(self, stop: StopRequest) -> int:
         """Steps until the last or a reason to stop, and leaves the state saved; returns the exit code."""
@@ -167,23 +152,23 @@ class Loop:
             self.saver.poll()
             if self.engine.any_rank(stop.reason is not None or self.saver.is_overtaken()):
                 return self._end_early(stop.reason or "another rank was asked to stop")
-            with self.profile.step(self.step + 1):
+            with self.journal.tracing(self.step + 1):
                 anomaly = self.train_step()
             action = self.respond(anomaly) if anomaly else None
             if action == "stop":
                 self.saver.wait()
-                self._close_logs()
+                self.journal.close()
                 return FAILED
             if action != "rewind":
-                self.measure_if_due()
+                self.journal.measure_if_due(self.step)
                 self.validate_if_due()
                 if self.step in self.save_steps:
                     self.save()
         self.saver.wait()
-        self._close_logs()
+        self.journal.close()
         if self.engine.rank == 0:
             self.run.write_summary()
-        self._say(f"finished {self.step} steps; {self.run.summary}")
+        self.journal.say(f"finished {self.step} steps; {self.run.summary}")
         return FINISHED
 
     def train_step(self) -> Anomaly | None:
@@ -201,16 +186,14 @@ class Loop:
         self.step += 1
         self.samples += size
         self.tokens += size * length
-        if self.metrics is not None:
-            self.metrics.record_step(self._record(result, lr, time.perf_counter() - begin, size, length))
+        self.journal.record_step(self._counters(), result, lr, time.perf_counter() - begin, size, length)
         return self.watch.judge(result)
 
     def respond(self, anomaly: Anomaly) -> Action:
         """Does what is to be done about the step just made, and says so in the logs; returns what was done."""
         if anomaly.action == "rewind":
             return self._rewind(anomaly.reason)
-        if self.metrics is not None:
-            self.metrics.record_event({"step": self.step, "event": anomaly.action, "reason": anomaly.reason})
+        self.journal.record_event({"step": self.step, "event": anomaly.action, "reason": anomaly.reason})
         return anomaly.action
 
     def _rewind(self, reason: str) -> Action:
@@ -221,20 +204,10 @@ class Loop:
             return self.respond(Anomaly("stop", f"{reason}; there is no checkpoint to rewind to"))
         self.resume()
         self.samples, self.tokens, self.watch.num_rewinds = samples, tokens, num_rewinds
-        if self.metrics is not None:
-            self.metrics.close()
-            self.open_metrics(is_rewind=True)
-            event = {"step": self.step, "event": "rewind", "reason": reason, "from_step": bad_step, "samples": samples}
-            self.metrics.record_event(event)
+        self.journal.reopen(self.step)
+        event = {"step": self.step, "event": "rewind", "reason": reason, "from_step": bad_step, "samples": samples}
+        self.journal.record_event(event)
         return "rewind"
-
-    def measure_if_due(self) -> None:
-        """Writes down the norms of weights and optimizer state at every state_norms_interval-th step."""
-        interval = self.cfg.log.state_norms_interval
-        if interval and self.step % interval == 0:
-            norms = self.state_norms.measure(self.engine)
-            if self.metrics is not None:
-                self.metrics.record_norms(self.step, norms)
 
     def validate_if_due(self) -> None:
         """Validates at every valid_interval-th step and at the last; each time on the part's next samples."""
@@ -247,12 +220,11 @@ class Loop:
         batches = self.inputs.valid_micro_batches(start, num_batches) if self.engine.reads_data else []
         assert self.cfg.train.grad_accum is not None
         loss = self.engine.eval_loss(iter(batches), num_batches * self.cfg.train.grad_accum)
-        if self.metrics is not None:
-            self.metrics.record_validation(self.step, loss)
+        self.journal.record_validation(self.step, loss)
 
     def save(self) -> None:
         """Copies the state after the current step; it is written while training goes on."""
-        self.saver.start(self.step, self.engine.pieces(), self._state(), self._flush_metrics)
+        self.saver.start(self.step, self.engine.pieces(), self._state(), self.journal.flush)
         self.saved_step = self.step
 
     def _learning_rate(self) -> float:
@@ -267,16 +239,14 @@ class Loop:
         if self.step > 0 and self.saved_step != self.step:
             self.save()
         self.saver.wait()
-        self._close_logs()
+        self.journal.close()
         what = f"saved the state after step {self.step}" if self.saved_step is not None else "stopped before step 1"
-        self._say(f"{what}: {reason}; run the same command again to go on")
+        self.journal.say(f"{what}: {reason}; run the same command again to go on")
         return RUN_AGAIN
 
     def _state(self) -> dict[str, Any]:
         return {
-            "step": self.step,
-            "samples": self.samples,
-            "tokens": self.tokens,
+            **self._counters(),
             "optimizer": self.engine.optimizer_scalars(),
             "rng": random_state(),
             "watch": self.watch.state(),
@@ -286,32 +256,5 @@ class Loop:
             "code": code_version(),
         }
 
-    def _record(
-        self, result: StepResult, lr: float, step_time_s: float, num_samples: int, length: int
-    ) -> dict[str, Any]:
-        record = {
-            "step": self.step,
-            "samples": self.samples,
-            "tokens": self.tokens,
-            "loss": result.loss,
-            "lr": lr,
-            "grad_norm": result.grad_norm,
-            "step_time_s": round(step_time_s, 6),
-            **self.throughput.rates(num_samples, length, step_time_s),
-        }
-        return record | {"skipped": True} if result.is_skipped else record
-
-    def _flush_metrics(self) -> None:
-        if self.metrics is not None:
-            self.metrics.flush()
-
-    def _close_logs(self) -> None:
-        self.profile.close()
-        if self.metrics is not None:
-            self.metrics.close()
-        if self.tracker is not None:
-            self.tracker.close()
-
-    def _say(self, message: str) -> None:
-        if self.engine.rank == 0:
-            print(message, flush=True)
+    def _counters(self) -> dict[str, int]:
+        return {"step": self.step, "samples": self.samples, "tokens": self.tokens}
