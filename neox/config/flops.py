@@ -27,9 +27,8 @@ def recomputed_flops_per_token(model: ModelConfig, recompute: Literal["none", "s
     """
     if recompute == "none":
         return 0
-    output = 2 * model.hidden_size * head_dim(model) * model.num_heads
     if recompute == "selective":
-        return model.num_layers * (2 * attention_weights(model) - output) + _scores_and_values(model)
+        return _scores_and_values(model) // 2  # the scores
     last = 0 if model.sandwich_norm else 2 * model.hidden_size * ffn_size(model)
     return model.num_layers * (2 * attention_weights(model) + _mlp(model) - last) + _scores_and_values(model)
 
