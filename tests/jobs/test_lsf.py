@@ -211,7 +211,10 @@ def test_killed_job_saves_at_the_first_signal_and_counts_as_cancelled(fake: Path
     assert (tmp_path / "saved").read_text() == "SIGTERM" and executor.read_result(job) is None
 
 
-def test_queue_tells_forgotten_jobs_from_a_silent_lsf(fake: Path, tmp_path: Path) -> None:
+def test_queue_tells_forgotten_jobs_from_a_silent_lsf(
+    fake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.queue.ADOPTION_PATIENCE_S", 0)
     site = load_site("summit")
     queue = Queue(site, tmp_path / "queue", 1)
     wanted = Submission(JobSpec(name="train"), ("a",), ["true"], tmp_path)
