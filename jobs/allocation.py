@@ -46,6 +46,8 @@ class Allocation:
     """Where this job's processes leave notes; private to the job."""
     runtime_min: int
     """The walltime that was asked for."""
+    signal_delay_s: int = 0
+    """How long before the end of the walltime the job warns itself; 0 where the scheduler does."""
     has_successor: bool = False
     """Whether a job that goes on already waits for the end of this one, which then is not requeued."""
     was_warned: bool = False
@@ -120,6 +122,8 @@ class Allocation:
 
     def _warn_launches(self) -> None:
         """Passes the warning on, also to launches that begin after it came."""
+        if self.signal_delay_s and time.time() > self.end_s - self.signal_delay_s:
+            self.was_warned = True
         if self.was_warned:
             for pid in set(warning.launches(self.folder)) - self.warned:
                 self.warned.add(pid)

@@ -203,6 +203,12 @@ def submit(site: Site, folder: Path, spec: JobSpec, function: Callable[[], int])
     return executor.submit(function)
 
 
+def own_warning_s(scheduler: str, spec: JobSpec) -> int:
+    """Seconds before the end of its walltime at which a job must warn itself; 0 where the scheduler does."""
+    batch = SCHEDULERS[scheduler].batch
+    return 0 if batch is None or batch.warns else spec.signal_delay_s
+
+
 def attach(scheduler: str, folder: Path, job_id: str) -> core.Job[int]:
     """A job that another controller submitted."""
     if SCHEDULERS[scheduler].batch is not None:

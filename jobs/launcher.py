@@ -18,7 +18,7 @@ from jobs.container import contain
 from jobs.errors import UserError
 from jobs.launch import LAUNCHERS
 from jobs.launch.contract import Launcher
-from jobs.ranks import code_file, port_of, signal_file, started_file
+from jobs.ranks import code_file, decode, port_of, signal_file, started_file
 from jobs.scheduler import SCHEDULERS
 from jobs.scheduler.contract import Scheduler
 from jobs.shell import Process, exit_code, start
@@ -112,7 +112,9 @@ def place(site: Site, launch: Launch, environ: Mapping[str, str]) -> list[str]:
 def describe(site: Site, launch: Launch, environ: Mapping[str, str]) -> str:
     """What --dry-run prints: the environment, then the exact line."""
     lines = [f"{name}={shlex.quote(value)}" for name, value in launch_environment(site, launch, environ).items()]
-    return "\n".join([*lines, *place(site, launch, environ), shlex.join(LAUNCHERS[site.launcher].argv(launch))])
+    argv = LAUNCHERS[site.launcher].argv(launch)
+    meant = [f"# its last word is {shlex.join(decode(argv[-1:]))}"] if decode(argv[-1:]) != argv[-1:] else []
+    return "\n".join([*lines, *place(site, launch, environ), shlex.join(argv), *meant])
 
 
 def run(site: Site, command: list[str], nodes: int, ranks_per_node: int | None, run_dir: Path | None) -> int:

@@ -119,6 +119,7 @@ class Queue:
             site.max_idle,
             notes,
             spec.runtime_min,
+            executor.own_warning_s(site.scheduler, spec),
             has_successor=submission.num_successors > 0,
         )
         folder = self.folder / name / uuid.uuid4().hex[:8]
@@ -202,7 +203,7 @@ class Queue:
                 return None
         self._forget(job)
         how = result.rpartition("PayloadError: ")[2] if isinstance(result, str) else f"{job.state.value}, no result"
-        why = refusal or error_line([*job.logs, *logs])
+        why = refusal or error_line([*job.logs, *logs]) or executor.reasons(self.site.scheduler).get(job.job_id, "")
         return f"job {job.job_id} failed ({how})" + (f": {why}" if why else "")
 
     def _may_run_on(self, job: QueuedJob, result: int | str | None) -> bool:

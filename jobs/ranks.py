@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
+import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -23,14 +25,31 @@ POLL_S = 0.1
 TEARDOWN_S = 5
 """How long a rank may outlive one that failed, where the launcher does not end it."""
 FIRST_PORT, NUM_PORTS = 20000, 20000
+ENCODED = "base64="
 
 
-def wrapper_argv(launch: Launch, ranks_from: str, signals_by_file: bool = False) -> list[str]:
-    """The command line of this wrapper around a launch's command."""
+def wrapper_argv(launch: Launch, ranks_from: str, signals_by_file: bool = False, is_encoded: bool = False) -> list[str]:
+    """The command line of this wrapper around a launch's command.
+
+    `is_encoded`: as one word of letters, digits, `-`, `_` and `=`, for launchers that would read something into others.
+    """
     options = ["--from", ranks_from, "--folder", str(launch.folder)]
     options += ["--device-choice", launch.device_choice] if launch.device_choice else []
     options += ["--signals-by-file"] if signals_by_file else []
-    return [launch.python or sys.executable, "-m", "jobs.ranks", *options, "--", *launch.command]
+    words = [*options, "--", *launch.command]
+    return [launch.python or sys.executable, "-m", "jobs.ranks", *([encode(words)] if is_encoded else words)]
+
+
+def encode(words: Sequence[str]) -> str:
+    """Words as one that no shell and no template changes."""
+    return ENCODED + base64.urlsafe_b64encode(json.dumps(words).encode()).decode()
+
+
+def decode(words: Sequence[str]) -> list[str]:
+    """What `encode` was given, or the words themselves."""
+    if len(words) != 1 or not words[0].startswith(ENCODED):
+        return list(words)
+    return list(json.loads(base64.urlsafe_b64decode(words[0].removeprefix(ENCODED))))
 
 
 def code_file(folder: Path, rank: int) -> Path:
@@ -152,7 +171,7 @@ def main() -> int:
     parser.add_argument("--device-choice", help="scheduler, or the variable that shows one GPU")
     parser.add_argument("--signals-by-file", action="store_true", help="the launcher passes no signals on")
     parser.add_argument("command", nargs="+")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(decode(sys.argv[1:]))
     if arguments.ranks_from == "mpi":
         environ = mpi.rank_environment(arguments.folder, os.environ)
     else:

@@ -16,8 +16,10 @@ PATIENCE_S = 600.0
 """How long a scheduler may be silent before a submission is given up: a restart of its controller takes minutes."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 2.0, 30.0
 CANCEL_ATTEMPTS, CANCEL_WAIT_S = 4, 3.0
-_ALREADY_OVER = re.compile(r"already (?:complet|finish)|[Ii]nvalid job id|No matching job", re.IGNORECASE)
-"""What scancel and bkill say of a job that ended by itself; the other jobs of the line are cancelled."""
+_ALREADY_OVER = re.compile(
+    r"already (?:complet|finish)|invalid job id|no matching job|job is inactive|unknown job id", re.IGNORECASE
+)
+"""What scancel, bkill and flux cancel say of a job that ended by itself; the other jobs of the line are cancelled."""
 
 
 def place(batch: Batch, argv: list[str], script: Path) -> str:
@@ -52,7 +54,7 @@ def place(batch: Batch, argv: list[str], script: Path) -> str:
 def find(listed: str, script: Path) -> str | None:
     """Id of the job that runs `script`, from lines of `ID|COMMAND`."""
     rows = (line.partition("|") for line in listed.splitlines())
-    return next((job_id.strip() for job_id, _, command in rows if script.name in command), None)
+    return next((job_id.strip() for job_id, _, command in rows if script.stem in command), None)
 
 
 def cancel(batch: Batch, job_ids: Sequence[str]) -> str:
