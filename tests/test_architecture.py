@@ -19,6 +19,8 @@ ONLY_IN = {
     "subprocess": ("jobs/shell.py",),
     "transformers": ("neox/checkpoint/huggingface.py", "neox/data/tokenizer.py", "neox/evaluate.py"),
     "lm_eval": ("neox/evaluate.py",),
+    "boto3": ("neox/data/s3.py",),
+    "huggingface_hub": ("neox/hub.py",),
     "mpi4py": ("neox/bench/mpi.py",),
 }
 TORCH_FREE = ("neox/config/", "neox/planner/", "neox/commands/", "neox/__main__.py", "jobs/", "workflow/")

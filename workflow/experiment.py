@@ -17,6 +17,7 @@ from jobs.site import Site, load_site
 from neox.config.derive import checkpoint_steps, is_kept_for_ever, num_parameters, resolve
 from neox.config.errors import UserError
 from neox.config.load import load_config
+from neox.config.registry import file_name, find
 from neox.config.schema import Config
 from neox.planner.memory import memory_per_rank
 from workflow.settings import check
@@ -117,8 +118,25 @@ def corpus_files(corpus: Mapping[str, Any], root: str) -> tuple[str, ...]:
     if "path" in corpus:
         return tuple(existing(as_list(corpus["path"]), "corpus.path"))
     if "url" in corpus:
-        return (f"{root}/corpus/{Path(corpus['url'].partition('?')[0]).name}",)
+        return (f"{root}/corpus/{file_name(corpus['url'])}",)
+    if "name" in corpus:
+        return tuple(f"{root}/corpus/{file}" for file in named_files(corpus["name"]))
     return (f"{root}/corpus/corpus.jsonl",)
+
+
+def named_files(name: str) -> tuple[str, ...]:
+    """The files of a corpus of the registry; UserError where the workflow cannot fetch it."""
+    asset = find(name)
+    if asset.gone:
+        raise UserError(
+            f"workflow configuration: corpus.name: {name}: {asset.gone}; instead: {', '.join(asset.instead)}"
+        )
+    if asset.kind != "corpus" or not asset.files:
+        raise UserError(
+            f"workflow configuration: corpus.name: {name}: only a corpus whose files the registry lists; "
+            f"`neox data fetch {name}` gets it, and corpus.path names the files"
+        )
+    return asset.files
 
 
 def existing(paths: Iterable[str], key: str) -> list[str]:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from neox.commands import fetch
 from neox.config.errors import UserError
 
 HELP = "prepare data: corpus, fetch, train-tokenizer, tokenize, merge, index, heldout"
@@ -20,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     corpus = actions.add_parser("corpus", help="write the built-in corpus, which needs no network")
     corpus.add_argument("--output", type=Path, required=True, metavar="FILE.jsonl")
-    _add_fetch(actions.add_parser("fetch", help="download a file, with resume and checks"))
+    fetch.add_arguments(actions.add_parser("fetch", help="get files by name, URL, from S3; unpack archives"))
     train = actions.add_parser("train-tokenizer", help="train a byte-level BPE tokenizer")
     _add_inputs(train)
     train.add_argument("--vocab-size", type=int, required=True, metavar="N")
@@ -36,13 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_inputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help=".jsonl, plain or .gz, .bz2, .xz, .zst")
     parser.add_argument("--key", default="text", help="where each line keeps its text (default: %(default)s)")
-
-
-def _add_fetch(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("url", metavar="URL", help="http, https or file")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--sha256", metavar="H", help="refuse a file with another hash")
-    parser.add_argument("--size", type=int, metavar="BYTES", help="refuse a file of another size")
 
 
 def _add_tokenize(parser: argparse.ArgumentParser) -> None:
@@ -87,14 +81,6 @@ def _corpus(args: argparse.Namespace) -> str:
 
     manifest = write_corpus(args.output)
     return f"{args.output}: {manifest['documents']} documents, {manifest['bytes'] / 1e6:.1f} MB"
-
-
-def _fetch(args: argparse.Namespace) -> str:
-    from neox.data.fetch import Download, fetch
-
-    if args.sha256 and not re.fullmatch(r"[0-9a-fA-F]{64}", args.sha256):
-        raise UserError(f"--sha256 {args.sha256}: must be 64 hexadecimal digits")
-    return f"{args.output}: sha256 {fetch(Download(args.url, args.output, args.sha256, args.size))}"
 
 
 def _train_tokenizer(args: argparse.Namespace) -> str:
@@ -160,7 +146,7 @@ def _describe(prefix: Path, manifest: dict[str, Any]) -> str:
 
 ACTIONS: dict[str, Callable[[argparse.Namespace], str]] = {
     "corpus": _corpus,
-    "fetch": _fetch,
+    "fetch": fetch.run,
     "train-tokenizer": _train_tokenizer,
     "tokenize": _tokenize,
     "merge": _merge,

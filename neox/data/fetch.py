@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import http.client
 import json
 import os
-import re
 import sys
 import time
-import urllib.error
-import urllib.request
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from neox.config.errors import UserError
+from neox.data import parallel
 from neox.data.durable import STORAGE_ERRORS, write_json
+from neox.data.parallel import OtherPartError, Version, in_order, read_part
+from neox.data.progress import Progress
+from neox.data.remote import Answer, PastEndError, TransferError, open_part
 
 CHUNK = 1 << 20
-PROGRESS_S = 10.0
-TIMEOUT_S = 60.0
-RETRIED_STATUSES = {408, 425, 429}  # and every 5xx
-
-
-class _InterruptedError(Exception):
-    """This attempt ended early; another may go on from there."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +28,17 @@ class Download:
     """What to fetch and what it must be."""
 
     url: str
-    """http, https or file."""
+    """http, https, s3 or file."""
     output: Path
     sha256: str | None = None
     size: int | None = None
     """Bytes."""
+    connections: int = 8
+    """Parts of a large file that are fetched side by side, where the server gives parts."""
     attempts: int = 5
-    """Attempts that may end early."""
+    """Attempts in a row that may end without a byte more than ever before."""
     backoff_s: float = 1.0
-    """Wait after the first failed attempt; it doubles with each."""
+    """Wait after the first such attempt; it doubles with each."""
 
     @property
     def part(self) -> Path:
@@ -57,7 +54,7 @@ class Download:
 def fetch(download: Download) -> str:
     """Fetch a file and return its sha256. A file that already has the wanted sha256 is left as it is.
 
-    UserError when the server refuses, the hash or size is wrong, or every attempt ended early. A part that may still be
+    UserError when the server refuses, the hash or size is wrong, or the attempts are used up. A part that may still be
     completed is kept; one that is wrong is removed.
     """
     wanted = download.sha256.lower() if download.sha256 else None
@@ -65,7 +62,8 @@ def fetch(download: Download) -> str:
         return wanted
     try:
         download.output.parent.mkdir(parents=True, exist_ok=True)
-        digest = _receive_with_retries(download)
+        with Progress(download.output.name) as progress:
+            digest = _receive_with_retries(download, progress)
         _check(download, wanted, digest)
         with download.part.open("rb") as file:
             os.fsync(file.fileno())
@@ -78,20 +76,24 @@ def fetch(download: Download) -> str:
     return digest
 
 
-def _receive_with_retries(download: Download) -> str:
-    wait_s = download.backoff_s
-    for attempt in range(1, download.attempts + 1):
+def _receive_with_retries(download: Download, progress: Progress) -> str:
+    failures, most = 0, 0
+    while True:
+        transfer = _Transfer(download, progress)
         try:
-            return _Transfer(download).run()
-        except _InterruptedError as error:
-            if attempt == download.attempts:
+            return transfer.run()
+        except TransferError as error:
+            if isinstance(error, OtherPartError):
+                download = replace(download, connections=1)
+            failures = 0 if transfer.have > most else failures + 1
+            most = max(most, transfer.have)
+            if failures >= download.attempts:
                 raise UserError(
-                    f"{download.url}: {error}, {attempt} attempts; {download.output} not written"
+                    f"{download.url}: {error}, {failures} attempts; {download.output} not written"
                 ) from error
+            wait_s = download.backoff_s * 2 ** max(failures - 1, 0)
             print(f"{download.url}: {error}; again in {wait_s:g} s", file=sys.stderr, flush=True)
         time.sleep(wait_s)
-        wait_s *= 2
-    raise AssertionError("attempts must be at least 1")
 
 
 def _check(download: Download, wanted: str | None, digest: str) -> None:
@@ -116,134 +118,88 @@ class _Origin:
     """Bytes of the whole file, None where the server does not say."""
 
 
-@dataclass(frozen=True)
-class _Extent:
-    """What an answer holds: the bytes from `start` on of a file of `total`, None where the server does not say."""
-
-    start: int
-    total: int | None
-
-
 class _Transfer:
     """One attempt: from where the part ends, or from the start where the server or the part's history demands it."""
 
-    def __init__(self, download: Download) -> None:
-        self._download = download
+    def __init__(self, download: Download, progress: Progress) -> None:
+        self._download, self._progress = download, progress
         self._origin: _Origin | None = None
-        self._have = 0
+        self.have = 0
+        """Bytes that are in the part."""
         if download.part.is_file():
             self._origin = _read_origin(download)
             if self._origin is None:
                 _discard(download)
             else:
-                self._have = download.part.stat().st_size
+                self.have = download.part.stat().st_size
 
     def run(self) -> str:
         """Returns the sha256 of the whole part."""
+        validator = self._origin.validator if self._origin else ""
         try:
-            response = self._open()
-        except urllib.error.HTTPError as error:
-            self._refused(error)
-        except (OSError, http.client.HTTPException) as error:
-            if isinstance(reason := getattr(error, "reason", None), FileNotFoundError):
-                raise UserError(f"{self._download.url}: {reason.strerror}") from error
-            raise _InterruptedError(f"no answer ({error})") from error
-        except ValueError as error:
-            raise UserError(f"{self._download.url}: {error}; write http://, https:// or file://") from error
-        with response:
-            return self._receive(response)
-
-    def _open(self) -> Any:
-        request = urllib.request.Request(self._download.url, headers={"User-Agent": "neox-hpc"})
-        if self._have:
-            request.add_header("Range", f"bytes={self._have}-")
-            if self._origin and self._origin.validator:
-                request.add_header("If-Range", self._origin.validator)
-        return urllib.request.urlopen(request, timeout=TIMEOUT_S)
-
-    def _refused(self, error: urllib.error.HTTPError) -> None:
-        if error.code == 416 and self._have:
+            answer = open_part(self._download.url, self.have, None, validator)
+        except PastEndError as error:
             # The part is as long as the file or longer; whether it is the file is not worth a guess.
             _discard(self._download)
-            raise _InterruptedError("the part does not belong to the file, starting over") from error
-        if error.code >= 500 or error.code in RETRIED_STATUSES:
-            raise _InterruptedError(f"HTTP status {error.code}") from error
-        reason = " ".join(str(error.reason).split())  # of a redirect without end it is several lines
-        raise UserError(f"{self._download.url}: HTTP status {error.code} ({reason})") from error
+            raise TransferError(f"{error}, starting over") from error
+        with answer:
+            return self._receive(answer)
 
-    def _receive(self, response: Any) -> str:
+    def _receive(self, answer: Answer) -> str:
         download = self._download
-        extent, validator = _extent(response), _validator(response)
-        is_resumed = self._continues(extent, validator)
-        if extent.start and not is_resumed:
+        is_resumed = self._continues(answer)
+        if answer.start and not is_resumed:
             _discard(download)
-            raise _InterruptedError("the server sent another part than was asked for, or of a file that has changed")
+            raise TransferError("the server sent another part than was asked for, or of a file that has changed")
         if not is_resumed:
-            self._have = 0
-        total = self._total(extent, is_resumed)
-        if total is None and not download.sha256 and not getattr(response, "chunked", False):
+            self.have = 0
+        total = self._total(answer, is_resumed)
+        if total is None and not download.sha256 and not answer.shows_its_end:
             print(f"{download.url}: does not say how long the file is; only a sha256 can tell", file=sys.stderr)
-        write_json(download.origin, {"url": download.url, "validator": validator, "bytes": total})
+        write_json(download.origin, {"url": download.url, "validator": answer.validator, "bytes": total})
         digest = _hash_file(download.part) if is_resumed else hashlib.sha256()
         with download.part.open("ab" if is_resumed else "wb") as file:
-            self._copy(response, file, digest, total)
-        if total is not None and self._have < total:
-            raise _InterruptedError(f"the transfer ended after {self._have} of {total} bytes")
+            self._copy(self._blocks(answer, total), file, digest, total)
+        if total is not None and self.have < total:
+            raise TransferError(f"the transfer ended after {self.have} of {total} bytes")
         return digest.hexdigest()
 
-    def _continues(self, extent: _Extent, validator: str) -> bool:
+    def _continues(self, answer: Answer) -> bool:
         """Whether an answer goes on where the part ends, in the same version of the file, to an end that is known."""
-        if self._origin is None or not 0 < self._have == extent.start:
+        if self._origin is None or not 0 < self.have == answer.start:
             return False
-        totals = {extent.total, self._origin.total} - {None}
-        return len(totals) == 1 and validator == self._origin.validator
+        totals = {answer.total, self._origin.total} - {None}
+        return len(totals) == 1 and answer.validator == self._origin.validator
 
-    def _total(self, extent: _Extent, is_resumed: bool) -> int | None:
+    def _total(self, answer: Answer, is_resumed: bool) -> int | None:
         """Bytes the file must have, by the server or, where it is silent, by the user."""
         download = self._download
-        total = self._origin.total if self._origin and is_resumed and extent.total is None else extent.total
+        total = self._origin.total if self._origin and is_resumed and answer.total is None else answer.total
         if total is not None and download.size not in (None, total):
             _discard(download)
-            raise _InterruptedError(f"the server offers {total} bytes where {download.size} are expected")
+            raise TransferError(f"the server offers {total} bytes where {download.size} are expected")
         return download.size if total is None else total
 
-    def _copy(self, response: Any, file: BinaryIO, digest: Any, expected: int | None) -> None:
-        last = time.monotonic()
-        while True:
-            try:
-                chunk = response.read(CHUNK)
-            except (OSError, http.client.HTTPException) as error:
-                raise _InterruptedError(f"the transfer broke after {self._have} bytes ({error})") from error
-            if not chunk:
-                return
-            if expected is not None and self._have + len(chunk) > expected:
+    def _blocks(self, answer: Answer, total: int | None) -> Iterator[bytes]:
+        """What follows the part, in order: of this answer, or of several connections instead."""
+        download = self._download
+        is_large = total is not None and total - self.have >= parallel.MIN_PARALLEL
+        if total is None or not (is_large and answer.takes_ranges and download.connections > 1):
+            return iter(functools.partial(answer.read, CHUNK), b"")
+        answer.__exit__()
+        version = Version(download.url, answer.validator, total)
+        read = functools.partial(read_part, version, attempts=download.attempts, backoff_s=download.backoff_s)
+        return in_order(read, self.have, total, download.connections)
+
+    def _copy(self, blocks: Iterator[bytes], file: BinaryIO, digest: Any, expected: int | None) -> None:
+        for block in blocks:
+            if expected is not None and self.have + len(block) > expected:
                 _discard(self._download)
-                raise _InterruptedError(f"more than the {expected} bytes expected")
-            file.write(chunk)
-            digest.update(chunk)
-            self._have += len(chunk)
-            if time.monotonic() - last >= PROGRESS_S:
-                last = time.monotonic()
-                print(
-                    f"{self._download.output.name}: {self._have} of {expected or '?'} bytes",
-                    file=sys.stderr,
-                    flush=True,
-                )
-
-
-def _validator(response: Any) -> str:
-    """What the server gives to tell versions of a file apart; empty when it gives nothing."""
-    return response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
-
-
-def _extent(response: Any) -> _Extent:
-    if getattr(response, "status", None) != 206:
-        length = response.headers.get("Content-Length") or ""
-        return _Extent(0, int(length) if length.isdecimal() else None)
-    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range") or "")
-    if not match:
-        raise _InterruptedError("the server sent a part without saying which")
-    return _Extent(int(match[1]), None if match[2] == "*" else int(match[2]))
+                raise TransferError(f"more than the {expected} bytes expected")
+            file.write(block)
+            digest.update(block)
+            self.have += len(block)
+            self._progress.show(self.have, expected)
 
 
 def _read_origin(download: Download) -> _Origin | None:

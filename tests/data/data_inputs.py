@@ -23,7 +23,7 @@ def write_jsonl(path, texts):
 def serve(folder, handler) -> Iterator[str]:
     """A real HTTP server on a free port of this machine."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=str(folder)))
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"

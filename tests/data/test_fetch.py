@@ -11,6 +11,7 @@ from data_inputs import serve
 from RangeHTTPServer import RangeRequestHandler
 
 from neox.config.errors import UserError
+from neox.data import parallel
 from neox.data.fetch import Download, fetch
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
@@ -20,13 +21,15 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 class Recorder:
     """What a server was asked: the Range headers, in order."""
 
-    def __init__(self, base, drop_after=()):
+    def __init__(self, base, drop_after=(), fail_after=None):
         ranges = self.ranges = []
         drops = list(drop_after)
 
         class Handler(base):
             def do_GET(self):  # noqa: N802
                 ranges.append(self.headers.get("Range"))
+                if fail_after is not None and len(ranges) > fail_after:
+                    return self.send_error(404)
                 super().do_GET()
 
             def copyfile(self, source, target):
@@ -84,13 +87,13 @@ def test_dropped_transfers_resume_where_they_stopped(folder):
 
 
 def test_a_later_run_resumes(folder):
-    server = Recorder(RangeRequestHandler, drop_after=[300_000])
+    server = Recorder(RangeRequestHandler, drop_after=[300_000, 0])
     with serve(folder, server.handler) as url:
         with pytest.raises(UserError, match=r"the transfer ended after 300000 of 1048576 bytes, 1 attempts"):
             fetch(download(url, folder, attempts=1))
         assert left_over(folder) == ["out.part", "out.part.json"]
         assert fetch(download(url, folder)) == SHA256
-    assert server.ranges == [None, "bytes=300000-"]
+    assert server.ranges == [None, "bytes=300000-", "bytes=300000-"]
 
 
 def test_server_that_ignores_range_starts_over(folder):
@@ -102,7 +105,7 @@ def test_server_that_ignores_range_starts_over(folder):
 
 
 def test_file_that_changed_meanwhile_starts_over(folder):
-    server = Recorder(RangeRequestHandler, drop_after=[300_000])
+    server = Recorder(RangeRequestHandler, drop_after=[300_000, 0])
     with serve(folder, server.handler) as url:
         with pytest.raises(UserError):
             fetch(download(url, folder, attempts=1))
@@ -122,7 +125,7 @@ def test_part_of_unknown_origin_is_not_continued(folder, origin):
 
 
 def test_part_longer_than_the_file_starts_over(folder):
-    server = Recorder(RangeRequestHandler, drop_after=[300_000])
+    server = Recorder(RangeRequestHandler, drop_after=[300_000, 0])
     with serve(folder, server.handler) as url:
         with pytest.raises(UserError):
             fetch(download(url, folder, attempts=1))
@@ -158,10 +161,48 @@ def test_old_file_stands_when_the_new_one_is_wrong(folder):
 
 
 def test_always_truncated(folder):
-    server = Recorder(http.server.SimpleHTTPRequestHandler, drop_after=[1000] * 3)
+    server = Recorder(http.server.SimpleHTTPRequestHandler, drop_after=[1000] * 4)
     with serve(folder, server.handler) as url, pytest.raises(UserError, match="1000 of 1048576 bytes, 3 attempts"):
         fetch(download(url, folder, attempts=3))
     assert not (folder.parent / "out").exists()
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(parallel, "BLOCK", 100_000)
+    monkeypatch.setattr(parallel, "MIN_PARALLEL", 200_000)
+
+
+def test_several_connections(folder, small_blocks):
+    server = Recorder(RangeRequestHandler)
+    with serve(folder, server.handler) as url:
+        assert fetch(download(url, folder, sha256=SHA256)) == SHA256
+    first = server.ranges.pop(0)
+    assert first is None and sorted(server.ranges) == sorted(
+        f"bytes={start}-{min(start + 100_000, len(CONTENT)) - 1}" for start in range(0, len(CONTENT), 100_000)
+    )
+    assert (folder.parent / "out").read_bytes() == CONTENT
+
+
+def test_several_connections_that_drop(folder, small_blocks):
+    server = Recorder(RangeRequestHandler, drop_after=[5000, 30_000, 0, 70_000, 20_000, 0, 0, 1])
+    with serve(folder, server.handler) as url:
+        assert fetch(download(url, folder)) == SHA256
+    assert len(server.ranges) > 12
+    assert (folder.parent / "out").read_bytes() == CONTENT
+
+
+def test_parts_that_were_got_side_by_side_are_resumed(folder, small_blocks):
+    server = Recorder(RangeRequestHandler, fail_after=4)
+    with serve(folder, server.handler) as url:
+        with pytest.raises(UserError, match="HTTP status 404"):
+            fetch(download(url, folder))
+        held = (folder.parent / "out.part").stat().st_size
+        assert held % 100_000 == 0 and (folder.parent / "out.part").read_bytes() == CONTENT[:held]
+    with serve(folder, Recorder(RangeRequestHandler).handler) as second:
+        origin = folder.parent / "out.part.json"
+        origin.write_text(origin.read_text().replace(url, second))
+        assert fetch(download(second, folder)) == SHA256
 
 
 FETCH_INTO_LITTLE_ROOM = """
@@ -208,7 +249,7 @@ def test_statuses(folder, status, tries):
     [
         ("http://127.0.0.1:9/x", "no answer .* 2 attempts"),
         ("file:///no/such/file", "No such file"),
-        ("not a url", "write http://, https:// or file://"),
+        ("not a url", "write http://, https://, s3:// or file://"),
         ("gopher://x/y", "unknown url type"),
     ],
 )

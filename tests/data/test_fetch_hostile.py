@@ -7,6 +7,7 @@ import pytest
 from data_inputs import serve
 
 from neox.config.errors import UserError
+from neox.data import parallel
 from neox.data.fetch import Download, fetch
 
 CONTENT = bytes(range(256)) * 400
@@ -97,3 +98,36 @@ def test_redirects_without_end_are_one_line(tmp_path):
     with pytest.raises(UserError, match="HTTP status 302") as caught:
         get(tmp_path, (302, {"Location": "/file"}, b""))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        (200, {"Content-Length": SIZE, "ETag": '"1"'}, CONTENT),  # the whole file after all
+        piece(0, 1000),  # another part
+        (206, {"Content-Length": 1000, "Content-Range": f"bytes 0-999/{SIZE}", "ETag": '"2"'}, CONTENT[:1000]),
+    ],
+)
+def test_server_that_only_says_it_gives_parts(tmp_path, monkeypatch, part):
+    monkeypatch.setattr(parallel, "BLOCK", 20_000)
+    monkeypatch.setattr(parallel, "MIN_PARALLEL", 40_000)
+    announced = (200, {"Content-Length": SIZE, "ETag": '"1"', "Accept-Ranges": "bytes"}, CONTENT)
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def __init__(self, *args, directory):
+            super().__init__(*args)
+
+        def do_GET(self):
+            status, headers, body = part if self.headers.get("Range") else announced
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, str(value))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with serve(tmp_path, Handler) as url:
+        fetch(Download(f"{url}/file", tmp_path / "out", backoff_s=0.01))
+    assert (tmp_path / "out").read_bytes() == CONTENT

@@ -6,7 +6,7 @@ TOKEN_FILES = multiext(TOKENS, ".bin", ".idx", ".manifest.json")
 
 
 # Getting the corpus is the login node's: compute nodes often reach no network, and the built-in one takes seconds.
-if "url" in CORPUS:
+if "url" in CORPUS or "name" in CORPUS:
 
     rule fetch:
         output:
@@ -15,12 +15,13 @@ if "url" in CORPUS:
             f"{ROOT}/logs/fetch.log",
         localrule: True
         params:
-            url=CORPUS["url"],
+            source=CORPUS.get("url") or CORPUS["name"],
+            target=EXPERIMENT.corpus[0] if "url" in CORPUS else f"{ROOT}/corpus",
             checks=" ".join(
                 f"--{key} {CORPUS[key]}" for key in ("sha256", "size") if key in CORPUS
             ),
         shell:
-            "neox data fetch {params.url:q} --output {output:q} {params.checks} 2>&1 | tee {log:q}"
+            "neox data fetch {params.source:q} --output {params.target:q} {params.checks} 2>&1 | tee {log:q}"
 
 elif "builtin" in CORPUS:
 
