@@ -18,7 +18,7 @@ import yaml
 
 from neox.config.errors import UserError
 from neox.data.durable import write_json
-from neox.data.jsonl import read_texts
+from neox.data.reading import Reading, read_texts
 
 if TYPE_CHECKING:
     from neox.language_model import LanguageModel
@@ -109,7 +109,7 @@ def check_documents(task: dict[str, Any]) -> None:
     fields = (task.get("metadata") or {}).get("fields", [])
     for file in ((task.get("dataset_kwargs") or {}).get("data_files") or {}).values():
         for field in fields:
-            deque(read_texts([Path(file)], field), maxlen=0)
+            deque(read_texts([Path(file)], Reading("jsonl", field, min_length=0)), maxlen=0)
 
 
 def flatten(results: dict[str, dict[str, Any]]) -> dict[str, float]:

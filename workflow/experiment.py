@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -66,9 +67,14 @@ class Experiment:
     settings: Mapping[str, Any]
     """The checked configuration."""
     corpus: tuple[str, ...]
-    """Files of JSON lines."""
+    """Its files."""
     tokenizer: str
     runs: Mapping[str, Run]
+
+    @property
+    def reading(self) -> str:
+        """Options of the commands that read the corpus, which must all have the same."""
+        return f"--key {shlex.quote(self.settings['corpus']['key'])} {self.settings['corpus']['reading']}"
 
     @property
     def split(self) -> str:

@@ -8,10 +8,13 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from neox.commands import fetch
 from neox.config.errors import UserError
+
+if TYPE_CHECKING:
+    from neox.data.reading import Reading
 
 HELP = "prepare data: corpus, fetch, train-tokenizer, tokenize, merge, index, heldout"
 
@@ -26,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_inputs(train)
     train.add_argument("--vocab-size", type=int, required=True, metavar="N")
     train.add_argument("--output", type=Path, required=True, metavar="tokenizer.json")
-    _add_tokenize(actions.add_parser("tokenize", help="turn JSON lines into PREFIX.bin and PREFIX.idx"))
+    _add_tokenize(actions.add_parser("tokenize", help="turn text into PREFIX.bin and PREFIX.idx"))
     merge = actions.add_parser("merge", help="concatenate token files")
     merge.add_argument("prefixes", nargs="+", type=Path, metavar="PREFIX")
     merge.add_argument("--output", type=Path, required=True, metavar="PREFIX")
@@ -35,8 +38,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_inputs(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help=".jsonl, plain or .gz, .bz2, .xz, .zst")
-    parser.add_argument("--key", default="text", help="where each line keeps its text (default: %(default)s)")
+    help = ".jsonl, .txt, .tar, .dat (plain or .gz, .bz2, .xz, .zst), .parquet, .zip, .tfrecords, or a folder of those"
+    parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help=help)
+    _add_reading(parser)
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("reading", "which documents there are; the same for all that read one corpus")
+    formats = ("auto", "jsonl", "text", "parquet", "jsonl.tar", "tar", "zip", "dat", "tfrecord")
+    group.add_argument("--format", choices=formats, default="auto", help="(default: each file's suffix says it)")
+    group.add_argument("--key", default="text", help="field that keeps the text, or a.b (default: %(default)s)")
+    group.add_argument("--where", action="append", default=[], metavar="FIELD=VALUE", help="only such records; or !=")
+    group.add_argument("--ftfy", action="store_true", help="repair texts with ftfy")
+    group.add_argument("--min-length", type=int, default=1, metavar="N", help="characters (default: %(default)s)")
+    group.add_argument(
+        "--on-broken",
+        choices=("stop", "skip"),
+        default="stop",
+        help="records without a document (default: %(default)s)",
+    )
 
 
 def _add_tokenize(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +79,7 @@ def _add_index(parser: argparse.ArgumentParser) -> None:
 
 def _add_heldout(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--corpus", nargs="+", type=Path, required=True, metavar="FILE", help="what was tokenised")
-    parser.add_argument("--key", default="text", help="where each line keeps its text (default: %(default)s)")
+    _add_reading(parser)
     parser.add_argument("--split", default="969,30,1", metavar="SHARES", help="data.split of the run (%(default)s)")
     parser.add_argument("--part", choices=("valid", "test"), default="test")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
@@ -84,10 +104,10 @@ def _corpus(args: argparse.Namespace) -> str:
 
 
 def _train_tokenizer(args: argparse.Namespace) -> str:
-    from neox.data.jsonl import read_texts
+    from neox.data.reading import read_texts
     from neox.data.tokenizer import train_tokenizer
 
-    entries = train_tokenizer(read_texts(args.inputs, args.key), args.vocab_size, args.output)
+    entries = train_tokenizer(read_texts(args.inputs, _reading(args)), args.vocab_size, args.output)
     return f"{args.output}: {entries} entries"
 
 
@@ -96,12 +116,12 @@ def _tokenize(args: argparse.Namespace) -> str:
 
     if args.workers < 1:
         raise UserError(f"--workers {args.workers}: must be at least 1")
-    encoding = Encoding(args.tokenizer, args.key, not args.no_append_eod, args.engine)
+    encoding = Encoding(args.tokenizer, _reading(args), not args.no_append_eod, args.engine)
     return _describe(args.output, tokenize(args.inputs, encoding, args.output, _parse_shard(args.shard), args.workers))
 
 
 def _merge(args: argparse.Namespace) -> str:
-    from neox.data.prepare import merge_prefixes
+    from neox.data.manifest import merge_prefixes
 
     return _describe(args.output, merge_prefixes(args.prefixes, args.output))
 
@@ -126,8 +146,15 @@ def _heldout(args: argparse.Namespace) -> str:
     from neox.data.heldout import write_heldout
     from neox.data.split import parse_split
 
-    manifest = write_heldout(args.corpus, parse_split(args.split), args.part, args.output, args.key)
+    manifest = write_heldout(args.corpus, parse_split(args.split), args.part, args.output, _reading(args))
     return f"{args.output}: {manifest['perplexity']} documents, {manifest['cloze']} cloze passages"
+
+
+def _reading(args: argparse.Namespace) -> Reading:
+    from neox.data.reading import Reading
+
+    is_lenient = args.on_broken == "skip"
+    return Reading(args.format, args.key, tuple(args.where), args.ftfy, args.min_length, is_lenient)
 
 
 def _parse_shard(text: str) -> tuple[int, int]:

@@ -62,11 +62,11 @@ def run(args: argparse.Namespace) -> int:
 def read_prompts(path: Path) -> list[str]:
     """The text of each line: of its key "prompt", or of "text" where the first line has none."""
     from neox.config.errors import UserError
-    from neox.data.jsonl import read_texts
+    from neox.data.reading import Reading, read_texts
 
     try:
-        return list(read_texts([path], "prompt"))
+        return list(read_texts([path], Reading("jsonl", "prompt", min_length=0)))
     except UserError as error:
         if "'prompt'" not in str(error):
             raise
-        return list(read_texts([path], "text"))
+        return list(read_texts([path], Reading("jsonl", min_length=0)))

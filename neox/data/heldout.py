@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from neox.data.durable import dump_json, replacing
-from neox.data.jsonl import read_texts
+from neox.data.reading import Reading, read_texts
 from neox.data.split import part_bounds
 
 MIN_BYTES = 1 << 16  # a test part smaller than this is joined by the validation part
@@ -23,17 +23,19 @@ PROSE_SHARE = 0.8  # of a passage's words, those that are letters alone: what te
 SENTENCE_END = re.compile(r"(?<=\s)([A-Za-z]{4,})\.(?=\s)")
 
 
-def write_heldout(corpus: Sequence[Path], split: Sequence[float], part: str, output: Path, key: str) -> dict[str, Any]:
+def write_heldout(
+    corpus: Sequence[Path], split: Sequence[float], part: str, output: Path, reading: Reading
+) -> dict[str, Any]:
     """Write perplexity.jsonl {"text"}, cloze.jsonl {"context", "target"} and manifest.json into `output`.
 
-    `corpus` must be what was tokenised, in the same order: document n of it is item n of the token file. UserError when
-    the part holds no document.
+    `corpus` and `reading` must be what was tokenised, and how, in the same order: document n of it is item n of the
+    token file. UserError when the part holds no document.
     """
-    bounds = part_bounds(split, sum(1 for _ in read_texts(corpus, key)), part)
-    texts = _part_texts(corpus, key, bounds[part])
+    bounds = part_bounds(split, sum(1 for _ in read_texts(corpus, reading)), part)
+    texts = _part_texts(corpus, reading, bounds[part])
     parts = [part]
     if part == "test" and sum(len(text.encode()) for text in texts) < MIN_BYTES:
-        texts += _part_texts(corpus, key, bounds["valid"])
+        texts += _part_texts(corpus, reading, bounds["valid"])
         parts.append("valid")
     samples = [{"text": shortened(text)} for text in texts if text.strip()][:MAX_DOCUMENTS]
     passages = [passage for text in texts for passage in cloze_passages(text)][:MAX_PASSAGES]
@@ -75,8 +77,8 @@ def _passage(before: str, target: str) -> dict[str, str] | None:
     return {"context": " ".join(words), "target": target}
 
 
-def _part_texts(corpus: Sequence[Path], key: str, documents: range) -> list[str]:
-    return [text for number, text in enumerate(read_texts(corpus, key)) if number in documents]
+def _part_texts(corpus: Sequence[Path], reading: Reading, documents: range) -> list[str]:
+    return [text for number, text in enumerate(read_texts(corpus, reading)) if number in documents]
 
 
 def _write_lines(path: Path, records: Sequence[dict[str, str]]) -> None:

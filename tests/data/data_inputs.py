@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-SENTENCES = ["The quick brown fox.", "  def f(x):\n    return x\n", "naïve café — 東京 🙂", "", "a", "word " * 300]
+SENTENCES = ["The quick brown fox.", "  def f(x):\n    return x\n", "naïve café — 東京 🙂", "\n", "a", "word " * 300]
 
 
 def make_texts(count):

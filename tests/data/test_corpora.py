@@ -12,7 +12,7 @@ from data_inputs import write_jsonl
 from neox.config.errors import UserError
 from neox.data.corpora import Document, _modules, interleave, write_corpus
 from neox.data.heldout import MAX_CHARACTERS, cloze_passages, shortened, write_heldout
-from neox.data.jsonl import read_texts
+from neox.data.reading import Reading, read_texts
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +82,9 @@ def test_interleave_spreads_each_kind():
 
 def test_heldout_is_what_training_never_saw(corpus, tmp_path):
     path, _ = corpus
-    manifest = write_heldout([path], (90, 5, 5), "test", tmp_path / "held", "text")
+    manifest = write_heldout([path], (90, 5, 5), "test", tmp_path / "held", Reading())
     first, last = manifest["documents"]["test"]
-    texts = list(read_texts([path]))
+    texts = list(read_texts([path], Reading()))
     assert last == len(texts) and first == pytest.approx(0.95 * len(texts), abs=2)
     samples = [record["text"] for record in records(tmp_path / "held" / "perplexity.jsonl")]
     assert len(samples) == manifest["perplexity"] > 20
@@ -98,17 +98,17 @@ def test_heldout_is_what_training_never_saw(corpus, tmp_path):
 
 def test_small_test_part_is_joined_by_the_validation_part(tmp_path):
     path = write_jsonl(tmp_path / "c.jsonl", [f"text {i}" for i in range(100)])
-    manifest = write_heldout([path], (90, 8, 2), "test", tmp_path / "held", "text")
+    manifest = write_heldout([path], (90, 8, 2), "test", tmp_path / "held", Reading())
     assert manifest["documents"] == {"test": [98, 100], "valid": [90, 98]}
     kept = [record["text"] for record in records(tmp_path / "held" / "perplexity.jsonl")]
     assert kept == [f"text {i}" for i in (98, 99, *range(90, 98))]
-    assert write_heldout([path], (90, 8, 2), "valid", tmp_path / "v", "text")["documents"] == {"valid": [90, 98]}
+    assert write_heldout([path], (90, 8, 2), "valid", tmp_path / "v", Reading())["documents"] == {"valid": [90, 98]}
 
 
 def test_part_without_documents(tmp_path):
     path = write_jsonl(tmp_path / "c.jsonl", ["text"] * 3)
     with pytest.raises(UserError, match=r"data\.split 1,1,0 leaves none of 3 documents to the part 'test'"):
-        write_heldout([path], (1, 1, 0), "test", tmp_path / "held", "text")
+        write_heldout([path], (1, 1, 0), "test", tmp_path / "held", Reading())
     assert not (tmp_path / "held").exists()
 
 

@@ -15,8 +15,9 @@ from tokenizers import Tokenizer, normalizers
 from neox.config.errors import UserError
 from neox.data import engine
 from neox.data.engine import DISPUTED, GigatokenEngine, TokenizersEngine, choose_engine
-from neox.data.jsonl import first_texts
+from neox.data.formats.contract import Span
 from neox.data.prepare import Encoding, tokenize
+from neox.data.reading import Reading, first_texts
 from neox.data.tokenizer import load_tokenizer
 
 SPECIAL = ["<|endoftext|>", "<|padding|>", "<|endoftext", "    ", "\n\n", " \t"]
@@ -127,12 +128,13 @@ def test_falls_back_where_the_corpus_differs(nfc_file, capsys, monkeypatch):
 def test_sample_is_the_first_documents_of_every_input(tmp_path):
     inputs = [write_jsonl(tmp_path / f"{i}.jsonl", [f"{i}-{n}" * 20 for n in range(50)]) for i in range(3)]
     inputs[1].write_text('{"text": "good"}\n{"text": 1}\n{"text": "unseen"}\n')
-    sample = list(first_texts(inputs, "text", 600))
+    spans = [Span(path, "jsonl") for path in inputs]
+    sample = list(first_texts(spans, Reading(), 600))
     assert sample == [text * 20 for text in ("0-0", "0-1", "0-2")] + ["good"] + [
         text * 20 for text in ("2-0", "2-1", "2-2")
     ]
-    assert [len(text) for text in first_texts(inputs[:1], "text", 20)] == [20]
-    assert list(first_texts([], "text")) == []
+    assert [len(text) for text in first_texts(spans[:1], Reading(), 20)] == [20]
+    assert list(first_texts([], Reading())) == []
 
 
 GROW = """

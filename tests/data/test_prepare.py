@@ -8,6 +8,7 @@ import json
 import lzma
 import math
 from collections import Counter
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -17,10 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neox.config.errors import UserError
-from neox.data import corpora, heldout, prepare
+from neox.data import corpora, heldout, manifest, prepare
+from neox.data.formats.contract import Span
 from neox.data.indexed import IndexedReader
-from neox.data.jsonl import Span, batches, read_texts, shard_spans
-from neox.data.prepare import Encoding, merge_prefixes, tokenize
+from neox.data.manifest import merge_prefixes
+from neox.data.prepare import Encoding, tokenize
+from neox.data.reading import Reading, batches, files, read_texts, shard_spans
 from neox.data.tokenizer import load_tokenizer, train_tokenizer
 
 COMPRESS = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard.compress}
@@ -64,16 +67,18 @@ def test_tokens_are_the_tokenizer_s_with_an_end_of_document(tmp_path, tokenizer_
     assert json.loads((tmp_path / "x.manifest.json").read_text()) == manifest
 
 
-def test_without_end_of_document_an_empty_text_is_an_empty_item(tmp_path, tokenizer_file):
+def test_empty_texts_are_left_out_as_in_gpt_neox_or_kept(tmp_path, tokenizer_file):
     path = write_jsonl(tmp_path / "a.jsonl", ["", "ab", ""])
-    tokenize([path], Encoding(tokenizer_file, append_eod=False), tmp_path / "x")
+    manifest = tokenize([path], Encoding(tokenizer_file, append_eod=False), tmp_path / "x")
+    assert (manifest["documents"], manifest["left_out"]) == (1, 2)
+    tokenize([path], Encoding(tokenizer_file, Reading(min_length=0), append_eod=False), tmp_path / "x")
     sizes = IndexedReader(tmp_path / "x").sizes
     assert sizes[0] == sizes[2] == 0 < sizes[1]
 
 
 @pytest.mark.parametrize("suffix", COMPRESS)
 def test_workers_and_shards_change_nothing(tmp_path, tokenizer_file, monkeypatch, suffix):
-    monkeypatch.setattr("neox.data.jsonl.batches.__defaults__", (200,))
+    monkeypatch.setattr("neox.data.reading.BATCH_BYTES", 200)
     inputs = [
         compressed(write_jsonl(tmp_path / f"{i}.jsonl", make_texts(n)), suffix) for i, n in enumerate((31, 1, 50))
     ]
@@ -104,10 +109,10 @@ def test_shards_hold_every_line_once(tmp_path_factory, texts, count, batch_bytes
     path.write_bytes(b"".join(lines)[: None if is_ended else -1])
     read = []
     for index in range(count):
-        for span in shard_spans([path, path], index, count):
-            for batch in batches(span, batch_bytes):
-                assert b"".join(batch.lines) == path.read_bytes()[batch.offset :][: sum(map(len, batch.lines))]
-                read += batch.lines
+        for span in shard_spans(files([path, path], Reading()), index, count):
+            with patch("neox.data.reading.BATCH_BYTES", batch_bytes):
+                for batch in batches(span, Reading()):
+                    read += batch.records
     whole = path.read_bytes().splitlines(keepends=True) if texts else []
     assert b"".join(read) == path.read_bytes() * 2
     assert len(read) == 2 * path.read_bytes().count(b"\n") + (0 if is_ended or not texts else 2), whole
@@ -126,7 +131,7 @@ def test_shards_hold_every_line_once(tmp_path_factory, texts, count, batch_bytes
     ],
 )
 def test_wrong_line_is_named(tmp_path, tokenizer_file, monkeypatch, suffix, line, message):
-    monkeypatch.setattr("neox.data.jsonl.batches.__defaults__", (100,))
+    monkeypatch.setattr("neox.data.reading.BATCH_BYTES", 100)
     path = write_jsonl(tmp_path / "a.jsonl", make_texts(30))
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:20], b"\n", line + b"\n", *lines[20:]]))
@@ -135,7 +140,7 @@ def test_wrong_line_is_named(tmp_path, tokenizer_file, monkeypatch, suffix, line
         with pytest.raises(UserError, match=rf"a.jsonl{suffix}, line 22: .*{message}"):
             tokenize([path], Encoding(tokenizer_file), tmp_path / "x", shard)
     with pytest.raises(UserError, match=f"line 22: .*{message}"):
-        list(read_texts([path]))
+        list(read_texts([path], Reading()))
     assert {file.name for file in tmp_path.iterdir()} == {"a.jsonl", path.name}
 
 
@@ -155,17 +160,17 @@ def test_damaged_compression_is_named(tmp_path, tokenizer_file, suffix, keep):
     with pytest.raises(UserError, match=f"a.jsonl{suffix}: cannot be decompressed"):
         tokenize([path], Encoding(tokenizer_file), tmp_path / "x")
     with pytest.raises(UserError, match=f"a.jsonl{suffix}: cannot be decompressed"):
-        shard_spans([path], 0, 2)
+        shard_spans(files([path], Reading()), 0, 2)
     path.write_bytes(b"plain text")
     with pytest.raises(UserError, match=f"a.jsonl{suffix}: cannot be decompressed"):
-        list(read_texts([path]))
+        list(read_texts([path], Reading()))
 
 
 def test_missing_input(tmp_path, tokenizer_file):
     with pytest.raises(UserError, match=r"none.jsonl: No such file"):
         tokenize([tmp_path / "none.jsonl"], Encoding(tokenizer_file), tmp_path / "x")
     with pytest.raises(UserError, match=r"none.jsonl.gz: No such file"):
-        next(read_texts([tmp_path / "none.jsonl.gz"]))
+        next(read_texts([tmp_path / "none.jsonl.gz"], Reading()))
 
 
 def test_cut_gzip_boundary_needs_no_other_file(tmp_path):
@@ -173,7 +178,7 @@ def test_cut_gzip_boundary_needs_no_other_file(tmp_path):
     whole = write_jsonl(tmp_path / "a.jsonl", make_texts(30))
     cut = compressed(whole, ".gz")
     (tmp_path / "bad.jsonl.gz").write_bytes(b"x" * cut.stat().st_size)
-    assert shard_spans([cut, tmp_path / "bad.jsonl.gz"], 0, 2) == [Span(cut, 0, None)]
+    assert shard_spans(files([cut, tmp_path / "bad.jsonl.gz"], Reading()), 0, 2) == [Span(cut, "jsonl")]
 
 
 def test_merge_refuses_missing_shards_and_other_tokenizers(tmp_path, tokenizer_file):
@@ -214,7 +219,7 @@ def full_disk(monkeypatch):
         temporary.write_text("{")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    for module in (prepare, corpora, heldout):
+    for module in (manifest, corpora, heldout):
         monkeypatch.setattr(module, "dump_json", fail)
 
 
@@ -223,7 +228,7 @@ def test_full_disk_at_the_manifest_leaves_nothing(tmp_path, tokenizer_file, full
     for write in (
         lambda: tokenize([texts], Encoding(tokenizer_file), tmp_path / "out" / "tokens"),
         lambda: corpora.write_corpus(tmp_path / "out" / "corpus.jsonl"),
-        lambda: heldout.write_heldout([texts], (1, 1, 1), "test", tmp_path / "out", "text"),
+        lambda: heldout.write_heldout([texts], (1, 1, 1), "test", tmp_path / "out", Reading()),
     ):
         with pytest.raises(UserError, match="No space left on device, nothing was written"):
             write()
@@ -244,11 +249,11 @@ def test_full_disk_at_the_manifest_of_a_merge_keeps_the_old_files(tmp_path, toke
 def test_corpus_without_a_document(tmp_path, tokenizer_file):
     blank = tmp_path / "blank.jsonl"
     blank.write_bytes(b"\n  \n")
-    reason = f"{blank}: no document, only blank lines"
+    reason = f"{blank}: no document, only records that are blank"
     with pytest.raises(UserError, match=reason):
         tokenize([blank], Encoding(tokenizer_file), tmp_path / "x")
     with pytest.raises(UserError, match=reason):
-        train_tokenizer(read_texts([blank]), 300, tmp_path / "t.json")
+        train_tokenizer(read_texts([blank], Reading()), 300, tmp_path / "t.json")
     for i in range(2):  # a shard may be empty, but not all of them
         tokenize([blank], Encoding(tokenizer_file), tmp_path / f"s{i}", (i, 2))
     with pytest.raises(UserError, match="no document in any of them"):

@@ -49,9 +49,9 @@ if "vocab_size" in EXPERIMENT.settings["tokenizer"]:
             runtime=120,
         params:
             vocab_size=EXPERIMENT.settings["tokenizer"]["vocab_size"],
-            key=CORPUS["key"],
+            reading=EXPERIMENT.reading,
         shell:
-            "neox data train-tokenizer {input:q} --vocab-size {params.vocab_size} --key {params.key:q}"
+            "neox data train-tokenizer {input:q} --vocab-size {params.vocab_size} {params.reading}"
             " --output {output:q} 2>&1 | tee {log:q}"
 
 
@@ -76,9 +76,9 @@ rule tokenize:
     params:
         prefix=subpath(output[0], strip_suffix=".bin"),
         num_shards=EXPERIMENT.settings["shards"],
-        key=CORPUS["key"],
+        reading=EXPERIMENT.reading,
     shell:
-        "neox data tokenize {input.corpus:q} --tokenizer {input.tokenizer:q} --key {params.key:q}"
+        "neox data tokenize {input.corpus:q} --tokenizer {input.tokenizer:q} {params.reading}"
         " --shard {wildcards.shard}/{params.num_shards} --workers {threads} --output {params.prefix:q} 2>&1 | tee {log:q}"
 
 
@@ -113,8 +113,8 @@ rule heldout:
         runtime=120,
     params:
         split=EXPERIMENT.split,
-        key=CORPUS["key"],
+        reading=EXPERIMENT.reading,
         folder=f"{ROOT}/heldout",
     shell:
-        "neox data heldout --corpus {input:q} --split {params.split} --part test --key {params.key:q}"
+        "neox data heldout --corpus {input:q} --split {params.split} --part test {params.reading}"
         " --output {params.folder:q} 2>&1 | tee {log:q}"

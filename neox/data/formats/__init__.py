@@ -1,0 +1,1 @@
+"""Kinds of files that a corpus may be made of."""
