@@ -34,9 +34,9 @@ test: $(DEV) ## every test; as root, installs the Debian packages they need
 	tests/install_packages.sh
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-soak: $(DEV) ## one training through preemption, kills and a lost node on a real Slurm (root, Debian; minutes)
+soak: $(DEV) ## a training through preemption, kills, a lost node on a real Slurm; torchrun, DeepSpeed over ssh (root)
 	tests/install_packages.sh
-	$(BIN)/python -m pytest -m soak tests/cluster
+	$(BIN)/python -m pytest -m soak tests/cluster tests/jobs
 
 lint: $(DEV) ## ruff, mypy, snakefmt
 	$(BIN)/ruff check .

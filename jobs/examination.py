@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from jobs import mpi
 from jobs.health import Health, Report, report_file
 from jobs.launch import LAUNCHERS
+from jobs.ranks import write_environment
 from jobs.shell import start
 from jobs.site import Site
 from jobs.spec import Launch
@@ -25,7 +25,7 @@ PER_RANK = ("--gpus-per-task", "--gpu-bind", "--cpu-bind", "--container-", "--no
 POLL_S = 0.05
 
 
-def examine(site: Site, launch: Launch, environ: Mapping[str, str], port: int | None) -> dict[str, str]:
+def examine(site: Site, launch: Launch, environ: Mapping[str, str]) -> dict[str, str]:
     """Problems by node name; none if all nodes are fit. Takes at most the site's health.timeout_s."""
     assert site.health is not None
     folder = Path(tempfile.mkdtemp(prefix="health-", dir=launch.folder))
@@ -42,21 +42,21 @@ def examine(site: Site, launch: Launch, environ: Mapping[str, str], port: int | 
         extra=extra,
     )
     try:
-        reports = _collect(site, probe, {**environ}, port, health)
+        reports = _collect(site, probe, {**environ}, health)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return judge(reports, launch.hosts, health)
 
 
-def _collect(site: Site, probe: Launch, environ: dict[str, str], port: int | None, health: Health) -> list[Report]:
+def _collect(site: Site, probe: Launch, environ: dict[str, str], health: Health) -> list[Report]:
     """Starts one process per node and waits for what each writes down."""
     launcher = LAUNCHERS[site.launcher]
     argv = launcher.argv(probe)
-    if launcher.is_single_node:
+    if launcher.sets_ranks and probe.nodes == 1:  # torch need not be loaded for this
         argv = list(probe.command)
         environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
     elif not launcher.keeps_environment:
-        mpi.write_environment(probe.folder, environ, probe.hosts[0], port)
+        write_environment(probe, environ)
     process = start(argv, environ, new_session=True)
     deadline_s = time.monotonic() + health.timeout_s
     files = [report_file(probe.folder, rank) for rank in range(probe.nodes)]

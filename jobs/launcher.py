@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from jobs import examination, mpi, runs, segments, warning
+from jobs import examination, runs, segments, warning
 from jobs.container import contain
 from jobs.errors import UserError
 from jobs.launch import LAUNCHERS
 from jobs.launch.contract import Launcher
-from jobs.ranks import code_file, decode, port_of, signal_file, started_file
+from jobs.ranks import ENCODED, code_file, free_port, port_of, signal_file, started_file, write_environment
 from jobs.scheduler import SCHEDULERS
 from jobs.scheduler.contract import Scheduler
 from jobs.shell import Process, exit_code, start
@@ -34,14 +36,21 @@ FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def plan_launch(
-    site: Site, command: list[str], nodes: int, ranks_per_node: int | None, folder: Path, environ: Mapping[str, str]
+    site: Site,
+    command: list[str],
+    nodes: int,
+    ranks_per_node: int | None,
+    folder: Path,
+    environ: Mapping[str, str],
+    listed: Sequence[str] = (),
 ) -> Launch:
-    """A launch with the site's numbers filled in. Raises UserError where site or allocation cannot hold it."""
+    """A launch with the site's numbers filled in; `listed`: the hosts, where no scheduler gives any.
+
+    Raises UserError where site or allocation cannot hold it.
+    """
     ranks = ranks_per_node or site.ranks
-    if LAUNCHERS[site.launcher].is_single_node and nodes > 1:
-        raise UserError(f"--nodes {nodes}: launcher {site.launcher} of site {site.name} runs on one node")
     words = SCHEDULERS[site.scheduler].environment
-    held = _num_nodes(SCHEDULERS[site.scheduler], environ)
+    held = len(listed) or _num_nodes(SCHEDULERS[site.scheduler], environ)
     if SCHEDULERS[site.scheduler].batch and held is None:
         raise UserError(f"jobs launch: no {site.scheduler} allocation here ({words['job_id']} is not set)")
     if held is not None and nodes > held:
@@ -49,10 +58,10 @@ def plan_launch(
     if held is None and nodes > 1:
         raise UserError(f"--nodes {nodes}: site {site.name} has one node")
     cpus = int(environ.get(words.get("cpus_per_rank", "")) or max(1, site.cores // ranks))
-    hosts = _hosts(SCHEDULERS[site.scheduler], environ)[:nodes]
-    launch = Launch(
-        tuple(command), nodes, ranks, cpus, folder, site.gpus, site.device_choice, site.launch_args, hosts=hosts
-    )
+    hosts = (tuple(listed) or _hosts(SCHEDULERS[site.scheduler], environ))[:nodes]
+    choice, port = site.device_choice, _port(SCHEDULERS[site.scheduler], environ)
+    words_of_site = (site.gpus, choice, site.launch_args)
+    launch = Launch(tuple(command), nodes, ranks, cpus, folder, *words_of_site, hosts=hosts, port=port)
     if site.container is None:
         return launch
     variables = [*launch_environment(site, launch, environ), site.device_choice]
@@ -90,21 +99,32 @@ def hostfile(folder: Path) -> Path:
     return folder / "hostfile"
 
 
+def hosts_of(file: Path) -> list[str]:
+    """The hosts of such a file, in order. Raises UserError naming the line that is none, or that names a host again."""
+    hosts: list[str] = []
+    for number, line in enumerate(file.read_text().splitlines(), 1):
+        if not (words := line.partition("#")[0].split()):
+            continue
+        if len(words) != 2 or not re.fullmatch(r"slots=\d+", words[1]) or words[0] in hosts:
+            raise UserError(f"{file}:{number}: {line!r}: must be `HOST slots=N`, each host once")
+        hosts.append(words[0])
+    return hosts
+
+
 def hostfile_text(launch: Launch) -> str:
     """The hosts as DeepSpeed and GPT-NeoX read them: `HOST slots=RANKS`, one a line (deepspeed/launcher/runner.py)."""
     return "".join(f"{host} slots={launch.ranks_per_node}\n" for host in launch.hosts)
 
 
-def place(site: Site, launch: Launch, environ: Mapping[str, str]) -> list[str]:
+def place(site: Site, launch: Launch) -> list[str]:
     """What ranks are told of their place, as far as it is settled before the launcher runs."""
-    if LAUNCHERS[site.launcher].is_single_node:
+    if LAUNCHERS[site.launcher].sets_ranks and launch.nodes == 1:
         return [f"# {site.launcher} sets RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT"]
-    port = _port(SCHEDULERS[site.scheduler], environ)
     return [
         f"WORLD_SIZE={launch.world_size}",
         f"LOCAL_WORLD_SIZE={launch.ranks_per_node}",
         f"MASTER_ADDR={launch.hosts[0]}",
-        f"MASTER_PORT={port}" if port else "# MASTER_PORT: one that is free",
+        f"MASTER_PORT={launch.port}" if launch.port else "# MASTER_PORT: one that is free",
         f"# RANK and LOCAL_RANK: as {site.launcher} places each rank",
     ]
 
@@ -112,18 +132,26 @@ def place(site: Site, launch: Launch, environ: Mapping[str, str]) -> list[str]:
 def describe(site: Site, launch: Launch, environ: Mapping[str, str]) -> str:
     """What --dry-run prints: the environment, then the exact line."""
     lines = [f"{name}={shlex.quote(value)}" for name, value in launch_environment(site, launch, environ).items()]
-    argv = LAUNCHERS[site.launcher].argv(launch)
-    meant = [f"# its last word is {shlex.join(decode(argv[-1:]))}"] if decode(argv[-1:]) != argv[-1:] else []
-    return "\n".join([*lines, *place(site, launch, environ), shlex.join(argv), *meant])
+    line = shlex.join(LAUNCHERS[site.launcher].argv(launch))
+    meant = [f"# where each rank is {shlex.join(launch.command)}"] if ENCODED in line else []
+    return "\n".join([*lines, *place(site, launch), line, *meant])
 
 
-def run(site: Site, command: list[str], nodes: int, ranks_per_node: int | None, run_dir: Path | None) -> int:
+def run(
+    site: Site,
+    command: list[str],
+    nodes: int,
+    ranks_per_node: int | None,
+    run_dir: Path | None,
+    listed: Sequence[str] = (),
+) -> int:
     """Launches and waits; returns the ranks' combined exit code and tells it to the job around us, if any."""
-    launch = plan_launch(site, command, nodes, ranks_per_node, Path(), os.environ)  # refuses before anything is made
+    launch = plan_launch(site, command, nodes, ranks_per_node, Path(), os.environ, listed)
     if warning.has_saved(os.environ):
         return warning.SAVED  # a rule with `retries` tries again inside the allocation that is about to end
     folder = Path(tempfile.mkdtemp(prefix=".launch-", dir=_shared_folder(run_dir, os.environ)))
-    launch = plan_launch(site, command, nodes, ranks_per_node, folder, os.environ)
+    launch = plan_launch(site, command, nodes, ranks_per_node, folder, os.environ, listed)
+    launch = replace(launch, port=launch.port or free_port())
     hostfile(folder).write_text(hostfile_text(launch))
     began = segments.now()
     try:
@@ -137,7 +165,7 @@ def run(site: Site, command: list[str], nodes: int, ranks_per_node: int | None, 
                 segments.record(run_dir, scheduler, os.environ, began, warning.UNHEALTHY, f"unfit nodes: {unfit}")
             return warning.UNHEALTHY
         if not LAUNCHERS[site.launcher].keeps_environment:
-            mpi.write_environment(folder, environ, launch.hosts[0], _port(SCHEDULERS[site.scheduler], environ))
+            write_environment(launch, environ)
         running = Running(LAUNCHERS[site.launcher], launch, environ, run_dir)
         with warning.registered(os.environ):  # a job that is ended waits for us until the segment is written
             code = combine(folder, launch.world_size, running.wait())
@@ -155,7 +183,7 @@ def run(site: Site, command: list[str], nodes: int, ranks_per_node: int | None, 
 
 def _unfit(site: Site, launch: Launch, environ: Mapping[str, str]) -> str:
     """Names and problems of nodes that are not fit, which the job's next allocation avoids; "" if all are."""
-    bad = examination.examine(site, launch, environ, _port(SCHEDULERS[site.scheduler], environ))
+    bad = examination.examine(site, launch, environ)
     warning.exclude(environ, bad)
     for node, problem in bad.items():
         print(f"jobs: error: node {node}: {problem}", file=sys.stderr, flush=True)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-import socket
 from collections.abc import Mapping
-from pathlib import Path
 
 from jobs.errors import UserError
 
@@ -30,25 +26,7 @@ def place(environ: Mapping[str, str]) -> dict[str, str]:
     raise UserError(f"no rank of an MPI launcher: none has set its variables; known: {', '.join(FAMILIES)}")
 
 
-def environment_file(folder: Path) -> Path:
-    return folder / "environment.json"
-
-
-def write_environment(folder: Path, environ: Mapping[str, str], host: str, port: int | None) -> None:
-    """Leaves the ranks' environment in a file, private to the user: which variables reach other nodes differs between
-    MPI's launchers, and values would show on their command lines. `port` None: one that is free on this host now.
-    """
-    if port is None:
-        with socket.create_server(("", 0)) as server:
-            port = server.getsockname()[1]
-    values = {**environ, "MASTER_ADDR": host, "MASTER_PORT": str(port)}
-    descriptor = os.open(environment_file(folder), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        json.dump(values, file)
-
-
-def rank_environment(folder: Path, environ: Mapping[str, str]) -> dict[str, str]:
+def rank_environment(launched: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
     """The launch's environment, with what the MPI launcher has added for this rank, and the rank's place."""
     interface = "openmpi" if FAMILIES["Open MPI"][0] in environ else "mpich"
-    launched = json.loads(environment_file(folder).read_text())
     return {BINARY_INTERFACE: interface, **environ, **launched, **place(environ)}

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,8 @@ TEARDOWN_S = 5
 """How long a rank may outlive one that failed, where the launcher does not end it."""
 FIRST_PORT, NUM_PORTS = 20000, 20000
 ENCODED = "base64="
+FOLDER_VARIABLE = "JOBS_LAUNCH_FOLDER"
+"""Where `jobs launch` was started, for ranks whose launcher starts them elsewhere."""
 
 
 def wrapper_argv(launch: Launch, ranks_from: str, signals_by_file: bool = False, is_encoded: bool = False) -> list[str]:
@@ -70,6 +73,27 @@ def failed_file(folder: Path) -> Path:
     return folder / "failed"
 
 
+def environment_file(folder: Path) -> Path:
+    return folder / "environment.json"
+
+
+def write_environment(launch: Launch, environ: Mapping[str, str]) -> None:
+    """Leaves the ranks' environment in a file, private to the user: which variables reach other nodes differs between
+    launchers, and values would show on their command lines.
+    """
+    master = {"MASTER_ADDR": launch.hosts[0], "MASTER_PORT": str(launch.port), FOLDER_VARIABLE: str(Path.cwd())}
+    descriptor = os.open(environment_file(launch.folder), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump({**environ, **master}, file)
+
+
+def agent_environment(launched: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
+    """The launch's environment, with what the node's agent (ours, torchrun's or DeepSpeed's) says of this rank."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_SIZE")
+    said = {key: value for key, value in environ.items() if key in names or key.startswith(("TORCHELASTIC_", "GROUP_"))}
+    return {"LOCAL_WORLD_SIZE": said.get("LOCAL_SIZE", ""), **environ, **launched, **said}
+
+
 def rank_environment(ranks_from: str, environ: Mapping[str, str]) -> dict[str, str]:
     """RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT from the scheduler's variables.
 
@@ -88,6 +112,12 @@ def rank_environment(ranks_from: str, environ: Mapping[str, str]) -> dict[str, s
         "MASTER_ADDR": scheduler.hosts(words.get("step_nodes") or words["nodes"])[0],
         "MASTER_PORT": str(port_of(words["job_id"])),
     }
+
+
+def free_port() -> int:
+    """One that is free on this host now."""
+    with socket.create_server(("", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 def port_of(job_id: str) -> int:
@@ -112,9 +142,9 @@ def ignores(pid: int, number: int) -> bool:
 class Rank:
     """One rank's process, and the signals on their way to it."""
 
-    def __init__(self, process: Process, folder: Path, is_torchrun: bool, signals_by_file: bool) -> None:
-        self.process, self.folder, self.is_torchrun = process, folder, is_torchrun
-        self.signals_by_file = signals_by_file or is_torchrun
+    def __init__(self, process: Process, folder: Path, has_agent: bool, signals_by_file: bool) -> None:
+        self.process, self.folder, self.has_agent = process, folder, has_agent
+        self.signals_by_file = signals_by_file or has_agent
         self.num_delivered = 0
         self.deadline_s = float("inf")
         self.pending: list[signal.Signals] = []
@@ -123,9 +153,9 @@ class Rank:
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         self.pending.append(signal.Signals(number))
-        # Signals from `jobs launch` come by file, so TERM itself means that torchrun lost another rank: this one waits
+        # Signals from `jobs launch` come by file, so TERM itself means that the agent lost another rank: this one waits
         # in a collective that can never end.
-        if self.is_torchrun and number == signal.SIGTERM:
+        if self.has_agent and number == signal.SIGTERM:
             self.deadline_s = time.monotonic() + TEARDOWN_S
 
     def deliver(self) -> None:
@@ -164,32 +194,38 @@ class Rank:
         return exit_code(code)
 
 
+READERS = {"mpi": mpi.rank_environment, "agent": agent_environment}
+"""For launchers whose ranks have not the environment of `jobs launch`."""
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m jobs.ranks", description=__doc__)
-    parser.add_argument("--from", dest="ranks_from", required=True, choices=["torchrun", "mpi", *SCHEDULERS])
+    parser.add_argument("--from", dest="ranks_from", required=True, choices=["torchrun", "agent", "mpi", *SCHEDULERS])
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--device-choice", help="scheduler, or the variable that shows one GPU")
     parser.add_argument("--signals-by-file", action="store_true", help="the launcher passes no signals on")
     parser.add_argument("command", nargs="+")
     arguments = parser.parse_args(decode(sys.argv[1:]))
-    if arguments.ranks_from == "mpi":
-        environ = mpi.rank_environment(arguments.folder, os.environ)
+    if arguments.ranks_from in READERS:
+        launched = json.loads(environment_file(arguments.folder).read_text())
+        environ = READERS[arguments.ranks_from](launched, os.environ)
     else:
         environ = {**os.environ, **rank_environment(arguments.ranks_from, os.environ)}
     rank = int(environ["RANK"])
-    is_torchrun = arguments.ranks_from == "torchrun"
+    has_agent = arguments.ranks_from in ("torchrun", "agent")
     if arguments.device_choice:
         environ |= one_device(arguments.device_choice, environ["LOCAL_RANK"])
     # Of its own session, so that a signal to the step's process group arrives once: through this wrapper.
     try:
-        process = start(arguments.command, environ, new_session=True)
+        cwd = environ.pop(FOLDER_VARIABLE, None)  # not for launches inside this one
+        process = start(arguments.command, environ, Path(cwd) if cwd else None, new_session=True)
     except OSError:
         print(f"jobs: error: {arguments.command[0]}: command not found", file=sys.stderr)
         code_file(arguments.folder, rank).write_text("127")
-        return 0 if is_torchrun else 127
-    running = Rank(process, arguments.folder, is_torchrun, arguments.signals_by_file)
-    if is_torchrun:
-        signal_on_parent_death(signal.SIGTERM)  # a killed torchrun leaves its ranks behind; slurmstepd does not
+        return 0 if has_agent else 127
+    running = Rank(process, arguments.folder, has_agent, arguments.signals_by_file)
+    if has_agent:
+        signal_on_parent_death(signal.SIGTERM)  # a killed agent leaves its ranks behind; slurmstepd does not
     if rank == 0:
         started_file(arguments.folder).touch()
     code = running.wait()
@@ -198,7 +234,7 @@ def main() -> int:
         failed_file(arguments.folder).touch()
     # torchrun would bury what the rank said under a page of its own, and needs no code: `jobs launch` reads the files.
     # Other launchers would take 85 for a failure and kill the ranks that are still saving.
-    return 0 if is_torchrun or code == SAVED else code
+    return 0 if has_agent or code == SAVED else code
 
 
 if __name__ == "__main__":

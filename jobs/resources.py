@@ -11,6 +11,7 @@ from typing import Any
 
 from jobs.errors import UserError
 from jobs.launch import LAUNCHERS
+from jobs.scheduler import SCHEDULERS
 from jobs.site import Site
 from jobs.spec import JobSpec, Launch
 
@@ -94,7 +95,7 @@ def _number(resources: Mapping[str, Any], name: str, default: int) -> int:
 
 def _check_fits(spec: JobSpec, site: Site) -> None:
     """Compares with one node of the site; a queue without a scheduler would otherwise accept anything."""
-    if LAUNCHERS[site.launcher].is_single_node and spec.nodes > 1:
+    if SCHEDULERS[site.scheduler].batch is None and spec.nodes > 1:
         raise UserError(f"rule {spec.name}: nodes={spec.nodes}: site {site.name} has one node")
     limits = (
         ("cpus", spec.cpus_per_rank * spec.ranks_per_node, site.cores, "node.cores"),

@@ -58,6 +58,8 @@ class Launch:
     """What runs the wrapper around each rank; empty: the interpreter of this process."""
     hosts: tuple[str, ...] = ()
     """One per node, in the allocation's order; this machine where there is no allocation."""
+    port: int | None = None
+    """MASTER_PORT; None: one that is free when the launch begins."""
 
     @property
     def world_size(self) -> int:

@@ -18,7 +18,6 @@ class Launcher:
     """Whether it sets RANK, WORLD_SIZE ... itself; otherwise the scheduler's environment tells."""
     forwards_signals: bool
     """Whether signals it receives reach the ranks; otherwise they go through a file in the launch folder."""
-    is_single_node: bool
     keeps_environment: bool = True
     """Whether ranks have the launcher's environment; otherwise they read it from a file in the launch folder."""
     one_task: Callable[[Launch], list[str]] | None = None

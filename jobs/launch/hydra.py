@@ -27,6 +27,5 @@ LAUNCHER = Launcher(
     argv=argv,
     sets_ranks=False,
     forwards_signals=False,  # the guide does not say which signals reach the ranks
-    is_single_node=False,
     keeps_environment=False,
 )

@@ -36,6 +36,5 @@ LAUNCHER = Launcher(
     argv=argv,
     sets_ranks=False,
     forwards_signals=False,
-    is_single_node=False,
     one_task=one_task_argv,
 )

@@ -29,6 +29,5 @@ LAUNCHER = Launcher(
     argv=argv,
     sets_ranks=False,
     forwards_signals=False,  # TERM, our request to save, would make it kill the ranks
-    is_single_node=False,
     keeps_environment=False,
 )

@@ -28,4 +28,4 @@ def argv(launch: Launch) -> list[str]:
     ]
 
 
-LAUNCHER = Launcher(name="srun", argv=argv, sets_ranks=False, forwards_signals=True, is_single_node=False)
+LAUNCHER = Launcher(name="srun", argv=argv, sets_ranks=False, forwards_signals=True)

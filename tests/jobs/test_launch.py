@@ -176,7 +176,7 @@ def test_combined_code(tmp_path: Path, codes: tuple[int, ...], launcher_code: in
     ("options", "message"),
     [
         (["--site", "slurm", "--", "x"], "no slurm allocation here (SLURM_JOB_ID is not set)"),
-        (["--site", "local", "--nodes", "2", "--", "x"], "--nodes 2: launcher torchrun of site local runs on one node"),
+        (["--site", "local", "--nodes", "2", "--", "x"], "--nodes 2: site local has one node"),
         (["--site", "local", "--ranks-per-node", "0", "--", "x"], "--ranks-per-node 0: must be at least 1"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ import yaml
 from jobs import mpi
 from jobs.errors import UserError
 from jobs.launch import LAUNCHERS
+from jobs.ranks import environment_file, write_environment
 from jobs.spec import Launch
 from tests.jobs.test_launch import SAVER, wait_for
 from tests.jobs.test_scheduler import assert_golden
@@ -107,8 +109,9 @@ def test_families_are_told_apart() -> None:
 
 
 def test_environment_is_private_and_written_once(tmp_path: Path) -> None:
-    mpi.write_environment(tmp_path, {"SECRET": "x"}, "n1", 20003)
-    assert mpi.environment_file(tmp_path).stat().st_mode & 0o077 == 0
+    write_environment(Launch(("t",), 1, 1, 1, tmp_path, hosts=("n1",), port=20003), {"SECRET": "x"})
+    assert environment_file(tmp_path).stat().st_mode & 0o077 == 0
+    launched = json.loads(environment_file(tmp_path).read_text())
     ours = {"PMI_RANK": "0", "PMI_SIZE": "1", "MPI_LOCALRANKID": "0", "MPI_LOCALNRANKS": "1", "SECRET": "old"}
-    environ = mpi.rank_environment(tmp_path, ours)
+    environ = mpi.rank_environment(launched, ours)
     assert (environ["SECRET"], environ["MASTER_ADDR"], environ["MASTER_PORT"]) == ("x", "n1", "20003")
