@@ -15,5 +15,8 @@ def check_log(log: LogConfig) -> None:
         raise UserError(f"log.profile_steps = {list(steps)}: first and last step, 1 ≤ first ≤ last")
     if log.memory_snapshot and steps is None:
         raise UserError("log.memory_snapshot = True: log.profile_steps says of which steps")
-    if log.state_norms_interval < 0:
-        raise UserError(f"log.state_norms_interval = {log.state_norms_interval}: steps, at least 0")
+    for name in ("state_norms_interval", "gradient_norms_interval", "noise_scale_steps"):
+        if getattr(log, name) < 0:
+            raise UserError(f"log.{name} = {getattr(log, name)}: steps, at least 0")
+    if log.noise_scale_steps == 1:
+        raise UserError("log.noise_scale_steps = 1: batches of two sizes are compared: at least 2, or 0 for none")

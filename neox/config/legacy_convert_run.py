@@ -232,10 +232,14 @@ def start(flat: Flat) -> Converted:
 
 
 def logs(flat: Flat) -> Converted:
-    """W&B, norms, and the window of the profilers, in GPT-NeoX the steps after its first number up to its last."""
+    """W&B, norms, noise scale; the profilers' window, in GPT-NeoX the steps after its first number up to its last."""
     values: Converted = {"log.wandb": "online" if flat.get("use_wandb") else None}
     if flat.get("log_param_norm") or flat.get("log_optimizer_states"):
         values["log.state_norms_interval"] = flat.count("log_interval")
+    if flat.get("log_grad_norm") or flat.get("log_grad_pct_zeros"):
+        values["log.gradient_norms_interval"] = flat.count("log_interval")
+    if flat.get("log_gradient_noise_scale"):
+        values["log.noise_scale_steps"] = flat.count("gradient_noise_scale_n_batches", 2)
     if flat.get("profile") or flat.get("memory_profiling"):
         values["log.profile_steps"] = [flat.count("profile_step_start", 0) + 1, flat.count("profile_step_stop")]
         values["log.memory_snapshot"] = flat.get("memory_profiling")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from neox.parallel.fragments import Ranks
 from neox.parallel.groups import TensorGroup
 from neox.parallel.optimizer import build_optimizer, create_state, place, replicated_pieces, state_kinds, step_counters
 from neox.parallel.partition import FlatPartition, Partition, ShardedPartition
-from neox.parallel.pieces import WEIGHT, Piece, PieceReader
+from neox.parallel.pieces import GRADIENT, WEIGHT, Piece, PieceReader
 from neox.parallel.pipeline import PipelineModel, StageLayer
 from neox.parallel.plan import place_of
 from neox.parallel.settings import SCALER_STATE, deepspeed_config
@@ -37,6 +37,8 @@ from neox.parallel.whole import WholeModel, WholeSteps
 # Compiled at first use for minutes, and of use to DeepSpeed's inference only.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
+Kinds = dict[str, Tensor]
+"""Tensors of one parameter by the kind of their pieces."""
 MicroBatches = Iterator[tuple[Tensor, Tensor] | MicroBatch]
 """Tokens and labels, each [micro_batch_size, seq_length] int64, of this rank's dp index, and their context if any."""
 
@@ -121,16 +123,26 @@ class Engine:
         return self._needs_context or self._topology.pp_index(self.rank) in (0, self._topology.pp - 1)
 
     def train_step(
-        self, micro_batches: MicroBatches, lr: float, is_bad: Callable[[float], bool] | None = None
+        self,
+        micro_batches: MicroBatches,
+        lr: float,
+        is_bad: Callable[[float], bool] | None = None,
+        see_gradient: Callable[[Piece], None] | None = None,
     ) -> StepResult:
         """One optimizer step over the micro-batches of `set_shape`, or else grad_accum, taken from the iterator.
 
         `is_bad` is asked, on every rank, about the loss before the weights change; true skips the step. Not in bf16.
+        `see_gradient` is given this rank's pieces of the gradient before clipping, of kind GRADIENT and together once
+        each element as those of `pieces`, unless the step is skipped.
         """
         for group in self._zero.param_groups:
             group["lr"] = lr * group["rate"]
         self._forget_buffers(self._length)
-        with refusing(self._zero, self._steps, is_bad) if is_bad else contextlib.nullcontext():
+        with contextlib.ExitStack() as during:
+            if is_bad is not None:
+                during.enter_context(refusing(self._zero, self._steps, is_bad))
+            if see_gradient is not None:
+                during.callback(self._zero.optimizer.register_step_pre_hook(self._shower(see_gradient)).remove)
             loss = self._steps.train_batch(self._load(micro_batches, self._deepspeed.gradient_accumulation_steps()))
         return StepResult(float(loss), float(self._zero._global_grad_norm), bool(self._zero.overflow))
 
@@ -153,11 +165,7 @@ class Engine:
     def pieces(self) -> Iterator[Piece]:
         """This rank's pieces of every kind; over all ranks, each element of each logical tensor appears once."""
         replicated = self._replicated_pieces() if self.dp_index == 0 else ()
-        for piece, parameter in (*self._held_pieces(), *replicated):
-            place = place_of(parameter)
-            is_whole_of_shards = piece.dim is None and place.dim is not None and self._tensor.index > 0
-            if not (place.is_copy or is_whole_of_shards or getattr(parameter, "ds_pipe_replicated", False)):
-                yield piece
+        yield from self._once((*self._held_pieces(self._state_of), *replicated))
 
     def load_pieces(self, reader: PieceReader, *, weights_only: bool = False) -> None:
         """Fills fp32 masters and moments from `reader`, then the model's weights; every rank calls it.
@@ -169,7 +177,7 @@ class Engine:
         """
         mistake = None
         try:
-            for piece, _ in (*self._held_pieces(), *self._replicated_pieces()):
+            for piece, _ in (*self._held_pieces(self._state_of), *self._replicated_pieces()):
                 if piece.kind == WEIGHT or not weights_only:
                     piece.tensor.copy_(reader.read_piece(piece))
         except UserError as error:
@@ -239,13 +247,13 @@ class Engine:
             self._deepspeed.reset_activation_shape()
         self._sent_length = length
 
-    def _held_pieces(self) -> Iterator[tuple[Piece, nn.Parameter]]:
-        """Every piece this rank holds, duplicates of other ranks' included, and the parameter it is of."""
+    def _held_pieces(self, tensors: Callable[[str, nn.Parameter], Kinds]) -> Iterator[tuple[Piece, nn.Parameter]]:
+        """A piece of each of the `tensors` of every parameter held, other ranks' copies included; and the parameter."""
         for name, parameter in named_parameters(self._module):
             held, place = self._partition.held(parameter), place_of(parameter)
             if held is None:
                 continue
-            for kind in (WEIGHT, *state_kinds(name, self._optim)):
+            for kind, tensor in tensors(name, parameter).items():
                 yield (
                     Piece(
                         kind=kind,
@@ -256,10 +264,37 @@ class Engine:
                         num_shards=place.num_shards,
                         start=place.first + held[0],
                         numel=held[1],
-                        tensor=self._partition.values(parameter, kind),
+                        tensor=tensor,
                     ),
                     parameter,
                 )
+
+    def _state_of(self, name: str, parameter: nn.Parameter) -> Kinds:
+        return {kind: self._partition.values(parameter, kind) for kind in (WEIGHT, *state_kinds(name, self._optim))}
+
+    def _shower(self, see_gradient: Callable[[Piece], None]) -> Callable[..., None]:
+        """What hands over the gradients that are stepped on, to be called before each part of a step."""
+
+        def show(*_: Any) -> None:
+            norm, largest = float(self._zero._global_grad_norm), self._optim.grad_clip
+            clipped_by = max(1.0, (norm + 1e-6) / largest) if largest else 1.0  # as DeepSpeed does it
+
+            def gradient_of(name: str, parameter: nn.Parameter) -> Kinds:
+                gradient = self._partition.gradient(parameter)
+                return {} if gradient is None else {GRADIENT: gradient * clipped_by}
+
+            for piece in self._once(self._held_pieces(gradient_of)):
+                see_gradient(piece)
+
+        return show
+
+    def _once(self, pieces: Iterable[tuple[Piece, nn.Parameter]]) -> Iterator[Piece]:
+        """Those of the pieces that no other rank gives too."""
+        for piece, parameter in pieces:
+            place = place_of(parameter)
+            is_whole_of_shards = piece.dim is None and place.dim is not None and self._tensor.index > 0
+            if not (place.is_copy or is_whole_of_shards or getattr(parameter, "ds_pipe_replicated", False)):
+                yield piece
 
     def _replicated_pieces(self) -> Iterator[tuple[Piece, nn.Parameter]]:
         parameters = dict(named_parameters(self._module))

@@ -18,6 +18,8 @@ class FlatPartition:
 
     def __init__(self, zero: Any) -> None:
         self._zero = zero
+        of_bf16 = getattr(zero, "fp32_groups_flat_partition", None)  # DeepSpeed's stage 1 has an optimizer for bf16
+        self._flats = zero.single_partition_of_fp32_groups if of_bf16 is None else of_bf16
 
     @contextlib.contextmanager
     def optimizer_tensors(self) -> Iterator[None]:
@@ -53,6 +55,13 @@ class FlatPartition:
         fragment = parameter._hp_mapping  # type: ignore[attr-defined]
         tensor: Tensor = fragment.get_hp_fragment(None if kind == WEIGHT else kind)
         return tensor.detach()
+
+    def gradient(self, parameter: nn.Parameter) -> Tensor | None:
+        """fp32 view of the clipped gradient of what is held, while the optimizer steps on it; None at other times."""
+        fragment = parameter._hp_mapping  # type: ignore[attr-defined]
+        address = fragment.hp_fragment_address
+        flat = self._flats[fragment.param_group_index]
+        return stepped_gradient(self._zero.optimizer, flat, address.start, address.numel)
 
     def update_model(self) -> None:
         """The masters' values to the model's weights, on all ranks."""
@@ -98,6 +107,13 @@ class ShardedPartition:
         view: Tensor = tensor.detach()[: held[1]]
         return view
 
+    def gradient(self, parameter: nn.Parameter) -> Tensor | None:
+        """As of FlatPartition."""
+        group, start, _ = self._zero.grad_position[self._zero.get_param_id(parameter)]
+        held = self.held(parameter)
+        assert held is not None
+        return stepped_gradient(self._zero.optimizer, self._zero.fp32_partitioned_groups_flat[group], start, held[1])
+
     @torch.no_grad()
     def update_model(self) -> None:
         """The masters' values to the model's weights, on all ranks."""
@@ -110,3 +126,12 @@ class ShardedPartition:
 
 
 Partition = FlatPartition | ShardedPartition
+
+
+def stepped_gradient(optimizer: torch.optim.Optimizer, flat: Tensor, start: int, numel: int) -> Tensor | None:
+    """Part of the gradient of `flat`, if that is what DeepSpeed, which goes from group to group, has stepped right now.
+
+    Where the gradients are on the host those of the other groups exist too, not yet clipped.
+    """
+    is_stepped = any(flat is tensor for group in optimizer.param_groups for tensor in group["params"])
+    return flat.grad[start : start + numel] if is_stepped and flat.grad is not None else None

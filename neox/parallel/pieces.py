@@ -10,6 +10,8 @@ from torch import Tensor
 
 WEIGHT = "weight"
 """The kind of an fp32 master weight; the others are the optimizer's (`neox.parallel.optimizer.BUILDERS`)."""
+GRADIENT = "gradient"
+"""The kind of a gradient, which is no state: it is there while a step is made."""
 
 
 @dataclass(frozen=True)

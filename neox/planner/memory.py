@@ -22,7 +22,8 @@ class Memory:
     gradients: float
     """Their gradients, summed in fp32; from ZeRO-2 on this rank's share."""
     optimizer: float
-    """fp32 masters and what the optimizer keeps, shared out over dp; fp32 weights are their own masters."""
+    """fp32 masters, what the optimizer keeps and log.noise_scale_steps sums up, shared out over dp; fp32 weights are
+    their own masters."""
     activations: float
     """What backward needs, as parallel.recompute has it."""
     buffers: float
@@ -72,6 +73,7 @@ def _model_state(config: Config, parameters: float, activations: float) -> Memor
     stage, share, is_offloaded = parallel.zero_stage, parameters / dp, parallel.offload != "none"
     masters = 0 if config.train.precision == "fp32" and not is_offloaded else 4 * share
     moments = 4 * num_moments(config) / (parallel.tp * parallel.pp * dp)
+    summed = 4 * share if config.log.noise_scale_steps else 0
     weights = width * parameters
     bucket = 4 * min(BUCKET_NUMEL, parameters) if dp > 1 else 0
     buffers = max(bucket + 4 * share - activations, 0)  # stage 1 needs them when the activations are gone again
@@ -80,13 +82,13 @@ def _model_state(config: Config, parameters: float, activations: float) -> Memor
     if stage == 3:
         gathered = width * min(_largest_piece(config) + BUCKET_NUMEL, parameters)  # in use, and fetched ahead
         weights = gathered + (0 if parallel.offload == "parameters" else width * share)
-    on_host = masters + moments + 4 * share if is_offloaded else 0  # the gradients that the host steps on, too
+    on_host = masters + moments + summed + 4 * share if is_offloaded else 0  # the gradients that the host steps on, too
     if parallel.offload == "parameters":
         on_host += width * share
     return Memory(
         weights=weights,
         gradients=4 * (parameters if stage == 1 else share),
-        optimizer=0 if is_offloaded else masters + moments,
+        optimizer=0 if is_offloaded else masters + moments + summed,
         activations=activations,
         buffers=buffers,
         host=4 * share + moments + on_host,

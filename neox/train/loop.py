@@ -128,6 +128,7 @@ class Loop:
         self.engine.load_optimizer_scalars(state["optimizer"])
         restore_random_state(state["rng"])
         self.watch.restore(state["watch"])
+        self.journal.restore(state)
         self.step, self.samples, self.saved_step = state["step"], state["samples"], state["step"]
         # Absent: saved by a version that had no warm-up of either.
         self.tokens = state.get("tokens", self.samples * self.cfg.model.seq_length)
@@ -182,11 +183,13 @@ class Loop:
         batches = self.inputs.train.step(self.samples, num_micro_batches, length) if reads_data else []
         is_bad = self.watch.is_spike if self.watch.refuses_spikes else None
         with self.watchdog.step(self.step + 1):
-            result = self.engine.train_step(iter(batches), lr, is_bad)
+            see_gradient = self.journal.gradient_observer(self.step + 1)
+            result = self.engine.train_step(iter(batches), lr, is_bad, see_gradient)
         self.step += 1
         self.samples += size
         self.tokens += size * length
         self.journal.record_step(self._counters(), result, lr, time.perf_counter() - begin, size, length)
+        self.journal.record_gradients(self.step, (size, length), result)
         return self.watch.judge(result)
 
     def respond(self, anomaly: Anomaly) -> Action:
@@ -250,6 +253,7 @@ class Loop:
             "optimizer": self.engine.optimizer_scalars(),
             "rng": random_state(),
             "watch": self.watch.state(),
+            **self.journal.state(),
             "data": self.inputs.fingerprint,
             "config": to_dict(self.cfg),
             "config_sha256": config_hash(self.cfg),

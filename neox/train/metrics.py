@@ -65,10 +65,16 @@ class Metrics:
         self._draw({"valid/loss": valid_loss}, step)
         print(f"step {step}/{self._num_steps} | validation loss {valid_loss:.4f}", flush=True)
 
-    def record_norms(self, step: int, norms: dict[str, float]) -> None:
-        """Norms of the run's tensors after `step`, by `kind/name`."""
-        self._write({"step": step, "norms": norms})
+    def record_norms(self, step: int, norms: dict[str, float], zeros: dict[str, float] | None = None) -> None:
+        """Norms of the run's tensors after `step`, by `kind/name`; and shares of their gradients that are zero."""
+        self._write({"step": step, "norms": norms, **({"zeros": zeros} if zeros else {})})
         self._draw({f"norm/{name}": norm for name, norm in norms.items()}, step)
+        self._draw({f"zeros/{name}": share for name, share in (zeros or {}).items()}, step)
+
+    def record_noise(self, step: int, noise: dict[str, float]) -> None:
+        """`NoiseScale.update`'s findings after `step`."""
+        self._write({"step": step, **noise})
+        self._draw({f"train/{name}": value for name, value in noise.items()}, step)
 
     def record_event(self, record: dict[str, Any]) -> None:
         """What was done about a bad step: {"step", "event", "reason", ...}; also one line on stderr."""

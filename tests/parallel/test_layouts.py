@@ -18,10 +18,12 @@ from tests.parallel.training import (
     BARE,
     DROPPED,
     GEMMA,
+    GLOBAL_BATCH,
     LEARNED,
     LLAMA,
     MULTI_QUERY,
     NEOX,
+    NOISE_STEPS,
     RELATIVE,
     SAVE_STEP,
     TIED,
@@ -194,6 +196,43 @@ def test_gradients_and_weights_equal_plain_pytorch(outcomes: dict[str, list[dict
             assert float(difference.max()) <= allowed * float(tensor.abs().max()), (moment, kind, logical)
 
 
+@pytest.mark.parametrize("name", FP32)
+def test_gradients_of_every_tensor_and_their_noise_equal_plain_pytorch(
+    outcomes: dict[str, list[dict[str, Any]]], name: str
+) -> None:
+    """At each step, before clipping. The noise from the variance between the batches of a window, in plain statistics.
+
+    The key's bias has no gradient but rounding, and what rounding leaves of zeros is not compared.
+    """
+    case, out = case_of(name), outcomes[name]
+    start = 0 if case.load is None else SAVE_STEP
+    want = reference(case.model).gradients[start:]
+    for (norms, zeros), gradients in zip(out[0]["gradients"], want, strict=True):
+        assert set(norms) == {f"gradient/{logical}" for logical in gradients}
+        for logical, gradient in gradients.items():
+            assert norms[f"gradient/{logical}"] == pytest.approx(float(gradient.norm()), rel=2e-4, abs=1e-6), logical
+        assert zeros["embed.weight"] == pytest.approx(float((gradients["embed.weight"] == 0).double().mean()))
+    rows = torch.stack([torch.cat([g.double().flatten() for g in each.values()]) for each in want])
+    for rank in out:
+        assert compare_noise(rank["noise"], rows)
+
+
+def compare_noise(noise: list[dict[str, float] | None], gradients: torch.Tensor) -> bool:
+    """Whether the findings of each step are those of the windows of `gradients` [steps, parameters] so far."""
+    weights, parts = [], []
+    for first in range(0, len(gradients), NOISE_STEPS):
+        window = gradients[first : first + NOISE_STEPS]
+        variance = float(window.var(dim=0).sum())  # of a batch's gradient
+        parts.append((GLOBAL_BATCH * variance, float(window.mean(0).square().sum()) - variance / NOISE_STEPS))
+        weights = [0.99 * weight for weight in weights] + [1.0]
+        found = noise[first + NOISE_STEPS - 1]
+        assert found is not None and noise[first : first + NOISE_STEPS - 1] == [None] * (NOISE_STEPS - 1)
+        want = (torch.tensor(weights) @ torch.tensor(parts) / sum(weights)).tolist()
+        assert [found["gradient_variance"], found["gradient_square"]] == pytest.approx(want, rel=1e-4)
+        assert found["noise_scale"] == pytest.approx(want[0] / want[1], rel=1e-3) or want[1] <= 0
+    return True
+
+
 @pytest.mark.parametrize("name", WHOLE)
 def test_initial_pieces_are_the_initial_weights_and_zero_moments(
     outcomes: dict[str, list[dict[str, Any]]], name: str
@@ -216,6 +255,8 @@ def test_16_bits_equal_plain_16_bits_with_fp32_masters(outcomes: dict[str, list[
     want = reference(case.model, dtype)
     assert largest_difference(out["losses"], want.losses[start:]) < allowed
     assert largest_difference(out["grad_norms"], want.grad_norms[start:]) < 3 * allowed
+    together = [math.hypot(*norms.values()) for norms, _ in out["gradients"]]
+    assert together == pytest.approx(out["grad_norms"], rel=1e-5)
 
 
 def test_bf16_keeps_fp32_masters(outcomes: dict[str, list[dict[str, Any]]]) -> None:

@@ -20,7 +20,7 @@ from neox.model.dropout import sample_keys
 from neox.model.gpt import GPT
 from neox.model.init import init_weights
 
-STEPS, SAVE_STEP = 20, 10
+STEPS, SAVE_STEP, NOISE_STEPS = 20, 10, 5
 GLOBAL_BATCH, MICRO_BATCH, SEQ, VOCAB, END = 8, 2, 16, 100, 9
 NEOX = ModelConfig(num_layers=4, hidden_size=32, num_heads=4, seq_length=SEQ, vocab_size=VOCAB, rotary_pct=0.5)
 LLAMA = dataclasses.replace(
@@ -152,6 +152,8 @@ class Run:
     valid_loss: float
     first: dict[tuple[str, str], Tensor]
     saved: dict[tuple[str, str], Tensor]
+    gradients: list[dict[str, Tensor]] = dataclasses.field(default_factory=list)
+    """Before clipping, of each step."""
 
 
 def plain_adamw(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -183,6 +185,7 @@ def plain_run(
         for group in optimizer.param_groups:
             group["lr"] = lr * rate
         run.losses.append(plain_gradients(model, masters, micro_batches(model_config, step, WHOLE_BATCH, MICRO_BATCH)))
+        run.gradients.append({name: master.grad.clone() for name, master in masters.items()})
         run.grad_norms.append(float(nn.utils.clip_grad_norm_(masters.values(), CLIP)))
         optimizer.step()
         with torch.no_grad():
@@ -296,6 +299,8 @@ def run_case(case: Case) -> dict[str, Any]:
     """One case through the engine on this rank."""
     from neox.parallel.engine import Engine
     from neox.parallel.topology import Topology
+    from neox.train.noise import NoiseScale
+    from neox.train.norms import GradientNorms
 
     if case.precision == "fp16":
         allow_fp16_on_cpu()
@@ -307,15 +312,24 @@ def run_case(case: Case) -> dict[str, Any]:
     def read(step: int) -> Any:
         return iter(micro_batches(case.model, step, rows, case.micro_batch))
 
-    out: dict[str, Any] = {"losses": [], "grad_norms": [], "initial": collect(engine)}
+    out: dict[str, Any] = {"losses": [], "grad_norms": [], "initial": collect(engine), "gradients": [], "noise": []}
     start = 0
     if case.load is not None:
         start = SAVE_STEP
         engine.load_pieces(Reader(load_full(case.load)))
         scaler = {"cur_scale": 4096, "cur_iter": SAVE_STEP, "last_overflow_iter": -1, "cur_hysteresis": 2}
         engine.load_optimizer_scalars({"step": SAVE_STEP, "loss_scale": scaler})
+    norms, noise = GradientNorms(case.config()), NoiseScale(NOISE_STEPS)
+
+    def see(piece: Any) -> None:
+        for each in (norms, noise):
+            each.see(piece)
+
     for step in range(start, STEPS):
-        result = engine.train_step(read(step), LEARNING_RATES[step] * case.rate)
+        assert noise.needs(step + 1) == (step >= start + -start % NOISE_STEPS)
+        result = engine.train_step(read(step), LEARNING_RATES[step] * case.rate, see_gradient=see)
+        out["gradients"].append(norms.measure(engine))
+        out["noise"].append(noise.update(engine, step + 1, (GLOBAL_BATCH, SEQ), result))
         out["losses"].append(result.loss)
         out["grad_norms"].append(result.grad_norm)
         if step == 0:

@@ -36,3 +36,10 @@ class LogConfig:
     state_norms_interval: int = 0
     """Steps between records of the L2 norm of each tensor's weight and optimizer state (GPT-NeoX: log_param_norm,
     log_optimizer_states); 0: none."""
+    gradient_norms_interval: int = 0
+    """Steps between records of the L2 norm of each tensor's gradient before clipping, and of the share of its elements
+    that are zero (GPT-NeoX: log_grad_norm, log_grad_pct_zeros); 0: none."""
+    noise_scale_steps: int = 0
+    """Steps whose gradients, summed, are the large batch from which the gradient noise scale is estimated (McCandlish
+    et al. 2018; GPT-NeoX: log_gradient_noise_scale, gradient_noise_scale_n_batches); 0: none. The sum takes 4 bytes a
+    parameter, shared out over dp."""
