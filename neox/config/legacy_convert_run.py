@@ -26,6 +26,7 @@ ADAM_KEYS = {"betas": [0.9, 0.999], "eps": 1e-8}
 OPTIMIZER_KEYS: dict[str, dict[str, Any]] = {
     "adam": ADAM_KEYS,
     "adamw": ADAM_KEYS,
+    "adamw8bit": ADAM_KEYS,
     "lion": {"betas": [0.9, 0.99]},
     "sgd": {"momentum": 0.0, "nesterov": False},
 }
@@ -47,6 +48,8 @@ def optimizer(flat: Flat) -> Converted:
         raise flat.refusal("optimizer", reason, "type", kind)
     if kind.lower().startswith("cpu_"):
         flat.notices.append(f"optimizer.type {kind}: the same AdamW, on the device that trains")
+    if flat.get("use_bnb_optimizer"):
+        name = eight_bits(flat, kind)
     if name == "adamw" and params.pop("adam_w_mode", True) is False:
         name = "adam"
     for key, value in params.items():
@@ -60,6 +63,19 @@ def optimizer(flat: Flat) -> Converted:
             raise flat.refusal(key, f"the optimizer block says {value!r}")
     own = {f"optim.{key}": params.get(key, default) for key, default in OPTIMIZER_KEYS[name].items()}
     return {"optim.name": name, "optim.lr": params["lr"], **own}
+
+
+def eight_bits(flat: Flat, kind: str) -> str:
+    """bitsandbytes' Adam8bit, whose decay is decoupled from the gradient; with it goes a norm behind positions."""
+    if kind.lower() != "adam":
+        raise flat.refusal("use_bnb_optimizer", f"optimizer.type is {kind}, of which GPT-NeoX has none: leave it out")
+    if flat.get("pos_emb") == "learned":
+        reason = "puts a norm behind learned positions (StableEmbedding): leave it out and set optim.name=adamw8bit"
+        raise flat.refusal("use_bnb_optimizer", reason)
+    flat.notices.append(
+        "use_bnb_optimizer: blocks of moments are not those of bitsandbytes: equal up to their rounding"
+    )
+    return "adamw8bit"
 
 
 def precision(flat: Flat) -> Converted:

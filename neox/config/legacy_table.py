@@ -148,9 +148,7 @@ PARALLEL_AND_DEEPSPEED: dict[str, Key] = {
     **_null("derived", "optimizer.type", "optimizer_type"),
     **_null("derived", "zero_optimization.stage", "zero_stage"),
     **_copied(sequence_parallel=("parallel.sequence_parallel", False)),
-    **_off(
-        "use_bnb_optimizer", False, f"{LATER}: Lion keeps half of Adam's moments, optim.name=adafactor next to none"
-    ),
+    **_block("converted", "optim.name: adamw8bit", use_bnb_optimizer=False),
     **_off("deepspeed", True, "DeepSpeed is the only engine"),
     **_off("prescale_gradients", False, "gradients are averaged in fp32: leave it out"),
     **_off("gradient_predivide_factor", 1.0, "gradients are averaged in fp32: leave it out"),

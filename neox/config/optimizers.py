@@ -17,13 +17,14 @@ class Rule:
 
     defaults: dict[str, Any]
     """Keys of `optim` that it takes, each with its value where the user gives none."""
-    num_moments: int
+    num_moments: float
     """fp32 numbers that it keeps for each parameter, of the blocks' matrices if they differ from the rest."""
 
 
 ADAM: dict[str, Any] = {"betas": (0.9, 0.95), "eps": 1e-8}
 OPTIMIZERS: dict[str, Rule] = {
     "adamw": Rule(ADAM, 2),
+    "adamw8bit": Rule(ADAM, 2 * (1 + 4 / 256) / 4),  # a byte each, and an fp32 scale for 256
     "adam": Rule(ADAM, 2),
     "lion": Rule({"betas": (0.9, 0.99)}, 1),
     "sgd": Rule({"momentum": 0.0, "nesterov": False}, 1),
@@ -37,7 +38,6 @@ WHOLE = ("adafactor", "muon")
 """Optimizers that look at whole tensors."""
 REFUSED = {
     "onebitadam": "DeepSpeed has 1-bit Adam no more, and had it only without ZeRO, which is always on here; use adamw",
-    "adamw8bit": "moments of 8 bits are not in this trainer; lion keeps half of AdamW's, adafactor next to none",
 }
 """Optimizers that cannot be right here, and the reason."""
 

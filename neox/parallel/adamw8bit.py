@@ -1,12 +1,14 @@
 """AdamW whose moments are kept in 8 bits a number, in blocks with one scale each.
 
-Dettmers et al. 2022, 8-bit Optimizers via Block-wise Quantization, https://arxiv.org/abs/2110.02861: the values between 0
-and the largest magnitude of a block are spaced by its dynamic tree, so that small ones are as exact as large ones.
+Dettmers et al. 2022, 8-bit Optimizers via Block-wise Quantization, https://arxiv.org/abs/2110.02861. Between zero and
+a block's largest magnitude its dynamic tree spaces the numbers so that small ones are as exact as large ones.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,8 +20,8 @@ BLOCK = 256
 CHUNK = 1 << 22
 """Numbers that are in fp32 at a time, whole blocks."""
 NUM_EXPONENTS = 7
-SIGNED = ("exp_avg",)
-"""Moments that may be negative."""
+MOMENTS = ("exp_avg", "exp_avg_sq")
+SIGNED = MOMENTS[:1]
 
 
 class Quantized:
@@ -32,6 +34,11 @@ class Quantized:
         zero = int(torch.searchsorted(self._values, 0.0))
         self._codes = torch.full((numel,), zero, dtype=torch.uint8, device=device)
         self._largest = torch.zeros(-(-numel // BLOCK), device=device)
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return self._codes.numel()
 
     def read(self, start: int, numel: int) -> Tensor:
         """A copy of `numel` elements from `start` on, fp32."""
@@ -91,17 +98,43 @@ class AdamW8bit(torch.optim.Optimizer):
     def _step_part(
         self, group: dict[str, Any], state: dict[str, Any], weight: Tensor, gradient: Tensor, start: int
     ) -> None:
-        moments = [read(state[kind], start, weight.numel()) for kind in ("exp_avg", "exp_avg_sq")]
+        first, second = (read(state[kind], start, weight.numel()) for kind in MOMENTS)
         beta1, beta2 = group["betas"]
-        options = {"fused": True, "amsgrad": False, "maximize": False, "eps": group["eps"]}
-        decay, counter = group["weight_decay"], state["step"].clone()
-        lists = [weight], [gradient], moments[:1], moments[1:], [], [counter]
-        adamw(*lists, lr=group["lr"], beta1=beta1, beta2=beta2, weight_decay=decay, **options)
-        for kind, moment in zip(("exp_avg", "exp_avg_sq"), moments, strict=True):
+        adamw(
+            *([weight], [gradient], [first], [second], [], [state["step"].clone()]),
+            fused=True,
+            amsgrad=False,
+            maximize=False,
+            lr=group["lr"],
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+        )
+        for kind, moment in zip(MOMENTS, (first, second), strict=True):
             if isinstance(state[kind], Quantized):
                 state[kind].write(start, moment)
 
 
 def read(held: Tensor | Quantized, start: int, numel: int) -> Tensor:
-    """Elements of a state tensor, of which a quantized one gives a copy."""
+    """A part of a state tensor as fp32, of a quantized one a copy."""
     return held.read(start, numel) if isinstance(held, Quantized) else held.detach()[start : start + numel]
+
+
+@contextlib.contextmanager
+def writable(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """While it lasts, quantized state is fp32 tensors that may be written to; then it is quantized anew."""
+    found = [
+        (state, kind, held)
+        for state in optimizer.state.values()
+        for kind, held in state.items()
+        if isinstance(held, Quantized)
+    ]
+    for state, kind, held in found:
+        state[kind] = held.read(0, held.numel)
+    try:
+        yield
+    finally:
+        for state, kind, held in found:
+            held.write(0, state[kind])
+            state[kind] = held

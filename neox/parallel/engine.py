@@ -6,6 +6,7 @@ import contextlib
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import deepspeed
@@ -19,6 +20,7 @@ from neox.config.optimizers import WHOLE
 from neox.config.schema import Config
 from neox.model.context import MicroBatch
 from neox.parallel import groups
+from neox.parallel.adamw8bit import writable
 from neox.parallel.allocator import keep_freed_memory
 from neox.parallel.collectives import broadcast_json
 from neox.parallel.feed import Feed, Loaded, needs_context
@@ -97,7 +99,6 @@ class Engine:
         self._optim = cfg.optim
         with self._partition.optimizer_tensors():
             create_state(self._zero.optimizer, cfg.optim)
-        self._partition.link_state()
         if cfg.optim.name in WHOLE:
             ranks = Ranks(self._zero.real_dp_process_group[0], self._tensor)
             place(self._zero.optimizer, named_parameters(self._module), ranks, cfg)
@@ -165,7 +166,7 @@ class Engine:
     def pieces(self) -> Iterator[Piece]:
         """This rank's pieces of every kind; over all ranks, each element of each logical tensor appears once."""
         replicated = self._replicated_pieces() if self.dp_index == 0 else ()
-        yield from self._once((*self._held_pieces(self._state_of), *replicated))
+        yield from self._once(chain(self._held_pieces(self._state_of), replicated))
 
     def load_pieces(self, reader: PieceReader, *, weights_only: bool = False) -> None:
         """Fills fp32 masters and moments from `reader`, then the model's weights; every rank calls it.
@@ -176,12 +177,13 @@ class Engine:
             UserError: on every rank, when one of them could not read its pieces.
         """
         mistake = None
-        try:
-            for piece, _ in (*self._held_pieces(self._state_of), *self._replicated_pieces()):
-                if piece.kind == WEIGHT or not weights_only:
-                    piece.tensor.copy_(reader.read_piece(piece))
-        except UserError as error:
-            mistake = str(error)
+        with writable(self._zero.optimizer):
+            try:
+                for piece, _ in chain(self._held_pieces(self._state_of), self._replicated_pieces()):
+                    if piece.kind == WEIGHT or not weights_only:
+                        piece.tensor.copy_(reader.read_piece(piece))
+            except UserError as error:
+                mistake = str(error)
         self.agree(mistake)
         self._partition.update_model()
 

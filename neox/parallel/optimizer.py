@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from neox.config.schema import Config, OptimConfig
 from neox.parallel.adafactor import Adafactor
+from neox.parallel.adamw8bit import SIGNED, AdamW8bit, Quantized
 from neox.parallel.fragments import Ranks, fragments
 from neox.parallel.lion import Lion
 from neox.parallel.muon import Muon, is_matrix
@@ -51,8 +52,14 @@ def _adafactor(groups: Groups, cfg: OptimConfig) -> torch.optim.Optimizer:
     return Adafactor(groups, lr=cfg.lr)
 
 
+def _adamw8bit(groups: Groups, cfg: OptimConfig) -> torch.optim.Optimizer:
+    assert cfg.betas is not None and cfg.eps is not None
+    return AdamW8bit(groups, lr=cfg.lr, betas=cfg.betas, eps=cfg.eps)
+
+
 BUILDERS: dict[str, Build] = {
     "adamw": _adamw,
+    "adamw8bit": _adamw8bit,
     "adam": _adam,
     "lion": _lion,
     "sgd": _sgd,
@@ -62,9 +69,16 @@ BUILDERS: dict[str, Build] = {
 """By the value of optim.name; `neox/config/optimizers.py` says which keys each takes."""
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-KINDS = {"adamw": MOMENTS, "adam": MOMENTS, "lion": MOMENTS[:1], "sgd": ("momentum_buffer",), "adafactor": ()}
+KINDS: dict[str, tuple[str, ...]] = {
+    "adamw": MOMENTS,
+    "adamw8bit": MOMENTS,
+    "adam": MOMENTS,
+    "lion": MOMENTS[:1],
+    "sgd": ("momentum_buffer",),
+    "adafactor": (),
+}
 """State tensors of the parameter's shape; zero before the first step."""
-COUNTING = ("adamw", "adam", "adafactor", "muon")
+COUNTING = ("adamw", "adamw8bit", "adam", "adafactor", "muon")
 """Optimizers that keep a `step`, a scalar for each parameter that counts."""
 
 
@@ -106,7 +120,13 @@ def create_state(optimizer: torch.optim.Optimizer, cfg: OptimConfig) -> None:
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             kinds = state_kinds(group["names"][0], cfg)
-            optimizer.state[parameter] = {kind: torch.zeros_like(parameter, requires_grad=False) for kind in kinds}
+            is_quantized = cfg.name == "adamw8bit" and group["is_matrix"]
+            optimizer.state[parameter] = {
+                kind: Quantized(parameter.numel(), kind in SIGNED, parameter.device)
+                if is_quantized
+                else torch.zeros_like(parameter, requires_grad=False)
+                for kind in kinds
+            }
             if cfg.name in COUNTING:
                 optimizer.state[parameter]["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
 

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from neox.parallel.adamw8bit import read
 from neox.parallel.pieces import WEIGHT
 
 
@@ -25,10 +26,6 @@ class FlatPartition:
     def optimizer_tensors(self) -> Iterator[None]:
         """While it lasts, the optimizer's groups hold the tensors that it steps on; here they always do."""
         yield
-
-    def link_state(self) -> None:
-        """To be called once the optimizer's state exists, before `values`."""
-        self._zero._lazy_init_hp_params_optimizer_state()
 
     def share_masters(self) -> None:
         """Lets weights that are fp32 be their own masters, of which DeepSpeed keeps a second copy; before `values`."""
@@ -51,17 +48,19 @@ class FlatPartition:
         return fragment and (fragment.lp_fragment_address.start, fragment.lp_fragment_address.numel)
 
     def values(self, parameter: nn.Parameter, kind: str) -> Tensor:
-        """fp32 view of what is held: the master WEIGHT, or the state of that name."""
-        fragment = parameter._hp_mapping  # type: ignore[attr-defined]
-        tensor: Tensor = fragment.get_hp_fragment(None if kind == WEIGHT else kind)
-        return tensor.detach()
+        """fp32 view of what is held: the master WEIGHT, or the state of that name; of what is quantized a copy."""
+        flat, start, numel = self._place(parameter)
+        return read(flat if kind == WEIGHT else self._zero.optimizer.state[flat][kind], start, numel)
 
     def gradient(self, parameter: nn.Parameter) -> Tensor | None:
         """fp32 view of the clipped gradient of what is held, while the optimizer steps on it; None at other times."""
+        return stepped_gradient(self._zero.optimizer, *self._place(parameter))
+
+    def _place(self, parameter: nn.Parameter) -> tuple[Tensor, int, int]:
+        """The flat tensor, first element in it and number of elements."""
         fragment = parameter._hp_mapping  # type: ignore[attr-defined]
         address = fragment.hp_fragment_address
-        flat = self._flats[fragment.param_group_index]
-        return stepped_gradient(self._zero.optimizer, flat, address.start, address.numel)
+        return self._flats[fragment.param_group_index], address.start, address.numel
 
     def update_model(self) -> None:
         """The masters' values to the model's weights, on all ranks."""
@@ -83,9 +82,6 @@ class ShardedPartition:
         finally:
             self._zero._clear_fp32_optimizer_param_groups()
 
-    def link_state(self) -> None:
-        """Nothing to do: `values` looks them up."""
-
     def share_masters(self) -> None:
         """As of FlatPartition."""
         zero = self._zero
@@ -100,19 +96,19 @@ class ShardedPartition:
 
     def values(self, parameter: nn.Parameter, kind: str) -> Tensor:
         """As of FlatPartition; on the host where the optimizer is."""
-        key = None if kind == WEIGHT else kind
-        tensor, _ = self._zero._get_fp32_opt_state_partition(parameter, True, key)
-        held = self.held(parameter)
-        assert held is not None
-        view: Tensor = tensor.detach()[: held[1]]
-        return view
+        flat, start, numel = self._place(parameter)
+        return read(flat if kind == WEIGHT else self._zero.optimizer.state[flat][kind], start, numel)
 
     def gradient(self, parameter: nn.Parameter) -> Tensor | None:
+        """As of FlatPartition."""
+        return stepped_gradient(self._zero.optimizer, *self._place(parameter))
+
+    def _place(self, parameter: nn.Parameter) -> tuple[Tensor, int, int]:
         """As of FlatPartition."""
         group, start, _ = self._zero.grad_position[self._zero.get_param_id(parameter)]
         held = self.held(parameter)
         assert held is not None
-        return stepped_gradient(self._zero.optimizer, self._zero.fp32_partitioned_groups_flat[group], start, held[1])
+        return self._zero.fp32_partitioned_groups_flat[group], start, held[1]
 
     @torch.no_grad()
     def update_model(self) -> None:

@@ -103,7 +103,7 @@ def _largest_piece(config: Config) -> float:
     return max(embedding, blocks / model.num_layers) / config.parallel.tp
 
 
-def num_moments(config: Config) -> int:
+def num_moments(config: Config) -> float:
     """fp32 numbers that the optimizer keeps for the whole model; Adafactor's, one per row and column, are not counted.
 
     Muon keeps two for all but the matrices of the blocks, as AdamW does.

@@ -116,7 +116,6 @@ def test_what_zero_cannot_do_is_named(overrides: list[str], key: str) -> None:
         ("model.rotary_pct=0.2", "model.rotary_pct = 0.2"),
         ("model.num_layers=0", "model.num_layers = 0: must be at least 1"),
         ("train.global_batch_size=0", "train.global_batch_size = 0"),
-        ("optim.name=adamw8bit", "optim.name = adamw8bit: moments of 8 bits are not in this trainer; lion keeps half"),
         ("optim.name=onebitadam", "optim.name = onebitadam: DeepSpeed has 1-bit Adam no more"),
         (
             "optim.name=lion optim.eps=1e-8",

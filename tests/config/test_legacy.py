@@ -150,6 +150,7 @@ def test_defaults_of_gpt_neox_apply_where_a_key_is_not_set(tmp_path: Path) -> No
         ({"profile_step_start": 3}, "log.profile_steps", None),
         ({"init_method": "xavier_uniform"}, "model.init", "xavier_uniform"),
         ({"eod_mask_loss": True}, "data.mask_eod", True),
+        ({"use_bnb_optimizer": True}, "optim.name", "adamw8bit"),
         ({"optimizer": {"type": "cpu_adam", "params": {"lr": 1}}}, "optim.name", "adamw"),
         ({"optimizer": {"type": "Adam", "params": {"lr": 1, "adam_w_mode": False}}}, "optim.name", "adam"),
         ({"optimizer": {"type": "Lion", "params": {"lr": 1}}}, "optim.betas", (0.9, 0.99)),
@@ -202,7 +203,11 @@ def test_values_become_ours(tmp_path: Path, changes: dict[str, Any], key: str, e
         ({"use_qk_layernorm": True}, ["use_qk_layernorm = True", "model.qk_norm"]),
         ({"train_iters": ...}, ["train_iters is required"]),
         ({"init_method": "kaiming"}, ["init_method = 'kaiming'", "scaled_orthogonal"]),
-        ({"use_bnb_optimizer": True}, ["use_bnb_optimizer = True", "Lion keeps half"]),
+        ({"use_bnb_optimizer": True, "pos_emb": "learned"}, ["use_bnb_optimizer = True", "optim.name=adamw8bit"]),
+        (
+            {"use_bnb_optimizer": True, "optimizer": {"type": "Lion", "params": {"lr": 1}}},
+            ["use_bnb_optimizer = True", "type is Lion"],
+        ),
         ({"curriculum_learning": {**CURRICULUM, "min_difficulty": None}}, ["curriculum_learning", "min_difficulty"]),
         (
             {"curriculum_learning": {**CURRICULUM, "schedule_type": "custom"}},

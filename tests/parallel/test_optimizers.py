@@ -15,9 +15,22 @@ import torch
 
 from neox.config.optimizers import OPTIMIZERS, REFUSED, WHOLE
 from neox.config.schema import ModelConfig, OptimConfig
-from neox.parallel.optimizer import BUILDERS
+from neox.parallel import adamw8bit
+from neox.parallel.adamw8bit import Quantized, values
+from neox.parallel.optimizer import BUILDERS, create_state
 from tests.distributed import run_ranks
-from tests.parallel.training import CLIP, NEOX, SAVE_STEP, TIED, Case, Run, assemble, plain_run, run_cases
+from tests.parallel.training import (
+    CLIP,
+    NEOX,
+    SAVE_STEP,
+    TIED,
+    Case,
+    Run,
+    assemble,
+    plain_adamw,
+    plain_run,
+    run_cases,
+)
 
 Groups = list[dict[str, Any]]
 
@@ -76,7 +89,8 @@ class Subject:
     """An optimizer as configured here, and the same made by someone else; `rate` scales the rates of the test.
 
     Where a moment is as small as its rounding, another order of summation may turn the step around, of Lion, which
-    steps by signs, fully: the share `turned` of all elements may differ, and for Lion `loss_error` is larger.
+    steps by signs, fully: the share `turned` of all elements may differ, and for Lion `loss_error` is larger. Moments
+    of 8 bits are rounded in every step, at another layout in other blocks: of them the losses are compared alone.
     """
 
     optim: OptimConfig
@@ -94,6 +108,7 @@ SUBJECTS = {
     "adam": Subject(
         configured("adam"), lambda groups: torch.optim.Adam(groups, betas=(0.9, 0.95), foreach=False), turned=1e-3
     ),
+    "adamw8bit": Subject(configured("adamw8bit"), plain_adamw, loss_error=0.01, turned=1.0),
     "lion": Subject(configured("lion"), PaperLion, rate=0.3, loss_error=1e-4, turned=0.01),
     "sgd": Subject(configured("sgd"), lambda groups: torch.optim.SGD(groups, foreach=False), rate=50),
     "nesterov": Subject(
@@ -126,6 +141,8 @@ OTHERS = [
         ("muon", {"dp": 2, "zero": 2}),
         ("adafactor", {"dp": 2, "zero": 2}),
         ("lion", {"dp": 2, "zero": 3}),
+        ("adamw8bit", {"dp": 2, "zero": 3}),
+        ("adamw8bit", {"dp": 2, "zero": 2, "offload": "optimizer"}),
         ("nesterov", {"dp": 2, "zero": 3}),
     )
 ]
@@ -216,6 +233,62 @@ def test_precisions_and_partitions_change_nothing_else(outcomes: dict[str, list[
     name = case.name.split()[0]
     allowed = SUBJECTS[name].loss_error if case.precision == "fp32" else 0.05
     assert largest_difference(outcomes[case.name][0]["losses"], reference(name, case.model).losses) < allowed
+
+
+@pytest.mark.parametrize("is_signed", [True, False])
+def test_quantized_numbers_are_the_nearest_of_their_block_and_stay(is_signed: bool) -> None:
+    """At a length that no block divides, over many orders of magnitude and with a block of zeros."""
+    x = torch.randn(1000, generator=torch.Generator().manual_seed(1)) * torch.logspace(-9, 3, 1000)
+    x[256:512] = 0
+    x = x if is_signed else x.square()
+    allowed = values(is_signed, x.device)
+    assert len(allowed) == 256 and bool((allowed.diff() > 0).all())
+    nearest = []
+    for block in x.split(256):
+        scale = block.abs().max().clamp(min=1e-38)
+        nearest.append(allowed[(block[:, None] / scale - allowed).abs().argmin(1)] * scale)
+    held = Quantized(1000, is_signed, x.device)
+    assert not held.read(0, 1000).any()
+    held.write(0, x)
+    got = held.read(0, 1000)
+    assert torch.equal(got, torch.cat(nearest))
+    assert torch.equal(held.read(300, 555), got[300:855])
+    held.write(768, torch.ones(232))
+    held.write(768, got[768:])
+    held.write(0, held.read(0, 512))
+    assert torch.equal(held.read(0, 1000), got)
+
+
+@pytest.mark.parametrize("chunk", [512, 1 << 22])
+def test_eight_bit_steps_are_adamw_between_roundings(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    """Of a group with quantized moments, and of one without; a whole tensor at a time or a part."""
+    monkeypatch.setattr(adamw8bit, "CHUNK", chunk)
+    generator = torch.Generator().manual_seed(2)
+    weights = [torch.randn(1000, generator=generator).requires_grad_() for _ in range(2)]
+    groups = [
+        {"params": [w], "names": ["w"], "weight_decay": d, "is_matrix": d > 0}
+        for w, d in zip(weights, (0.1, 0.0), strict=True)
+    ]
+    optimizer = adamw8bit.AdamW8bit(groups, lr=1e-2, betas=(0.9, 0.95), eps=1e-8)
+    create_state(optimizer, configured("adamw8bit"))
+    same = [weight.detach().clone().requires_grad_() for weight in weights]
+    plain = torch.optim.AdamW(
+        [{"params": [same[0]], "weight_decay": 0.1}, {"params": [same[1]], "weight_decay": 0.0}],
+        lr=1e-2,
+        betas=(0.9, 0.95),
+        fused=True,
+    )
+    for _ in range(4):
+        for ours, theirs in zip(weights, same, strict=True):
+            ours.grad = torch.randn(1000, generator=generator)
+            theirs.grad = ours.grad.clone()
+        optimizer.step()
+        plain.step()
+        for kind, is_signed in (("exp_avg", True), ("exp_avg_sq", False)):
+            rounded = Quantized(1000, is_signed, weights[0].device)
+            rounded.write(0, plain.state[same[0]][kind])
+            plain.state[same[0]][kind].copy_(rounded.read(0, 1000))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(weights, same, strict=True))
 
 
 def test_every_name_has_a_rule_and_a_builder() -> None:

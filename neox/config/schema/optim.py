@@ -10,18 +10,19 @@ from typing import Literal
 class OptimConfig:
     """Optimizer and learning-rate curve."""
 
-    name: Literal["adamw", "adam", "lion", "sgd", "adafactor", "muon", "onebitadam", "adamw8bit"] = "adamw"
+    name: Literal["adamw", "adam", "lion", "sgd", "adafactor", "muon", "adamw8bit", "onebitadam"] = "adamw"
     """adamw: decay decoupled from the gradient; adam: decay added to it; lion: the sign of a moment, decoupled decay;
     sgd: decay added to the gradient; adafactor: steps relative to the weights' size, lr of about 1e-2; muon: matrices
-    of the blocks by momentum made orthogonal, the rest by adamw; onebitadam, adamw8bit: refused, with the reason."""
+    of the blocks by momentum made orthogonal, the rest by adamw; adamw8bit: adamw with moments of 8 bits, those of
+    norms and biases excepted; onebitadam: refused, with the reason."""
     lr: float = 6e-4
     """Peak learning rate."""
     min_lr: float = 6e-5
     """Learning rate at the end of the decay."""
     betas: tuple[float, float] | None = None
-    """adamw, adam, muon, lion: decay rates of the moments. None: 0.9 and 0.95; lion 0.9 and 0.99."""
+    """adamw, adamw8bit, adam, muon, lion: decay rates of the moments. None: 0.9 and 0.95; lion 0.9 and 0.99."""
     eps: float | None = None
-    """adamw, adam, muon: added to the denominator. None: 1e-8."""
+    """adamw, adamw8bit, adam, muon: added to the denominator. None: 1e-8."""
     momentum: float | None = None
     """sgd: share of the sum of gradients before that is kept. None: 0. muon: decay rate of the mean. None: 0.95."""
     nesterov: bool | None = None
