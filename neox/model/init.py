@@ -38,7 +38,7 @@ def init_rule(name: str, cfg: ModelConfig) -> str:
 def init_matrix(rule: str, shape: tuple[int, ...], cfg: ModelConfig, generator: torch.Generator) -> Tensor:
     """A weight matrix [out, in], fp32, by one of the rules that `model.init` lists."""
     if rule in STDS:
-        return torch.randn(shape, generator=generator) * STDS[rule](cfg)
+        return torch.randn(shape, generator=generator).mul_(STDS[rule](cfg))  # in place: it may be of gigabytes
     out: Tensor
     if rule == "xavier_normal":
         out = nn.init.xavier_normal_(torch.empty(shape), generator=generator)

@@ -41,6 +41,7 @@ deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 Kinds = dict[str, Tensor]
 """Tensors of one parameter by the kind of their pieces."""
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MicroBatches = Iterator[tuple[Tensor, Tensor] | MicroBatch]
 """Tokens and labels, each [micro_batch_size, seq_length] int64, of this rank's dp index, and their context if any."""
 
@@ -310,8 +311,16 @@ def build_module(
     """This rank's part of the model, and the process groups that DeepSpeed asks for where it is no pipeline."""
     if topology.pp > 1:
         return PipelineModel(cfg, topology, tensor, feed), None
-    order = PipeModelDataParallelTopology(num_pp=1, num_mp=topology.tp, num_dp=topology.dp)
-    return WholeModel(cfg, tensor, feed), PipelineParallelGrid(order)
+    grid = PipelineParallelGrid(PipeModelDataParallelTopology(num_pp=1, num_mp=topology.tp, num_dp=topology.dp))
+
+    def deal(layer: nn.Module) -> None:
+        """Leaves each replica its part of a layer, so that none ever has the whole model (ZeRO-3)."""
+        if cfg.parallel.zero_stage == 3:
+            group, settings = grid.get_data_parallel_group(), deepspeed_config(cfg)
+            layer.to(DTYPES[cfg.train.precision])
+            deepspeed.zero.Init(module=layer, data_parallel_group=group, config_dict_or_path=settings, mpu=grid)
+
+    return WholeModel(cfg, tensor, feed, finish=deal), grid
 
 
 def build_partition(cfg: Config, zero: Any) -> Partition:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -21,14 +21,19 @@ from neox.parallel.pipeline import StageLayer, tied_head
 class WholeModel(nn.Module):
     """All stage layers one after the other, and the loss."""
 
-    def __init__(self, cfg: Config, tensor: TensorGroup, feed: Feed) -> None:
+    def __init__(self, cfg: Config, tensor: TensorGroup, feed: Feed, finish: Callable[[nn.Module], Any]) -> None:
+        """`finish` is called with each layer before the next is made."""
         super().__init__()
         self._feed, self._is_tied = feed, cfg.model.tie_embeddings
+
+        def layer(name: str) -> StageLayer:
+            made = StageLayer(name, cfg, tensor, feed)
+            finish(made)
+            return made
+
         embed, *others = piece_names(cfg.model)
-        self.embed = StageLayer(embed, cfg, tensor, feed)
-        self.others = nn.ModuleList(
-            StageLayer(name, cfg, tensor, feed) for name in others if not (name == "head" and self._is_tied)
-        )
+        self.embed = layer(embed)
+        self.others = nn.ModuleList(layer(name) for name in others if not (name == "head" and self._is_tied))
         self._loss = functools.partial(weighted_loss, tensor=tensor, softcap=cfg.model.logit_softcap)
 
     def forward(self, tokens: Tensor, targets: tuple[Tensor, Tensor]) -> Tensor:

@@ -7,11 +7,17 @@ import math
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
 from neox.config.schema import ModelConfig
+from neox.model.gpt import piece_names
+from neox.parallel.feed import Feed
+from neox.parallel.groups import TensorGroup
+from neox.parallel.pipeline import StageLayer
+from neox.parallel.whole import WholeModel
 from tests.distributed import run_ranks
 from tests.parallel.training import (
     ALIBI,
@@ -290,6 +296,23 @@ def test_zero3_keeps_no_matrix_whole_between_steps(outcomes: dict[str, list[dict
     vectors = sum(tensor.numel() for tensor in masters.values() if tensor.dim() == 1)
     assert [out["resident"] for out in outcomes["dp2 zero3"]] == [vectors, vectors]
     assert outcomes["dp2"][0]["resident"] == sum(tensor.numel() for tensor in masters.values())
+
+
+def test_no_rank_ever_has_more_of_the_model_than_its_part(outcomes: dict[str, list[dict[str, Any]]]) -> None:
+    """Parameters in memory when the model is built."""
+    whole = outcomes["1 rank"][0]["built"]
+    assert [out["built"] for name in ("dp2 zero3", "dp2 tp2 zero3") for out in outcomes[name]] == [0] * 6
+    assert all(out["built"] < 0.55 * whole for name in ("tp2", "pp2") for out in outcomes[name])
+    assert all(out["built"] < 0.3 * whole for out in outcomes["tp2 pp2"])
+
+
+def test_each_layer_is_finished_before_the_next_is_made() -> None:
+    """So that ZeRO-3 deals out a layer at a time."""
+    made, counts, cfg = [], [], Case("1 rank").config()
+    with mock.patch("neox.parallel.whole.StageLayer", wraps=StageLayer) as layers:
+        layers.side_effect = lambda *arguments: made.append(arguments[0]) or mock.DEFAULT
+        WholeModel(cfg, TensorGroup(), Feed(cfg), finish=lambda layer: counts.append(len(made)))
+    assert counts == [1, 2, 3, 4, 5, 6, 7] and made == piece_names(cfg.model)
 
 
 def test_fp32_weights_are_their_own_masters(outcomes: dict[str, list[dict[str, Any]]]) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
+from unittest.mock import DEFAULT
 
 import numpy as np
 import torch
@@ -297,14 +299,19 @@ def load_full(path: str) -> dict[tuple[str, str], Tensor]:
 
 def run_case(case: Case) -> dict[str, Any]:
     """One case through the engine on this rank."""
+    import deepspeed
+
     from neox.parallel.engine import Engine
     from neox.parallel.topology import Topology
     from neox.train.noise import NoiseScale
     from neox.train.norms import GradientNorms
 
+    built: list[int] = []
     if case.precision == "fp16":
         allow_fp16_on_cpu()
-    engine = Engine(case.config(), Topology(case.dp, case.tp, case.pp))
+    with mock.patch("deepspeed.initialize", wraps=deepspeed.initialize) as initialize:
+        initialize.side_effect = lambda model, **_: built.append(sum(p.numel() for p in model.parameters())) or DEFAULT
+        engine = Engine(case.config(), Topology(case.dp, case.tp, case.pp))
 
     share = GLOBAL_BATCH // case.dp
     rows = WHOLE_BATCH[engine.dp_index * share : (engine.dp_index + 1) * share]
@@ -312,7 +319,14 @@ def run_case(case: Case) -> dict[str, Any]:
     def read(step: int) -> Any:
         return iter(micro_batches(case.model, step, rows, case.micro_batch))
 
-    out: dict[str, Any] = {"losses": [], "grad_norms": [], "initial": collect(engine), "gradients": [], "noise": []}
+    out: dict[str, Any] = {
+        "losses": [],
+        "grad_norms": [],
+        "initial": collect(engine),
+        "gradients": [],
+        "noise": [],
+        "built": built[0],
+    }
     start = 0
     if case.load is not None:
         start = SAVE_STEP
