@@ -7,14 +7,16 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from neox.__main__ import main
 from neox.data.indexed import IndexedWriter
-from tests.distributed import free_port
+from tests.distributed import Forked, free_port
 
 VOCAB, SEQ_LENGTH, STEPS = 128, 16, 40
 CONFIG = f"""
@@ -47,24 +49,32 @@ def write_config(folder: Path) -> Path:
 
 
 class Launch:
-    """`neox train` on `world_size` ranks; output of all ranks in `output`."""
+    """`neox train` on `world_size` ranks; output of all ranks in `output`.
 
-    def __init__(self, run_dir: Path, *arguments: Any, world_size: int = 1, **popen: Any) -> None:
+    Ranks are forked from a process with everything loaded; `anew` starts each as a user would, `popen` says how.
+    """
+
+    def __init__(self, run_dir: Path, *arguments: Any, world_size: int = 1, anew: bool = False, **popen: Any) -> None:
         self.run_dir = run_dir
         common = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1"}
         common["MASTER_PORT"] = str(free_port())
-        command = [sys.executable, "-m", "neox", "train", "--run-dir", str(run_dir), *map(str, arguments)]
-        self.processes = [
-            subprocess.Popen(
-                command,
-                env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                **popen,
-            )
-            for rank in range(world_size)
-        ]
+        command = ["train", "--run-dir", str(run_dir), *map(str, arguments)]
+        self._files = [tempfile.NamedTemporaryFile("r") for _ in range(world_size)]  # noqa: SIM115 (as long as this)
+        self.processes: list[Any] = []
+        for rank, file in enumerate(self._files):
+            environment = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            if anew:
+                with Path(file.name).open("w") as out:
+                    process: Any = subprocess.Popen(
+                        [sys.executable, "-m", "neox", *command],
+                        env=environment,
+                        stdout=out,
+                        stderr=subprocess.STDOUT,
+                        **popen,
+                    )
+            else:
+                process = Forked(main, command, environment, Path(file.name))
+            self.processes.append(process)
         self.output = ""
 
     def wait_for_step(self, step: int) -> None:
@@ -83,11 +93,12 @@ class Launch:
     def wait(self) -> list[int]:
         """Exit codes of all ranks; collects their output."""
         try:
-            self.output = "".join(process.communicate(timeout=200)[0] for process in self.processes)
+            codes = [process.wait(timeout=200) for process in self.processes]
+            self.output = "".join(file.read() for file in self._files)
         finally:
             for process in self.processes:
                 process.kill()
-        return [process.returncode for process in self.processes]
+        return codes
 
 
 def run(run_dir: Path, *arguments: Any, world_size: int = 1, expect: int = 0, **popen: Any) -> str:

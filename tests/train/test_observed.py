@@ -41,12 +41,19 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[Any
     config, folder = write_config(tmp_path_factory.mktemp("data")), tmp_path_factory.mktemp("runs")
     (folder / "wandb.py").write_text(FAKE_WANDB)
     common = (config, "train.valid_interval=5", "train.valid_batches=1", "checkpoint.steps=[]", "log.tensorboard=false")
-    run(folder / "plain", *common, f"train.steps={STEPS}")
+    run(folder / "plain", *common, f"train.steps={STEPS}", anew=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(folder))
-        observed = (*common, "log.wandb=offline", "log.wandb_group=g")
-        run(folder / "observed", *observed, "train.steps=4", f"optim.decay_steps={STEPS}", "log.profile_steps=[2,3]")
-        run(folder / "observed", *observed, f"train.steps={STEPS}", "log.profile_steps=[2,3]")
+        observed = (*common, "log.wandb=offline", "log.wandb_group=g", "log.profile_steps=[2,3]")
+        run(
+            folder / "observed",
+            *observed,
+            "train.steps=4",
+            f"optim.decay_steps={STEPS}",
+            "log.profile_steps=[2,3]",
+            anew=True,
+        )
+        run(folder / "observed", *observed, f"train.steps={STEPS}", "log.profile_steps=[2,3]", anew=True)
     calls = [json.loads(line) for line in (folder / "calls.jsonl").read_text().splitlines()]
     return folder / "plain", folder / "observed", calls
 

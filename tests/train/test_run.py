@@ -46,7 +46,7 @@ def config(tmp_path_factory):
 def uninterrupted(config, tmp_path_factory):
     """The run directory of dp2 from the first step to the last."""
     run_dir = tmp_path_factory.mktemp("runs") / "uninterrupted"
-    run(run_dir, config, world_size=2)
+    run(run_dir, config, world_size=2, anew=True)
     return run_dir
 
 
@@ -173,7 +173,7 @@ def mistakes():
 
 @pytest.mark.parametrize(("arguments", "message"), mistakes())
 def test_mistake_is_one_line_and_leaves_nothing(config, tmp_path, arguments, message):
-    output = run(tmp_path / "run", config, *arguments, expect=2)
+    output = run(tmp_path / "run", config, *arguments, expect=2, anew=True)
     assert re.search(message, output) and output.startswith("neox: error: ") and output.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -243,7 +243,7 @@ def test_full_disk_stops_the_run_with_one_line(config, tmp_path):
     def limit_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    output = run(tmp_path / "run", config, expect=1, preexec_fn=limit_files)
+    output = run(tmp_path / "run", config, expect=1, anew=True, preexec_fn=limit_files)
     errors = [line for line in output.splitlines() if "neox: error: " in line]
     assert len(errors) == 1 and "step_00000000: checkpoint not saved" in errors[0] and "Traceback" not in output
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [generation.NAME]
