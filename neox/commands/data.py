@@ -25,10 +25,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     corpus = actions.add_parser("corpus", help="write the built-in corpus, which needs no network")
     corpus.add_argument("--output", type=Path, required=True, metavar="FILE.jsonl")
     fetch.add_arguments(actions.add_parser("fetch", help="get files by name, URL, from S3; unpack archives"))
-    train = actions.add_parser("train-tokenizer", help="train a byte-level BPE tokenizer")
+    train = actions.add_parser("train-tokenizer", help="train a byte-level tokenizer, BPE or Unigram")
     _add_inputs(train)
     train.add_argument("--vocab-size", type=int, required=True, metavar="N")
+    train.add_argument("--model", choices=("bpe", "unigram"), default="bpe", help="(default: %(default)s)")
     train.add_argument("--output", type=Path, required=True, metavar="tokenizer.json")
+    convert = actions.add_parser("convert-tokenizer", help="another library's tokenizer as a tokenizer.json")
+    help = "SentencePiece's .model, a .tiktoken, GPT-2's vocab.json, or char-level"
+    convert.add_argument("source", metavar="SOURCE", help=help)
+    convert.add_argument("--merges", type=Path, metavar="merges.txt", help="of a vocab.json")
+    convert.add_argument("--output", type=Path, required=True, metavar="tokenizer.json")
     _add_tokenize(actions.add_parser("tokenize", help="turn text into PREFIX.bin and PREFIX.idx"))
     merge = actions.add_parser("merge", help="concatenate token files")
     merge.add_argument("prefixes", nargs="+", type=Path, metavar="PREFIX")
@@ -67,7 +73,8 @@ def _add_tokenize(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=1, metavar="W", help="processes (default: %(default)s)")
     engines = ("auto", "gigatoken", "tokenizers")
     parser.add_argument("--engine", choices=engines, default="auto", help="(default: the fastest that is proven equal)")
-    parser.add_argument("--no-append-eod", action="store_true", help="do not end documents with <|endoftext|>")
+    parser.add_argument("--no-append-eod", action="store_true", help="do not end documents with a token that says so")
+    parser.add_argument("--end-of-document", metavar="TOKEN", help="that token (default: <|endoftext|>, </s>, …)")
 
 
 def _add_index(parser: argparse.ArgumentParser) -> None:
@@ -107,8 +114,14 @@ def _train_tokenizer(args: argparse.Namespace) -> str:
     from neox.data.reading import read_texts
     from neox.data.tokenizer import train_tokenizer
 
-    entries = train_tokenizer(read_texts(args.inputs, _reading(args)), args.vocab_size, args.output)
+    entries = train_tokenizer(read_texts(args.inputs, _reading(args)), args.vocab_size, args.output, args.model)
     return f"{args.output}: {entries} entries"
+
+
+def _convert_tokenizer(args: argparse.Namespace) -> str:
+    from neox.data.conversion import convert_tokenizer
+
+    return f"{args.output}: made of {args.source}{convert_tokenizer(args.source, args.output, args.merges)}"
 
 
 def _tokenize(args: argparse.Namespace) -> str:
@@ -116,7 +129,7 @@ def _tokenize(args: argparse.Namespace) -> str:
 
     if args.workers < 1:
         raise UserError(f"--workers {args.workers}: must be at least 1")
-    encoding = Encoding(args.tokenizer, _reading(args), not args.no_append_eod, args.engine)
+    encoding = Encoding(args.tokenizer, _reading(args), not args.no_append_eod, args.end_of_document, args.engine)
     return _describe(args.output, tokenize(args.inputs, encoding, args.output, _parse_shard(args.shard), args.workers))
 
 
@@ -175,6 +188,7 @@ ACTIONS: dict[str, Callable[[argparse.Namespace], str]] = {
     "corpus": _corpus,
     "fetch": fetch.run,
     "train-tokenizer": _train_tokenizer,
+    "convert-tokenizer": _convert_tokenizer,
     "tokenize": _tokenize,
     "merge": _merge,
     "index": _index,

@@ -193,7 +193,9 @@ def data(flat: Flat) -> Converted:
         return values | {"model.vocab_size": 512}
     if flat.get("tokenizer_type") not in ("HFTokenizer", "GPT2BPETokenizer"):
         raise flat.refusal(
-            "tokenizer_type", "its vocab_file is not read: HFTokenizer, GPT2BPETokenizer, CharLevelTokenizer"
+            "tokenizer_type",
+            "make a tokenizer.json of its file once (`neox data convert-tokenizer`; HFGPT2Tokenizer's folder has "
+            "one) and name it in vocab_file with HFTokenizer; GPT2BPETokenizer and CharLevelTokenizer need none",
         )
     return values
 

@@ -33,7 +33,7 @@ TRAINING: dict[str, Key] = {
     **_null("refused", "computed here from the tokenizer and make_vocab_size_divisible_by", "padded_vocab_size"),
     **_null(
         "elsewhere",
-        "training counts the entries of vocab_file; `neox data tokenize` reads tokenizer.json",
+        "training counts the entries of vocab_file; `neox data convert-tokenizer` makes a tokenizer.json of both",
         "merge_file",
     ),
     **_null("refused", "object stores are not written yet: copy the run directory", "s3_path"),

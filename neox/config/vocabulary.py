@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 from neox.config.errors import UserError
 
-END_OF_DOCUMENT = "<|endoftext|>"
+ENDS_OF_DOCUMENT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]")
+"""What tokenizers call the token that ends documents: GPT-2 and GPT-NeoX, Llama 3, Llama and T5, Gemma, others."""
 
 
 def count_vocabulary(tokenizer: str | None) -> int:
@@ -17,14 +19,25 @@ def count_vocabulary(tokenizer: str | None) -> int:
     return max(read_vocabulary(tokenizer).values()) + 1
 
 
-def end_of_document(tokenizer: str | None, asked_by: str) -> int:
-    """Id of the token that ends documents, for the configuration key `asked_by`."""
+def end_of_document(tokenizer: str | None, wanted: str | None, asked_by: str) -> int:
+    """Id of the token that ends documents, for the configuration key `asked_by`; `wanted`: data.end_of_document."""
     if tokenizer is None:
-        raise UserError(f"{asked_by} needs data.tokenizer, the file that says which id {END_OF_DOCUMENT} has")
+        raise UserError(f"{asked_by} needs data.tokenizer, the file that says which id the end of a document has")
     vocabulary = read_vocabulary(tokenizer)
-    if END_OF_DOCUMENT not in vocabulary:
-        raise UserError(f"{asked_by}: data.tokenizer {tokenizer} has no {END_OF_DOCUMENT}")
-    return vocabulary[END_OF_DOCUMENT]
+    return vocabulary[pick_end(vocabulary, wanted, tokenizer)]
+
+
+def pick_end(vocabulary: Collection[str], wanted: str | None, tokenizer: str) -> str:
+    """The token that ends documents: `wanted`, or the first of ENDS_OF_DOCUMENT that the tokenizer has.
+
+    Raises:
+        UserError: the tokenizer has none of them.
+    """
+    if found := next((token for token in ([wanted] if wanted else ENDS_OF_DOCUMENT) if token in vocabulary), None):
+        return found
+    if wanted:
+        raise UserError(f"{tokenizer}: has no token {wanted}, which data.end_of_document names")
+    raise UserError(f"{tokenizer}: has none of {', '.join(ENDS_OF_DOCUMENT)}; name its own in data.end_of_document")
 
 
 def read_vocabulary(tokenizer: str) -> dict[str, int]:

@@ -47,9 +47,8 @@ def merge_prefixes(prefixes: Sequence[Path], output: Path) -> dict[str, Any]:
     documents = sum(map(len, readers))
     if not documents:
         raise UserError(f"{', '.join(map(str, prefixes))}: no document in any of them")
-    about: dict[str, Any] = {
-        name: manifests[0][name] for name in ("append_eod", "tokenizer_sha256", "vocab_size") if name in manifests[0]
-    }
+    same = ("append_eod", "end_of_document", "tokenizer_sha256", "vocab_size")
+    about: dict[str, Any] = {name: manifests[0][name] for name in same if name in manifests[0]}
     about |= {
         name: [entry for each in manifests for entry in each.get(name, [])] for name in ("inputs", "broken_first")
     }
@@ -74,7 +73,7 @@ def _read_manifest(prefix: Path) -> dict[str, Any]:
 
 def _check_mergeable(prefixes: Sequence[Path], manifests: Sequence[dict[str, Any]]) -> None:
     for prefix, manifest in zip(prefixes, manifests, strict=True):
-        for name in ("tokenizer_sha256", "append_eod"):
+        for name in ("tokenizer_sha256", "append_eod", "end_of_document"):
             if manifest.get(name) != manifests[0].get(name):
                 raise UserError(f"{prefix}: its {name} differs from that of {prefixes[0]}; tokenise both the same way")
     shards = [manifest.get("shard") for manifest in manifests]

@@ -144,7 +144,7 @@ def plan_ends(data: DataConfig) -> Ends | None:
     asking = [f"data.{name}" for name in ("mask_eod", "mask_documents", "reset_positions") if getattr(data, name)]
     if not asking:
         return None
-    token = end_of_document(data.tokenizer, asking[0])
+    token = end_of_document(data.tokenizer, data.end_of_document, asking[0])
     return Ends(token, data.mask_eod, data.mask_documents, data.reset_positions)
 
 

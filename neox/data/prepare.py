@@ -37,7 +37,9 @@ class Encoding:
     reading: Reading = field(default_factory=Reading)
     """Which documents there are."""
     append_eod: bool = True
-    """End each document with `<|endoftext|>`."""
+    """End each document with the token that says so."""
+    end_of_document: str | None = None
+    """That token. None: the first known one that the tokenizer has."""
     engine: str = "auto"
     """`auto`, `gigatoken` or `tokenizers`: how fast, never what is written."""
 
@@ -55,12 +57,13 @@ class EncodedBatch:
 class Encoder:
     """Turns batches of records into tokens; each process has one."""
 
-    def __init__(self, encoding: Encoding, engine: Engine, eod: int, vocab_size: int) -> None:
+    def __init__(self, encoding: Encoding, engine: Engine, loaded: LoadedTokenizer) -> None:
         self._reading = encoding.reading
         self._engine = engine
-        self._ending = np.array([eod] if encoding.append_eod else [], np.uint32)
-        self._vocab_size = vocab_size
-        self._dtype = token_dtype(vocab_size)
+        self._beginning = np.array(loaded.before, np.uint32)
+        self._ending = np.array([*loaded.after, *([loaded.eod] if encoding.append_eod else [])], np.uint32)
+        self._vocab_size = loaded.vocab_size
+        self._dtype = token_dtype(loaded.vocab_size)
 
     def encode(self, name: str, records: Sequence[bytes]) -> EncodedBatch:
         """Each document of records of the format `name` is one item; token ids stay as they are, nothing added."""
@@ -68,7 +71,7 @@ class Encoder:
         if FORMATS[name].has_tokens:
             return self._laid([np.asarray(ids) for ids in parsed.documents], 0, parsed)
         texts = [str(text) for text in parsed.documents]
-        found = [np.concatenate([ids, self._ending]) for ids in self._engine.encode(texts)]
+        found = [np.concatenate([self._beginning, ids, self._ending]) for ids in self._engine.encode(texts)]
         return self._laid(found, sum(len(text.encode()) for text in texts), parsed)
 
     def _laid(self, documents: list[np.ndarray[Any, Any]], text_bytes: int, parsed: Parsed) -> EncodedBatch:
@@ -80,9 +83,10 @@ class Encoder:
 _encoder: Encoder
 
 
-def _start_worker(encoding: Encoding, eod: int, vocab_size: int) -> None:
+def _start_worker(encoding: Encoding) -> None:
     global _encoder
-    _encoder = Encoder(encoding, make_engine(encoding.engine, encoding.tokenizer), eod, vocab_size)
+    loaded = load_tokenizer(encoding.tokenizer, encoding.end_of_document)
+    _encoder = Encoder(encoding, make_engine(encoding.engine, encoding.tokenizer, loaded), loaded)
 
 
 def _encode_in_worker(name: str, records: list[bytes]) -> EncodedBatch:
@@ -101,7 +105,7 @@ def tokenize(
     Any number of workers gives the same files, and so do any number of shards once merged. UserError names the file and
     record that is broken, unless the reading is lenient, or the files that hold no document; then nothing is written.
     """
-    loaded = load_tokenizer(encoding.tokenizer)
+    loaded = load_tokenizer(encoding.tokenizer, encoding.end_of_document)
     spans = shard_spans(files(inputs, encoding.reading), *shard)
     sample = first_texts(spans, encoding.reading)
     encoding = replace(encoding, engine=choose_engine(encoding.engine, encoding.tokenizer, loaded, sample))
@@ -124,6 +128,7 @@ def tokenize(
         about = {
             "append_eod": encoding.append_eod,
             "broken": losses.broken,
+            "end_of_document": loaded.eod_token,
             "broken_first": losses.first_broken,
             "inputs": [source.describe() for source in sources],
             "left_out": losses.left_out,
@@ -165,12 +170,10 @@ def _encoders(encoding: Encoding, loaded: LoadedTokenizer, workers: int) -> Iter
     """A pool of processes, or for one worker this process."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     if workers == 1:
-        engine = make_engine(encoding.engine, encoding.tokenizer, loaded)
-        yield Encoder(encoding, engine, loaded.eod, loaded.vocab_size)
+        yield Encoder(encoding, make_engine(encoding.engine, encoding.tokenizer, loaded), loaded)
         return
     # spawn: a fork would copy the tokenizer library's threads in an unknown state.
-    about = (encoding, loaded.eod, loaded.vocab_size)
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, about)
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (encoding,))
     try:
         # Started before any file is: being stopped half-way through the start then leaves none.
         pool.submit(os.getpid).result()

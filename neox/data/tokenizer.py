@@ -1,4 +1,4 @@
-"""Byte-level BPE tokenizers: train one, load one."""
+"""Tokenizers: train one on bytes, by BPE or Unigram; load one."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from neox.config.errors import UserError
+from neox.config.vocabulary import ENDS_OF_DOCUMENT, pick_end
 from neox.data.durable import replacing
 
-END_OF_DOCUMENT = "<|endoftext|>"
+END_OF_DOCUMENT = ENDS_OF_DOCUMENT[0]
 PADDING = "<|padding|>"
 SPECIAL_TOKENS = [END_OF_DOCUMENT, PADDING]  # ids 0 and 1, as in GPT-NeoX-20B's tokenizer
 
@@ -28,12 +29,26 @@ class LoadedTokenizer:
     """Largest id + 1."""
     eod: int
     """Id that ends a document."""
+    eod_token: str
+    """Its token."""
+    before: tuple[int, ...]
+    """Ids that the tokenizer's own template puts before every text: Llama's <s>."""
+    after: tuple[int, ...]
+    """Ids that it puts behind."""
     sha256: str
     """Of the file."""
 
+    @property
+    def first(self) -> int:
+        """Id that the model sees before the first token of a text."""
+        return self.before[0] if self.before else self.eod
 
-def load_tokenizer(path: Path) -> LoadedTokenizer:
-    """Read a tokenizer.json. UserError when it is missing, is no tokenizer, or has no `<|endoftext|>`."""
+
+def load_tokenizer(path: Path, end_of_document: str | None = None) -> LoadedTokenizer:
+    """Read a tokenizer.json; `end_of_document` as the configuration's data.end_of_document.
+
+    UserError when it is missing, is no tokenizer, or no token of it ends documents.
+    """
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -42,29 +57,36 @@ def load_tokenizer(path: Path) -> LoadedTokenizer:
         tokenizer = Tokenizer.from_buffer(content)
     except Exception as error:  # the library raises bare Exception and ValueError alike
         raise UserError(f"{path}: not a tokenizer.json of the tokenizers library ({error})") from error
-    eod = tokenizer.token_to_id(END_OF_DOCUMENT)
-    if eod is None:
-        raise UserError(f"{path}: has no token {END_OF_DOCUMENT}, which ends each document")
-    vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-    return LoadedTokenizer(tokenizer, vocab_size, eod, hashlib.sha256(content).hexdigest())
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    end = pick_end(vocabulary, end_of_document, str(path))
+    vocab_size = max(vocabulary.values()) + 1
+    sha256 = hashlib.sha256(content).hexdigest()
+    return LoadedTokenizer(tokenizer, vocab_size, vocabulary[end], end, *_template(tokenizer), sha256)
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, output: Path) -> int:
-    """Train byte-level BPE and write `output`; returns the entries it has, fewer than asked for when the text runs out.
+def _template(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Ids that the tokenizer adds before and behind a text."""
+    whole, bare = (tokenizer.encode("a", add_special_tokens=add).ids for add in (True, False))
+    begin = next(at for at in range(len(whole) + 1) if whole[at : at + len(bare)] == bare)
+    return tuple(whole[:begin]), tuple(whole[begin + len(bare) :])
 
-    Encoding then decoding gives back every text. Same texts, same file.
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, output: Path, model: str = "bpe") -> int:
+    """Train byte-level BPE or Unigram (`model`: bpe, unigram) and write `output`; returns the entries it has.
+
+    They are fewer than asked for when the text runs out. Encoding then decoding gives back every text. Same texts, same
+    file with BPE; Unigram's scores differ in their last digits, by the order in which they are summed.
     """
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     least = len(alphabet) + len(SPECIAL_TOKENS)
     if vocab_size < least:
         raise UserError(f"--vocab-size {vocab_size}: must be at least {least}, the bytes and the special tokens")
-    tokenizer = Tokenizer(models.BPE())
+    tokenizer = Tokenizer(models.Unigram() if model == "unigram" else models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=SPECIAL_TOKENS, initial_alphabet=alphabet, show_progress=False
-    )
+    kind = trainers.UnigramTrainer if model == "unigram" else trainers.BpeTrainer
+    trainer = kind(vocab_size=vocab_size, special_tokens=SPECIAL_TOKENS, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     with replacing(output) as (temporary,):
         temporary.write_text(tokenizer.to_str(pretty=True), encoding="utf-8")

@@ -221,7 +221,7 @@ def test_values_become_ours(tmp_path: Path, changes: dict[str, Any], key: str, e
         ({**BLEND, "train_data_paths": "a"}, ["train_data_paths = 'a'", "list"]),
         ({"train_epochs": 2}, ["train_epochs = 2", "train_iters"]),
         ({"moe_num_experts": 8}, ["moe_num_experts = 8", "dense"]),
-        ({"tokenizer_type": "SPMTokenizer"}, ["tokenizer_type = 'SPMTokenizer'", "HFTokenizer, GPT2BPETokenizer"]),
+        ({"tokenizer_type": "SPMTokenizer"}, ["tokenizer_type = 'SPMTokenizer'", "neox data convert-tokenizer"]),
         ({"attention_config": [[["mamba"], "all"]]}, ["attention_config", "'mamba'"]),
         ({"attention_config": ["global", "local", "global", "local"]}, ["attention_config", "'local'"]),
         ({"attention_config": [[["global", "local"], 2]]}, ["attention_config", "'local'"]),

@@ -26,12 +26,16 @@ def test_vocabulary_is_counted_in_the_tokenizer(tmp_path: Path) -> None:
 
 def test_end_of_document_is_found(tmp_path: Path) -> None:
     added = [{"id": 9, "content": "<|endoftext|>"}]
-    assert end_of_document(write(tmp_path, {"model": {"vocab": {"a": 0}}, "added_tokens": added}), "data.mask_eod") == 9
-    assert end_of_document(write(tmp_path, {"a": 0, "<|endoftext|>": 50256}), "data.mask_eod") == 50256
-    with pytest.raises(UserError, match=r"data\.mask_eod: .* has no <\|endoftext\|>"):
-        end_of_document(write(tmp_path, {"a": 0}), "data.mask_eod")
+    path = write(tmp_path, {"model": {"vocab": {"a": 0}}, "added_tokens": added})
+    assert end_of_document(path, None, "data.mask_eod") == 9
+    path = write(tmp_path, {"a": 0, "</s>": 2, "<|end_of_text|>": 5})
+    assert [end_of_document(path, wanted, "data.mask_eod") for wanted in (None, "</s>", "a")] == [5, 2, 0]
+    with pytest.raises(UserError, match=r"has no token <x>, which data.end_of_document names"):
+        end_of_document(path, "<x>", "data.mask_eod")
+    with pytest.raises(UserError, match=r"has none of <\|endoftext\|>, <\|end_of_text\|>, </s>.*data.end_of_document"):
+        end_of_document(write(tmp_path, {"a": 0}), None, "data.mask_eod")
     with pytest.raises(UserError, match=r"data\.mask_documents needs data\.tokenizer"):
-        end_of_document(None, "data.mask_documents")
+        end_of_document(None, None, "data.mask_documents")
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "no json", '{"model": {"vocab": {"a": "b"}}}'])

@@ -206,7 +206,7 @@ def test_wide_vocabulary_gets_int32(tmp_path, tokenizer_file, monkeypatch):
     path = write_jsonl(tmp_path / "a.jsonl", ["a b"])
     wide = load_tokenizer(tokenizer_file)
     object.__setattr__(wide, "vocab_size", 65500)
-    monkeypatch.setattr(prepare, "load_tokenizer", lambda _: wide)
+    monkeypatch.setattr(prepare, "load_tokenizer", lambda *_: wide)
     tokenize([path], Encoding(tokenizer_file), tmp_path / "x")
     assert IndexedReader(tmp_path / "x").dtype == np.int32
 

@@ -45,6 +45,7 @@ def test_wrong_input(tmp_path):
 def test_tokenizer_without_end_of_document(tmp_path):
     train_tokenizer(["ab"], 300, tmp_path / "t.json")
     text = (tmp_path / "t.json").read_text()
-    (tmp_path / "t.json").write_text(text.replace("<|endoftext|>", "</s>"))
-    with pytest.raises(UserError, match=r"has no token <\|endoftext\|>"):
+    (tmp_path / "t.json").write_text(text.replace("<|endoftext|>", "<end>"))
+    with pytest.raises(UserError, match=r"t.json: has none of <\|endoftext\|>, .*data.end_of_document"):
         load_tokenizer(tmp_path / "t.json")
+    assert load_tokenizer(tmp_path / "t.json", "<end>").eod_token == "<end>"

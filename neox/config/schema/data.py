@@ -14,6 +14,9 @@ class DataConfig:
     """Prefix of PREFIX.bin and PREFIX.idx, which `split` divides (GPT-NeoX: data_path). This, or train_paths."""
     tokenizer: str | None = None
     """tokenizer.json of the Hugging Face `tokenizers` library (GPT-NeoX: vocab_file with HFTokenizer)."""
+    end_of_document: str | None = None
+    """The token that ends documents. None: the first that the tokenizer has of <|endoftext|>, <|end_of_text|>, </s>,
+    <eos>, <|eos|>, [EOS]."""
     split: tuple[float, ...] = (969.0, 30.0, 1.0)
     """Shares of the documents for training, validation and test, normalised to one; documents keep their order."""
     train_paths: tuple[str, ...] = ()
@@ -40,12 +43,12 @@ class DataConfig:
     """How documents become samples (GPT-NeoX: pack_impl): laid end to end and cut; whole ones while they fit, then
     padded; one in each sample, padded. Padding counts in the loss with `compat` and without label files, as there."""
     mask_eod: bool = False
-    """Whether the token after each <|endoftext|> does not count in the loss (GPT-NeoX: eod_mask_loss)."""
+    """Whether the token after each end of document does not count in the loss (GPT-NeoX: eod_mask_loss)."""
     mask_documents: bool = False
-    """Whether attention sees nothing before the last <|endoftext|>, which belongs to the document that it ends, in
+    """Whether attention sees nothing before the last end of document, which belongs to the document that it ends, in
     training and validation (early GPT-NeoX and Megatron-LM: reset_attention_mask)."""
     reset_positions: bool = False
-    """Whether positions begin at 0 again after each <|endoftext|> (early GPT-NeoX and Megatron-LM:
+    """Whether positions begin at 0 again after each end of document (early GPT-NeoX and Megatron-LM:
     reset_position_ids)."""
     allow_chopped: bool = True
     """Whether unpacked and pack_until_overflow take documents longer than a sample, and cut them."""

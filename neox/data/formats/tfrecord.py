@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from neox.config.errors import UserError
+from neox.data import protobuf
 from neox.data.formats.compression import damage_named, exactly, open_bytes, plain_length
 from neox.data.formats.contract import BadRecordError, Batch, Fields, Format, Span, batched
 
@@ -33,18 +34,19 @@ def decode(record: bytes, fields: Fields) -> np.ndarray[Any, Any]:
     if masked_crc32c(content) != checksum:
         raise BadRecordError("its checksum differs, the record is damaged")
     try:
+        entries = protobuf.fields(protobuf.single(content, 1)).get(1, [])  # Example.features.feature, a map
         features = {
-            _only(entry, 1).decode(): _only(entry, 2)
-            for message in _fields(content).get(1, [])  # Example.features
-            for entry in _fields(message).get(1, [])  # Features.feature, a map
+            protobuf.single(entry, 1).decode(): protobuf.single(entry, 2)
+            for entry in entries
+            if isinstance(entry, bytes)
         }
         if fields.key not in features:
             raise BadRecordError(f"no feature '{fields.key}', only {sorted(features)}")
-        feature = _fields(features[fields.key])
-        if 3 not in feature:  # Feature.int64_list
+        if 3 not in protobuf.fields(features[fields.key]):
             raise BadRecordError(f"feature '{fields.key}' must be a list of integers")
-        values = _fields(feature[3][0]).get(1, [])
-        return np.concatenate([np.zeros(0, np.int64), *map(_varints, values)])
+        values = protobuf.fields(protobuf.single(features[fields.key], 3)).get(1, [])  # Int64List.value
+        ids = [np.array([part]) if isinstance(part, int) else protobuf.varints(part) for part in values]
+        return np.concatenate([np.zeros(0, np.int64), *ids])
     except (IndexError, UnicodeDecodeError, ValueError) as error:
         raise BadRecordError(f"no tf.train.Example ({error})") from error
 
@@ -77,52 +79,6 @@ def _records(span: Span) -> Iterator[tuple[int, bytes]]:
             record = exactly(file, size + CHECKSUM.size)
             yield position, record
             position += HEAD.size + len(record)
-
-
-def _fields(message: bytes) -> dict[int, list[bytes]]:
-    """The parts of a protocol buffer by field number; numbers (wire type 0) as the bytes of their varint."""
-    found: dict[int, list[bytes]] = {}
-    at = 0
-    while at < len(message):
-        tag, at = _varint(message, at)
-        begin = at
-        value, at = _varint(message, at)
-        if tag & 7 == 2:
-            begin, at = at, at + value
-        elif tag & 7:
-            raise ValueError(f"wire type {tag & 7}")
-        if at > len(message):
-            raise ValueError("cut")
-        found.setdefault(tag >> 3, []).append(message[begin:at])
-    return found
-
-
-def _varint(message: bytes, at: int) -> tuple[int, int]:
-    """The number that begins at a byte, and where the next thing does."""
-    value = shift = 0
-    while True:
-        byte = message[at]
-        value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 0x80:
-            return value, at
-
-
-def _varints(packed: bytes) -> np.ndarray[Any, Any]:
-    """[n] int64 numbers that lie end to end, all at once."""
-    parts = np.frombuffer(packed, np.uint8)
-    if len(parts) == 0 or parts[-1] >= 0x80:
-        raise ValueError("cut")
-    starts = np.concatenate([[0], np.flatnonzero(parts < 0x80)[:-1] + 1])
-    places = np.arange(len(parts)) - np.repeat(starts, np.diff(np.append(starts, len(parts))))
-    if places.max() > 9:
-        raise ValueError("a number of more than 64 bits")
-    shifted = (parts & np.uint8(0x7F)).astype(np.uint64) << (7 * places).astype(np.uint64)
-    return np.bitwise_or.reduceat(shifted, starts).view(np.int64)
-
-
-def _only(message: bytes, number: int) -> bytes:
-    return _fields(message)[number][-1] if number in _fields(message) else b""
 
 
 FORMAT = Format((".tfrecords", ".tfrecord"), plain_length, batches, decode, place, has_fields=True, has_tokens=True)
