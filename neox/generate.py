@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch import Tensor
 from neox.checkpoint import manifest
 from neox.checkpoint.config import saved_config
 from neox.checkpoint.reshard import load_model_weights
+from neox.checkpoint.special_tokens import special_tokens
 from neox.config.derive import padded_vocab
 from neox.config.errors import UserError
 from neox.config.schema import ModelConfig
@@ -73,7 +75,8 @@ class Sample:
 class Generator:
     """Continues prompts with one model and its tokenizer."""
 
-    def __init__(self, model: GPT, cfg: ModelConfig, tokenizer: LoadedTokenizer) -> None:
+    def __init__(self, model: GPT, cfg: ModelConfig, tokenizer: LoadedTokenizer, begin: int | None = None) -> None:
+        """`begin`: the token that stands where there is no text; None: the end of a document."""
         assert cfg.vocab_size is not None
         if tokenizer.vocab_size > cfg.vocab_size:
             raise UserError(
@@ -82,6 +85,13 @@ class Generator:
         self.model = model.eval()
         self.cfg = cfg
         self.tokenizer = tokenizer
+        self.begin = tokenizer.eod if begin is None else begin
+        self._begin_text: str = tokenizer.tokenizer.id_to_token(self.begin)
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text; the tokenizer's own special ones are added, unless it already begins with `begin`."""
+        added = not text.startswith(self._begin_text)
+        return list(self.tokenizer.tokenizer.encode(text, add_special_tokens=added).ids)
 
     def samples(self, prompt: str, num_samples: int, sampling: Sampling) -> list[Sample]:
         """`num_samples` continuations of `prompt`; the empty prompt begins a document.
@@ -99,8 +109,8 @@ class Generator:
         Raises:
             UserError: a prompt fills the context.
         """
-        encoded = [self.tokenizer.tokenizer.encode(p, add_special_tokens=False).ids for p in prompts]
-        wanted = [(tokens or [self.tokenizer.eod], number) for tokens in encoded for number in range(num_samples)]
+        encoded = [self.encode(prompt) for prompt in prompts]
+        wanted = [(tokens or [self.begin], number) for tokens in encoded for number in range(num_samples)]
         by_length = sorted(range(len(wanted)), key=lambda index: -len(wanted[index][0]))
         found: dict[int, list[int]] = {}
         for _, group in groupby(by_length, key=lambda index: len(wanted[index][0])):
@@ -170,14 +180,19 @@ def load_generator(checkpoint: Path, tokenizer: Path | None) -> Generator:
     Raises:
         UserError: `checkpoint` is none or is damaged, or `tokenizer` is none or does not fit.
     """
-    saved = saved_config(manifest.read(checkpoint))
+    found = manifest.read(checkpoint)
+    saved = saved_config(found)
     cfg = saved.model
     if tokenizer is None and saved.data.tokenizer is None:
         raise UserError(f"--tokenizer is required: the configuration of {checkpoint} names none")
-    loaded = load_tokenizer(tokenizer or Path(str(saved.data.tokenizer)))
+    path = tokenizer or Path(str(saved.data.tokenizer))
+    loaded = load_tokenizer(path)
+    special = special_tokens(found.state, path, loaded)
+    begin, end = map(loaded.tokenizer.token_to_id, (special.begin, special.end))
     model = GPT(cfg, padded_vocab(cfg))
     load_model_weights(model, checkpoint)
-    return Generator(model.to("cuda" if torch.cuda.is_available() else "cpu"), cfg, loaded)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return Generator(model, cfg, dataclasses.replace(loaded, eod=end), begin)
 
 
 def random_generator(seed: int, index: int) -> torch.Generator:

@@ -19,8 +19,8 @@ class LanguageModel:
 
     def __init__(self, generator: Generator, batch_size: int) -> None:
         self._generator, self._batch_size = generator, batch_size
-        self._eod = generator.tokenizer.eod
         self._length = generator.cfg.seq_length
+        self._begin, self._encode = generator.begin, generator.encode
         self._scorer = Scorer(generator.model, self._length, batch_size)
 
     def log_likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
@@ -29,7 +29,7 @@ class LanguageModel:
         return [(score.log_likelihood, score.is_greedy) for score in scores]
 
     def rolling(self, texts: Sequence[str]) -> list[float]:
-        """Log-likelihood of each whole text: every token once, the first after end-of-document, in full windows."""
+        """Log-likelihood of each whole text: every token once, the first after what begins texts, in full windows."""
         windows = [(number, window) for number, text in enumerate(texts) for window in self._windows(text)]
         totals = [0.0] * len(texts)
         for (number, _), score in zip(windows, self._scorer.scores([window for _, window in windows]), strict=True):
@@ -47,7 +47,7 @@ class LanguageModel:
             if options.get("do_sample") or options.get("temperature"):
                 raise UserError("a task samples its answers: only greedy ones are given here")
             num_tokens = int(options.get("max_gen_toks") or MAX_TOKENS)
-            tokens = self._encode(context)[-max(1, self._length - num_tokens) :] or [self._eod]
+            tokens = self._encode(context)[-max(1, self._length - num_tokens) :] or [self._begin]
             groups[len(tokens), num_tokens].append((number, tokens))
         for (_, num_tokens), members in groups.items():
             for start in range(0, len(members), self._batch_size):
@@ -60,21 +60,19 @@ class LanguageModel:
                     answers[number] = before_stop(text, stops_of(requests[number][1]))
         return answers
 
-    def _encode(self, text: str) -> list[int]:
-        return list(self._generator.tokenizer.tokenizer.encode(text).ids)
-
     def _request(self, context: str, continuation: str) -> Request:
         """Spaces at the context's end belong to the continuation, or tokens would differ from those of plain text."""
-        if not context:
-            tokens = tuple(self._encode(continuation))
-            # What already begins with the end of a document does not get another.
-            return Request(tokens[:1], tokens[1:]) if tokens[0] == self._eod else Request((self._eod,), tokens)
+        if not context.strip():
+            text = context + continuation
+            tokens = tuple(self._generator.tokenizer.tokenizer.encode(text, add_special_tokens=False).ids)
+            # What already begins so does not begin twice.
+            return Request(tokens[:1], tokens[1:]) if tokens[0] == self._begin else Request((self._begin,), tokens)
         given = tuple(self._encode(context.rstrip()))
         return Request(given, tuple(self._encode(context + continuation))[len(given) :])
 
     def _windows(self, text: str) -> list[Request]:
         """The text cut into windows of the model's length; the last one sees as much as fits before its tokens."""
-        tokens = [self._eod, *self._encode(text)]
+        tokens = [self._begin, *self._encode(text)]
         windows = []
         for start in range(1, len(tokens), self._length):
             end = min(start + self._length, len(tokens))

@@ -15,13 +15,14 @@ from neox.checkpoint.config import saved_config
 from neox.checkpoint.families import FAMILIES, Family, choose
 from neox.checkpoint.mapping import ReadRows, RowMap
 from neox.checkpoint.reshard import TensorReader
+from neox.checkpoint.special_tokens import SpecialTokens, special_tokens
 from neox.checkpoint.store import flush
 from neox.checkpoint.tensor_file import DTYPES, Entry, split, write
 from neox.config.derive import padded_vocab
 from neox.config.errors import UserError
 from neox.config.schema import ModelConfig
 from neox.data.durable import storage_failure
-from neox.data.tokenizer import END_OF_DOCUMENT, PADDING, LoadedTokenizer, load_tokenizer
+from neox.data.tokenizer import LoadedTokenizer, load_tokenizer
 
 SHARD_BYTES = 5 * 10**9
 """Size that a safetensors file does not exceed, unless one tensor does."""
@@ -43,7 +44,9 @@ def convert(
         UserError: also when `checkpoint` is none or is damaged.
     """
     reader = TensorReader(checkpoint)
-    export(saved_config(reader.manifest).model, reader.read_rows, tokenizer, output, shard_bytes, dtype)
+    model, loaded = saved_config(reader.manifest).model, load_tokenizer(tokenizer)
+    special = special_tokens(reader.manifest.state, tokenizer, loaded)
+    export(model, reader.read_rows, tokenizer, output, shard_bytes, dtype, special)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -68,10 +71,12 @@ def export(
     output: Path,
     shard_bytes: int = SHARD_BYTES,
     dtype: torch.dtype = torch.float32,
+    special: SpecialTokens | None = None,
 ) -> None:
     """Writes config, generation config, weights and tokenizer to the folder `output`, whole or not at all.
 
     An earlier export at `output` is replaced. Weights pass through memory a block of rows at a time.
+    Without `special` tokens, <|endoftext|> begins and ends texts.
 
     Raises:
         UserError: no family of transformers has such a model, the tokenizer does not fit, `output` is something
@@ -84,12 +89,13 @@ def export(
         raise UserError(f"{tokenizer}: has {loaded.vocab_size} ids, the model was trained with {model.vocab_size}")
     if output.exists() and not _is_replaceable(output):
         raise UserError(f"--output {output}: exists and is not an exported model; name another folder")
+    special = special or special_tokens({"config": {}}, tokenizer, loaded)
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.name}.{secrets.token_hex(4)}.tmp")
     try:
         temporary.mkdir()
-        _write_tokenizer(loaded, model, temporary)
-        _write_configs(model, family, loaded, temporary, dtype)
+        _write_tokenizer(loaded, special, model, temporary)
+        _write_configs(model, family, loaded, special, temporary, dtype)
         _write_weights(model, family, read, temporary, shard_bytes, dtype)
         for path in (*temporary.iterdir(), temporary):
             flush(path)
@@ -122,9 +128,15 @@ def _write_weights(
 
 
 def _write_configs(
-    model: ModelConfig, family: Family, tokenizer: LoadedTokenizer, folder: Path, dtype: torch.dtype
+    model: ModelConfig,
+    family: Family,
+    tokenizer: LoadedTokenizer,
+    special: SpecialTokens,
+    folder: Path,
+    dtype: torch.dtype,
 ) -> None:
-    ends = {"bos_token_id": tokenizer.eod, "eos_token_id": tokenizer.eod}
+    begin, end, padding = map(tokenizer.tokenizer.token_to_id, (special.begin, special.end, special.padding))
+    ends = {"bos_token_id": begin, "eos_token_id": end}
     config = AutoConfig.for_model(
         family.model_type, architectures=[family.architecture], dtype=dtype, **family.write(model), **ends
     )
@@ -133,18 +145,19 @@ def _write_configs(
     undefined = list(range(tokenizer.vocab_size, padded_vocab(model)))
     generation = GenerationConfig(
         **ends,
-        pad_token_id=_padding(tokenizer),
+        pad_token_id=padding,
         suppress_tokens=undefined or None,  # the padding of the vocabulary stands for no text
     )
     generation.save_pretrained(folder)
 
 
-def _write_tokenizer(tokenizer: LoadedTokenizer, model: ModelConfig, folder: Path) -> None:
+def _write_tokenizer(tokenizer: LoadedTokenizer, special: SpecialTokens, model: ModelConfig, folder: Path) -> None:
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.tokenizer,
-        bos_token=END_OF_DOCUMENT,
-        eos_token=END_OF_DOCUMENT,
-        pad_token=tokenizer.tokenizer.id_to_token(_padding(tokenizer)),
+        bos_token=special.begin,
+        eos_token=special.end,
+        pad_token=special.padding,
+        chat_template=special.chat_template,
         model_max_length=model.seq_length,
         clean_up_tokenization_spaces=False,
     )
@@ -157,11 +170,6 @@ def _write_tokenizer(tokenizer: LoadedTokenizer, model: ModelConfig, folder: Pat
 def _add_keys(path: Path, **values: Any) -> None:
     data = json.loads(path.read_text(encoding="utf-8")) | values
     path.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _padding(tokenizer: LoadedTokenizer) -> int:
-    padding = tokenizer.tokenizer.token_to_id(PADDING)
-    return tokenizer.eod if padding is None else int(padding)
 
 
 def _is_replaceable(output: Path) -> bool:

@@ -19,6 +19,7 @@ from neox.checkpoint.meta_import import MetaModel, is_meta
 from neox.checkpoint.neox_import import NeoXModel, is_neox
 from neox.checkpoint.save import commit, write_slices
 from neox.checkpoint.settings import vocab_multiple
+from neox.checkpoint.special_tokens import FILES
 from neox.checkpoint.store import Store, flush
 from neox.checkpoint.tensor_file import Entry, split
 from neox.config.derive import padded_vocab
@@ -93,7 +94,7 @@ def import_model(folder: Path, output: Path, tokenizer: Path | None = None, conf
         store.temporary(0).mkdir(parents=True)
         kept = None if tokenizer is None else str((output / "tokenizer.json").absolute())
         if tokenizer is not None:
-            shutil.copyfile(tokenizer, temporary / "tokenizer.json")
+            _copy_tokenizer(tokenizer, temporary)
         start = CheckpointConfig(init_from=str(output.absolute()))
         config = Config(model, data=DataConfig(tokenizer=kept), checkpoint=start)
         (temporary / "config.yaml").write_text(_recipe(config, folder), encoding="utf-8")
@@ -118,6 +119,14 @@ def with_vocabulary(model: ModelConfig, tokenizer: Path | None) -> ModelConfig:
     if vocab_size > rows:
         raise UserError(f"{tokenizer}: has {vocab_size} ids, the model has rows for {rows}")
     return dataclasses.replace(model, vocab_size=vocab_size, vocab_multiple=vocab_multiple(vocab_size, rows))
+
+
+def _copy_tokenizer(tokenizer: Path, folder: Path) -> None:
+    """With the files beside it, which say what begins and ends a text of this model."""
+    shutil.copyfile(tokenizer, folder / "tokenizer.json")
+    for name in FILES:
+        if (beside := tokenizer.with_name(name)).is_file():
+            shutil.copyfile(beside, folder / name)
 
 
 def _write_weights(source: Source, store: Store) -> None:

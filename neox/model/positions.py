@@ -18,8 +18,11 @@ from neox.model.context import PLAIN, Context
 
 
 def frequencies(dims: int, base: float, device: torch.device | None = None) -> Tensor:
-    """base^(-2i / dims) for pair i of `dims` dimensions, [dims / 2] fp32: radians per token."""
-    return base ** -(torch.arange(0, dims, 2, dtype=torch.float32, device=device) / dims)
+    """base^(-2i / dims) for pair i of `dims` dimensions, [dims / 2] fp32: radians per token.
+
+    The reciprocal of the power, as GPT-NeoX and transformers have it, to the last bit.
+    """
+    return 1.0 / base ** (torch.arange(0, dims, 2, dtype=torch.float32, device=device) / dims)
 
 
 def of_stretch(positions: Tensor, x: Tensor, stretch: int) -> Tensor:
