@@ -17,11 +17,11 @@ _PATTERNS = (
 )
 
 
-def tail(file: Path, num_bytes: int = TAIL_BYTES) -> list[str]:
-    """The last lines of a log; none if it cannot be read."""
+def tail(file: Path, num_bytes: int = TAIL_BYTES, start: int = 0) -> list[str]:
+    """The last lines of a log, no more than what is behind byte `start`; none if it cannot be read."""
     try:
         with file.open("rb") as stream:
-            stream.seek(max(0, file.stat().st_size - num_bytes))
+            stream.seek(max(start, file.stat().st_size - num_bytes))
             return stream.read().decode(errors="replace").splitlines()
     except OSError:
         return []
@@ -29,7 +29,11 @@ def tail(file: Path, num_bytes: int = TAIL_BYTES) -> list[str]:
 
 def error_line(logs: Sequence[Path]) -> str:
     """The most telling error line of the logs, the latest of its kind; empty if there is none."""
-    lines = [line.strip() for file in logs for line in tail(file)]
+    return telling_line([line.strip() for file in logs for line in tail(file)])
+
+
+def telling_line(lines: Sequence[str]) -> str:
+    """The latest of the most telling kind among some lines; empty if there is none."""
     for pattern in _PATTERNS:
         matching = [line for line in lines if pattern.match(line)]
         if matching:

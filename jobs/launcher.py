@@ -153,16 +153,16 @@ def run(
     launch = plan_launch(site, command, nodes, ranks_per_node, folder, os.environ, listed)
     launch = replace(launch, port=launch.port or free_port())
     hostfile(folder).write_text(hostfile_text(launch))
-    began = segments.now()
+    held = segments.begin(run_dir, SCHEDULERS[site.scheduler], os.environ) if run_dir else None
+    log_size = segments.log_size(run_dir)
     try:
         environ = {**os.environ, **launch_environment(site, launch, os.environ)}
         if run_dir:
             warning.follow(os.environ, run_dir)
         if site.health and (unfit := _unfit(site, launch, environ)):
             warning.report_outcome(os.environ, warning.UNHEALTHY)
-            if run_dir:
-                scheduler = SCHEDULERS[site.scheduler]
-                segments.record(run_dir, scheduler, os.environ, began, warning.UNHEALTHY, f"unfit nodes: {unfit}")
+            if held and run_dir:
+                held.finish(run_dir, segments.End(warning.UNHEALTHY, "unfit nodes", f"unfit nodes: {unfit}"))
             return warning.UNHEALTHY
         if not LAUNCHERS[site.launcher].keeps_environment:
             write_environment(launch, environ)
@@ -173,9 +173,12 @@ def run(
             victim = killed_first(folder, launch.world_size)
             if victim:
                 print(f"jobs: error: {victim}", file=sys.stderr, flush=True)
-            if run_dir:
-                why = victim or segments.cause(code, running.signals)
-                segments.record(run_dir, SCHEDULERS[site.scheduler], os.environ, began, code, why)
+            if held and run_dir:
+                if code in (0, warning.SAVED):
+                    end = segments.warned(code, running.signals, running.left_s, site.signal_delay_s)
+                else:
+                    end = segments.failed(code, victim, run_dir, log_size)
+                held.finish(run_dir, end)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return code
@@ -208,6 +211,8 @@ class Running:
         self.end_s = float(environ.get(warning.END_VARIABLE, "inf"))
         self.looked_s = time.monotonic()
         self.signals: list[str] = []
+        self.left_s = float("inf")
+        """Of the walltime, when the first signal came."""
         self.num_forwarded = 0
         for number in FORWARDED:
             signal.signal(number, self.on_signal)
@@ -215,6 +220,7 @@ class Running:
         self.process: Process = start(launcher.argv(launch), environ, new_session=True)
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.left_s = self.left_s if self.signals else self.end_s - time.time()
         self.signals.append(signal.Signals(number).name)
 
     def warn_in_time(self) -> None:
@@ -225,6 +231,7 @@ class Running:
         needed_s = runs.time_to_save_s(self.run_dir)
         if needed_s is not None and time.time() > self.end_s - needed_s - SLACK_S:
             print(f"jobs: saving takes up to {needed_s:.0f} s, and the walltime ends: ranks save", file=sys.stderr)
+            self.left_s = 0.0
             self.signals.append(signal.SIGUSR2.name)
 
     def forward(self) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from jobs import executor
+from jobs import executor, segments
 from jobs.allocation import Allocation
 from jobs.controller import ActiveJob, ActiveJobs, Lock
 from jobs.errors import UserError
@@ -201,6 +201,7 @@ class Queue:
             refusal = Restarts(job.notes, self.site.max_idle).refusal() or self._run_on(job)
             if not refusal:
                 return None
+        self._note_end(job)
         self._forget(job)
         how = result.rpartition("PayloadError: ")[2] if isinstance(result, str) else f"{job.state.value}, no result"
         why = refusal or error_line([*job.logs, *logs]) or executor.reasons(self.site.scheduler).get(job.job_id, "")
@@ -215,6 +216,12 @@ class Queue:
         died = job.state in (State.FAILED, State.OUT_OF_MEMORY)
         return job.state in LOST or (died and Restarts(job.notes, self.site.max_idle).has_progress())
 
+    def _note_end(self, job: QueuedJob) -> None:
+        """Writes down how the job's last allocation ended, where it could not do so itself."""
+        for run in runs_of(job.notes):
+            if (held := segments.left(run)) and held.job_id == job.job_id:
+                held.finish(run, segments.lost(job.state))
+
     def _forget(self, job: QueuedJob) -> None:
         """Nobody shall adopt it, and none of its successors is wanted."""
         if job.successors:
@@ -224,6 +231,7 @@ class Queue:
     def _run_on(self, job: QueuedJob) -> str:
         """The job's successor takes its place, or it is submitted anew; returns why not, if the scheduler refuses."""
         old, how = job.job_id, job.state.value
+        self._note_end(job)
         try:
             job.handle = job.successors.pop(0) if job.successors else self._submit(job.submission, job.notes)
         except UserError as error:

@@ -1,19 +1,44 @@
-"""One line per allocation in a run's `segments.jsonl`: what held it, when, which steps, and why it ended."""
+"""One line per allocation in a run's `segments.jsonl`: what held it, when, which steps, and why it ended.
+
+An allocation that ends without a word leaves its note, and whoever finds that (the next one, or the controller) writes
+the line.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import time
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from jobs import warning
-from jobs.failure import tail
+from jobs.failure import tail, telling_line
 from jobs.scheduler.contract import Scheduler
+from jobs.shell import run
+from jobs.state import State
 
+LOG = Path("logs", "train.log")
 _STEP = re.compile(r'\{"step": (\d+),')
+EARLY_S = 90.0
+"""Slurm may send its warning up to 60 s early (sbatch(1), --signal); the rest is how late our own clock began."""
+LOG_WAIT_S, LOG_POLL_S = 2.0, 0.1
+"""What the ranks said last reaches the log through a pipe, a moment later."""
+_KINDS = {
+    "no space": re.compile(r"No space left on device|Disk quota exceeded"),
+    "out of memory": re.compile(r"out of memory|oom[-_ ]?kill|OutOfMemory", re.IGNORECASE),
+}
+_LOST = {
+    State.TIMEOUT: ("walltime", "ran into the end of its walltime before it had saved"),
+    State.PREEMPTED: ("preemption", "preempted before it had saved"),
+    State.NODE_FAIL: ("node failure", "lost a node"),
+    State.OUT_OF_MEMORY: ("out of memory", "killed for want of memory"),
+    State.CANCELLED: ("cancelled", "cancelled before it had saved"),
+}
+_SILENT = ("unknown", "ended without a word: killed, or its node was lost")
 
 
 def now() -> str:
@@ -21,13 +46,109 @@ def now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def cause(code: int, signals: list[str]) -> str:
-    """Why an allocation ended, for people."""
+@dataclass(frozen=True)
+class End:
+    """How an allocation ended."""
+
+    code: int | None
+    """Exit code of its launch; None where there was none to say it."""
+    kind: str
+    """finished, saved, walltime, preemption, cancelled, node failure, unfit nodes, out of memory, no space, killed,
+    crash or unknown."""
+    cause: str
+    """The same for people, with what the run itself said."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """An allocation that holds a run, from the moment its launch begins."""
+
+    job_id: str | None
+    restart: int
+    nodes: str
+    start: str
+
+    def finish(self, run_dir: Path, end: End) -> None:
+        """Appends the allocation's line, and takes its note away."""
+        first_step, last_step = steps(run_dir)
+        line = {**asdict(self), "end": now(), "first_step": first_step, "last_step": last_step}
+        line |= {"exit_code": end.code, "kind": end.kind, "cause": end.cause}
+        with (run_dir / "segments.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        if left(run_dir) == self:
+            _note(run_dir).unlink(missing_ok=True)
+
+
+def begin(run_dir: Path, scheduler: Scheduler, environ: Mapping[str, str]) -> Held:
+    """Notes that an allocation holds the run; a run directory that is not there yet is made.
+
+    One before it that left its note is written down as ended without a word, with what the scheduler knows of it.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    words = {ours: environ.get(theirs) for ours, theirs in scheduler.environment.items()}
+    restart = int(environ.get(warning.RESTART_VARIABLE, 0))
+    held = Held(words.get("job_id"), restart, words.get("nodes") or os.uname().nodename, now())
+    if before := left(run_dir):
+        before.finish(run_dir, lost(_last_state(scheduler, before.job_id)))
+    draft = run_dir / ".allocation.tmp"
+    draft.write_text(json.dumps(asdict(held)))
+    draft.replace(_note(run_dir))
+    return held
+
+
+def left(run_dir: Path) -> Held | None:
+    """The allocation that holds the run, or that ended without a word."""
+    try:
+        return Held(**json.loads(_note(run_dir).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _note(run_dir: Path) -> Path:
+    return run_dir / ".allocation.json"
+
+
+def lost(state: State | None) -> End:
+    """The end of an allocation that said nothing, from what the scheduler calls it."""
+    return End(None, *_LOST.get(state or State.UNKNOWN, _SILENT))
+
+
+def _last_state(scheduler: Scheduler, job_id: str | None) -> State | None:
+    """How the job's last allocation that is over ended, where the scheduler keeps that and can be asked from here."""
+    if job_id is None or scheduler.batch is None or scheduler.batch.ends is None:
+        return None
+    argv, parse = scheduler.batch.ends
+    done = run(argv(job_id), timeout_s=10)
+    over = [state for state in parse(done.stdout) if not state.is_active] if done.code == 0 else []
+    return over[-1] if over else None
+
+
+def warned(code: int, signals: list[str], left_s: float, signal_delay_s: int) -> End:
+    """The end of a launch that finished, or saved after `signals`, the first `left_s` before the walltime's end."""
     if code == 0:
-        return "finished"
-    if code == warning.SAVED:
-        return f"saved after {signals[0]}" if signals else "saved"
-    return f"killed by signal {code - 128}" if code > 128 else f"failed with exit code {code}"
+        return End(code, "finished", "finished")
+    if not signals:
+        return End(code, "saved", "saved")
+    kind = {"SIGTERM": "cancelled", "SIGINT": "cancelled"}.get(signals[0], "preemption")
+    if left_s < signal_delay_s + EARLY_S:
+        kind = "walltime"
+    return End(code, kind, f"saved after {signals[0]}")
+
+
+def log_size(run_dir: Path | None) -> int:
+    """Bytes in a run's log by now: what comes behind them is of the allocation that begins."""
+    log = run_dir / LOG if run_dir else None
+    return log.stat().st_size if log and log.exists() else 0
+
+
+def failed(code: int, victim: str, run_dir: Path, offset: int) -> End:
+    """The end of a launch that failed; `victim`: which rank was killed first; the log tells more, behind `offset`."""
+    log, deadline_s = run_dir / LOG, time.monotonic() + LOG_WAIT_S
+    while not (said := telling_line(tail(log, start=offset))) and log.exists() and time.monotonic() < deadline_s:
+        time.sleep(LOG_POLL_S)
+    kind = next((kind for kind, pattern in _KINDS.items() if pattern.search(said)), "killed" if victim else "crash")
+    what = victim or (f"killed by signal {code - 128}" if code > 128 else f"failed with exit code {code}")
+    return End(code, kind, f"{what}: {said}" if said and not (victim and kind == "killed") else what)
 
 
 def steps(run_dir: Path) -> tuple[int | None, int | None]:
@@ -42,23 +163,3 @@ def steps(run_dir: Path) -> tuple[int | None, int | None]:
         return None, None
     numbers = [int(match[1]) for line in tail(run_dir / "metrics.jsonl") if (match := _STEP.match(line))]
     return (first, numbers[-1]) if numbers and numbers[-1] >= first else (None, None)
-
-
-def record(run_dir: Path, scheduler: Scheduler, environ: Mapping[str, str], start: str, code: int, why: str) -> None:
-    """Appends one line; a run directory that is not there yet is made."""
-    words = {ours: environ.get(theirs) for ours, theirs in scheduler.environment.items()}
-    first_step, last_step = steps(run_dir)
-    line = {
-        "job_id": words.get("job_id"),
-        "restart": int(environ.get(warning.RESTART_VARIABLE, 0)),
-        "nodes": words.get("nodes") or os.uname().nodename,
-        "start": start,
-        "end": now(),
-        "first_step": first_step,
-        "last_step": last_step,
-        "exit_code": code,
-        "cause": why,
-    }
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / "segments.jsonl").open("a") as file:
-        file.write(json.dumps(line) + "\n")

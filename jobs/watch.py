@@ -13,6 +13,7 @@ from jobs import executor
 from jobs.controller import ActiveJob, ActiveJobs
 from jobs.errors import UserError
 from jobs.runs import SUMMARY, Progress, find_runs, read_progress
+from jobs.segments import LOG
 from jobs.state import State
 
 FOLLOW_POLL_S = 0.5
@@ -149,7 +150,7 @@ def find_run(name: str, results: Path) -> Path:
 
 def log_text(run: Path, follow: bool) -> Iterator[str]:
     """The training log of a run, then, with `follow`, what is added to it. Raises UserError if there is none."""
-    file = run / "logs" / "train.log"
+    file = run / LOG
     if not file.is_file():
         raise UserError(f"{file}: no such file; training has not begun")
     with file.open(errors="replace") as stream:

@@ -45,6 +45,8 @@ class Batch:
     cancel: Callable[[Sequence[str]], list[str]]
     requeue: Callable[[str], list[str]] | None
     """Runs the same job again under the same id; None where the scheduler cannot."""
+    ends: tuple[Callable[[str], list[str]], Callable[[str], list[State]]] | None = None
+    """Prints how each allocation of a job ended, in order, and its parser; None: nobody keeps that."""
     warns: bool = True
     """Whether the job gets USR2 from the scheduler before its walltime ends; otherwise it warns itself."""
 

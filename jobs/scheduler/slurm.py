@@ -16,13 +16,14 @@ from jobs.state import State
 # Every state and flag that squeue %T or sacct State can show. With a flag (COMPLETING, REQUEUED ...) the job lives on.
 STATES = {
     **dict.fromkeys(
-        ("PENDING", "CONFIGURING", "POWER_UP_NODE", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD"),
+        ("PENDING", "CONFIGURING", "EXPEDITING", "POWER_UP_NODE", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD"),
         State.PENDING,
     ),
     **dict.fromkeys(
         ("RUNNING", "COMPLETING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED", "SPECIAL_EXIT"),
         State.RUNNING,
     ),
+    "RESV_DEL_HOLD": State.PENDING,
     "COMPLETED": State.COMPLETED,
     "CANCELLED": State.CANCELLED,
     "REVOKED": State.CANCELLED,
@@ -128,6 +129,16 @@ def sacct_argv(job_ids: Sequence[str]) -> list[str]:
     return ["sacct", "-X", "--noheader", "--parsable2", "--format=JobIDRaw,State", f"--jobs={','.join(job_ids)}"]
 
 
+def ends_argv(job_id: str) -> list[str]:
+    """One record for each time that the job was queued, where accounting is on."""
+    return ["sacct", "--duplicates", *sacct_argv([job_id])[1:]]
+
+
+def parse_ends(output: str) -> list[State]:
+    rows = (line.split("|") for line in output.splitlines())
+    return [state_of(row[1]) for row in rows if len(row) >= 2]
+
+
 def cancel_argv(job_ids: Sequence[str]) -> list[str]:
     return ["scancel", *job_ids]
 
@@ -148,5 +159,6 @@ SCHEDULER = Scheduler(
         is_refusal=is_refusal,
         cancel=cancel_argv,
         requeue=requeue_argv,
+        ends=(ends_argv, parse_ends),
     ),
 )

@@ -19,7 +19,7 @@ Interrupt = Callable[[subprocess.Popen[str], int], int]
 
 def segments(file: Path) -> list[tuple[int, int, str]]:
     lines = [json.loads(line) for line in file.read_text().splitlines()]
-    return [(line["restart"], line["exit_code"], line["cause"]) for line in lines]
+    return [(line["restart"], line["exit_code"], line["kind"]) for line in lines]
 
 
 def test_two_nodes_with_two_ranks_each_know_their_place(cluster: Slurm, tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_saved_jobs_come_back_under_their_own_id(cluster: Slurm, tmp_path: Path)
     cluster.preempt(tmp_path)
     assert snakemake.wait(timeout=120) == 0, (tmp_path / "out.log").read_text()
     assert segments(tmp_path / "run_preempt_no" / "segments.jsonl") == [
-        (0, 85, "saved after SIGUSR2"),
+        (0, 85, "preemption"),
         (1, 0, "finished"),
     ]
     assert segments(tmp_path / "run_batch_again" / "segments.jsonl") == [(0, 85, "saved"), (1, 0, "finished")]
@@ -78,7 +78,7 @@ def test_a_job_that_slurm_does_not_requeue_is_submitted_anew(cluster: Slurm, tmp
         steps_done = (tmp_path / f"counted_preempt_60_once.txt.trace_{rank}").read_text().split()
         assert steps_done == [str(step) for step in range(1, 61)]
     ends = segments(tmp_path / "run_preempt_once" / "segments.jsonl")
-    assert ends == [(0, 85, "saved after SIGUSR2"), (1, 85, "saved after SIGUSR2"), (2, 0, "finished")]
+    assert ends == [(0, 85, "preemption"), (1, 85, "preemption"), (2, 0, "finished")]
     log = (tmp_path / "out.log").read_text()
     assert log.count("submitted as") == 1 and len(re.findall(r"job \d+ ended \(.*\) and runs on as job \d+", log)) == 2
 

@@ -1,4 +1,4 @@
-"""A line of segments.jsonl says which steps the allocation made, from the files that the trainer leaves."""
+"""A line of segments.jsonl says which steps the allocation made and why it ended, also where it could not say so."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import pytest
 
 from jobs import segments
 from jobs.scheduler import SCHEDULERS
+from jobs.state import State
+
+IN_SLURM = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[1-2]"}
 
 
 def write_metrics(run_dir: Path, numbers: range) -> None:
@@ -17,10 +20,13 @@ def write_metrics(run_dir: Path, numbers: range) -> None:
     (run_dir / "metrics.jsonl").write_text(records + '{"step": 99')  # a killed trainer's half line
 
 
-def recorded(run_dir: Path, code: int) -> dict[str, Any]:
-    segments.record(run_dir, SCHEDULERS["local"], {}, segments.now(), code, segments.cause(code, []))
-    line: dict[str, Any] = json.loads((run_dir / "segments.jsonl").read_text().splitlines()[-1])
-    return line
+def lines(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "segments.jsonl").read_text().splitlines()]
+
+
+def recorded(run_dir: Path, end: segments.End) -> dict[str, Any]:
+    segments.begin(run_dir, SCHEDULERS["local"], {}).finish(run_dir, end)
+    return lines(run_dir)[-1]
 
 
 @pytest.mark.parametrize(
@@ -35,12 +41,75 @@ def recorded(run_dir: Path, code: int) -> dict[str, Any]:
 def test_steps_of_an_allocation(tmp_path: Path, first: int, numbers: range, expected: tuple[int | None, ...]) -> None:
     (tmp_path / "segment.json").write_text(json.dumps({"first_step": first}))
     write_metrics(tmp_path, numbers)
-    line = recorded(tmp_path, 0)
+    line = recorded(tmp_path, segments.warned(0, [], 0, 60))
     assert (line["first_step"], line["last_step"], line["cause"]) == (*expected, "finished")
+    assert recorded(tmp_path, segments.warned(0, [], 0, 60))["last_step"] is None, "the steps of the one before"
 
 
-def test_an_allocation_that_never_trained_does_not_claim_the_steps_before_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("accounting", "kind"),
+    [
+        ("echo '7|NODE_FAIL'; echo '7|RUNNING'", "node failure"),
+        ("echo '7|NODE_FAIL'; echo '7|PREEMPTED'; echo '7|RUNNING'", "preemption"),
+        ("echo '7|OUT_OF_MEMORY'", "out of memory"),
+        ("echo 'Slurm accounting storage is disabled' >&2; exit 1", "unknown"),
+    ],
+)
+def test_who_comes_next_writes_down_an_end_without_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accounting: str, kind: str
+) -> None:
+    (tmp_path / "sacct").write_text(f"#!/bin/sh\n{accounting}\n")
+    (tmp_path / "sacct").chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    first = segments.begin(tmp_path, SCHEDULERS["slurm"], IN_SLURM)
     (tmp_path / "segment.json").write_text('{"first_step": 1}')
     write_metrics(tmp_path, range(1, 11))
-    assert recorded(tmp_path, 137)["last_step"] == 10
-    assert recorded(tmp_path, 2)["last_step"] is None
+    second = segments.begin(tmp_path, SCHEDULERS["slurm"], {**IN_SLURM, "JOBS_RESTART_COUNT": "1"})
+    (line,) = lines(tmp_path)
+    assert (line["job_id"], line["restart"], line["nodes"], line["last_step"]) == ("7", 0, "node[1-2]", 10)
+    assert (line["exit_code"], line["kind"]) == (None, kind)
+    first.finish(tmp_path, segments.failed(1, "", tmp_path, 0))
+    assert segments.left(tmp_path) == second, "an old copy that was believed dead leaves the note of the new one alone"
+
+
+@pytest.mark.parametrize(
+    ("signals", "left_s", "kind"),
+    [
+        (["SIGUSR2"], 100.0, "walltime"),
+        (["SIGUSR2"], 3000.0, "preemption"),
+        (["SIGTERM"], 3000.0, "cancelled"),
+        ([], 3000.0, "saved"),
+    ],
+)
+def test_walltime_is_told_from_preemption(signals: list[str], left_s: float, kind: str) -> None:
+    assert segments.warned(85, signals, left_s, 60).kind == kind
+
+
+@pytest.mark.parametrize(
+    ("code", "victim", "said", "kind"),
+    [
+        (1, "", "neox: error: run/checkpoints: No space left on device", "no space"),
+        (1, "", "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.", "out of memory"),
+        (
+            137,
+            "rank 1 was killed by SIGKILL",
+            "slurmstepd: error: Detected 1 oom_kill event",
+            "out of memory",
+        ),
+        (137, "rank 1 was killed by SIGKILL", "RuntimeError: Connection closed by peer", "killed"),
+        (1, "", "ValueError: no such thing", "crash"),
+    ],
+)
+def test_a_failure_is_told_by_what_the_ranks_said(tmp_path: Path, code: int, victim: str, said: str, kind: str) -> None:
+    log = tmp_path / segments.LOG
+    log.parent.mkdir()
+    log.write_text("OSError: No space left on device, an earlier time\n")
+    size = segments.log_size(tmp_path)
+    log.open("a").write(f"step 3\n{said}\n")
+    end = segments.failed(code, victim, tmp_path, size)
+    assert end.kind == kind and end.cause.startswith(victim or "failed with exit code 1: ")
+    assert kind == "killed" or end.cause.endswith(said)
+
+
+def test_the_controller_knows_an_end_by_its_state() -> None:
+    assert segments.lost(State.TIMEOUT).kind == "walltime" and segments.lost(State.FAILED).kind == "unknown"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from pathlib import Path
 
 import pytest
+from snakemake_executor_plugin_submitit import Executor
+from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 
 from jobs import executor, submission
 from jobs.controller import ActiveJob
@@ -113,6 +116,15 @@ def test_all_jobs_of_a_dead_controller_are_asked_about_at_once(slurm_commands: P
     assert [job and job.job_id for job in adopted] == ["7", "8", None, None]
     assert calls(slurm_commands, "squeue") == 1
     queue.close()
+
+
+def test_the_plugin_may_be_asked_before_it_is_ready() -> None:
+    """Snakemake's thread asks one second after it began, while a slow filesystem still gives us the site."""
+
+    async def answers() -> list[SubmittedJobInfo]:
+        return [info async for info in Executor.__new__(Executor).check_active_jobs([])]
+
+    assert asyncio.run(answers()) == []
 
 
 def test_submission_files_are_private(slurm_commands: Path) -> None:

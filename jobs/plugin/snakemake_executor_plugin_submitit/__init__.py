@@ -88,6 +88,8 @@ class Executor(RemoteExecutor):
         return Submission(spec, outputs, placed(line, resources, self.site), self.workdir, successors)
 
     async def check_active_jobs(self, active_jobs: list[SubmittedJobInfo]) -> AsyncGenerator[SubmittedJobInfo, None]:
+        if not active_jobs:  # Snakemake's thread asks before __post_init__ is done, where that takes over a second
+            return
         self.queue.refresh([_queued(info) for info in active_jobs])
         for info in active_jobs:
             queued = _queued(info)
@@ -105,8 +107,7 @@ class Executor(RemoteExecutor):
 
     def shutdown(self) -> None:
         super().shutdown()
-        if hasattr(self, "queue"):  # Snakemake also shuts down an executor that it had nothing to give to
-            self.queue.close()
+        self.queue.close()
 
 
 def _queued(info: SubmittedJobInfo) -> QueuedJob:
