@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,10 @@ from pathlib import Path
 Process = subprocess.Popen[bytes]
 TIMED_OUT = 124
 """Exit code of `run` for a command that did not answer, as of timeout(1)."""
+VIEWS = ("SQUEUE_", "SACCT_", "SINFO_")
+"""Variables by which users narrow or reshape what these commands show them; we must see all of it, in our form."""
+KEPT = ("SLURM_CONF", "SLURM_CLUSTERS")
+"""Which cluster it is."""
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
 
@@ -27,13 +32,26 @@ class Result:
 
 def run(argv: Sequence[str], timeout_s: float = 60) -> Result:
     """Runs a short command to its end. Absent or stuck commands are results too (127, 124), never exceptions."""
+    environ = plain_environment(os.environ)
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            argv, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL, env=environ
+        )
     except FileNotFoundError:
         return Result(127, "", f"{argv[0]}: command not found")
     except subprocess.TimeoutExpired:
         return Result(TIMED_OUT, "", f"{argv[0]}: no answer within {timeout_s:.0f} s")
     return Result(done.returncode, done.stdout, done.stderr)
+
+
+def plain_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a scheduler's commands, the same in every shell.
+
+    From inside an allocation (an interactive session) a submitted job would inherit its variables, which srun takes for
+    options: the session's CPU mask, memory and number of tasks.
+    """
+    hidden = (*VIEWS, *(("SLURM_", "SLURMD_", "SRUN_") if "SLURM_JOB_ID" in environ else ()))
+    return {name: value for name, value in environ.items() if name.startswith(KEPT) or not name.startswith(hidden)}
 
 
 def start(argv: Sequence[str], env: Mapping[str, str], cwd: Path | None = None, new_session: bool = False) -> Process:

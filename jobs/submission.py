@@ -16,6 +16,7 @@ PATIENCE_S = 600.0
 """How long a scheduler may be silent before a submission is given up: a restart of its controller takes minutes."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 2.0, 30.0
 CANCEL_ATTEMPTS, CANCEL_WAIT_S = 4, 3.0
+_ROW = re.compile(r"^ *([^\s|]+) *\|", re.MULTILINE)
 _ALREADY_OVER = re.compile(
     r"already (?:complet|finish)|invalid job id|no matching job|job is inactive|unknown job id", re.IGNORECASE
 )
@@ -53,8 +54,9 @@ def place(batch: Batch, argv: list[str], script: Path) -> str:
 
 def find(listed: str, script: Path) -> str | None:
     """Id of the job that runs `script`, from lines of `ID|COMMAND`."""
-    rows = (line.partition("|") for line in listed.splitlines())
-    return next((job_id.strip() for job_id, _, command in rows if script.stem in command), None)
+    words = _ROW.split(listed)  # a command may hold line breaks; only an id and a bar begin another job
+    rows = zip(words[1::2], words[2::2], strict=True)
+    return next((job_id for job_id, command in rows if script.stem in command), None)
 
 
 def cancel(batch: Batch, job_ids: Sequence[str]) -> str:

@@ -64,13 +64,18 @@ def submit_argv(spec: JobSpec, script: Path) -> list[str]:
         "exclude": ",".join(spec.exclude) or None,
         # B: only the batch process is warned; it knows whom to tell. Without it the job steps get the signal at once.
         "signal": f"B:USR2@{spec.signal_delay_s}",
-        "output": spec.stdout,
-        "error": spec.stderr,
+        "output": _pattern(spec.stdout),
+        "error": _pattern(spec.stderr),
         "open-mode": "append",  # a requeued job keeps the log of its earlier runs
     }
-    given = [f"--{key}={value}" for key, value in options.items() if value is not None]
+    given = ["--export=ALL", *(f"--{key}={value}" for key, value in options.items() if value is not None)]
     requeue = "--requeue" if spec.requeue else "--no-requeue"
     return ["sbatch", "--parsable", *given, requeue, *spec.extra, str(script)]
+
+
+def _pattern(path: Path | None) -> str | None:
+    """Slurm fills in %j and the like, which in a folder's name mean nothing."""
+    return None if path is None else f"{str(path.parent).replace('%', '%%')}/{path.name}"
 
 
 def parse_id(output: str) -> str:

@@ -20,6 +20,10 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SITE = ROOT / "site_configs" / "slurm" / "site.yaml"
 
+SESSION = {"SLURM_JOB_ID": "1", "SLURM_CPU_BIND": "quiet,mask_cpu:0x1", "SLURM_MEM_PER_CPU": "1", "SLURM_NTASKS": "7"}
+SESSION |= {"SQUEUE_PARTITION": "none", "SBATCH_EXPORT": "NONE"}
+"""What Snakemake's shell has from an interactive job around it and from its user; none of it concerns our jobs."""
+
 
 class Slurm:
     """Asks the cluster, and runs the mini workflow on it."""
@@ -50,7 +54,7 @@ class Slurm:
             return subprocess.Popen(
                 [*snakemake, *options, *config, *arguments],
                 cwd=folder,
-                env=self.environ,
+                env={**self.environ, **SESSION},
                 stdout=log,
                 stderr=log,
                 text=True,

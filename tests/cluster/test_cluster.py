@@ -16,6 +16,9 @@ from tests.cluster.conftest import Slurm, wait_for
 pytestmark = pytest.mark.cluster
 Interrupt = Callable[[subprocess.Popen[str], int], int]
 
+NASTY = "-a 'b' \"$(touch pwned)\" `touch pwned` ;touch pwned %A ü"
+"""The name of a folder."""
+
 
 def segments(file: Path) -> list[tuple[int, int, str]]:
     lines = [json.loads(line) for line in file.read_text().splitlines()]
@@ -23,15 +26,18 @@ def segments(file: Path) -> list[tuple[int, int, str]]:
 
 
 def test_two_nodes_with_two_ranks_each_know_their_place(cluster: Slurm, tmp_path: Path) -> None:
-    code, log = cluster.run(tmp_path, "ranks.txt", "plain_1.txt", "plain_2.txt")
+    folder = tmp_path / NASTY
+    folder.mkdir()
+    code, log = cluster.run(folder, "ranks.txt", "plain_1.txt", "plain_2.txt")
     assert code == 0, log
-    rows = sorted((line.split() for line in (tmp_path / "ranks.txt").read_text().splitlines()), key=lambda row: row[1])
+    assert not list(tmp_path.rglob("pwned"))
+    rows = sorted((line.split() for line in (folder / "ranks.txt").read_text().splitlines()), key=lambda row: row[1])
     hosts = [row[0] for row in rows]
     assert hosts[0] == hosts[1] != hosts[2] == hosts[3]
     assert [row[1:5] for row in rows] == [[str(r), "4", str(r % 2), "2"] for r in range(4)]
     assert {(row[5], row[7]) for row in rows} == {(hosts[0], "1")}
     assert len({row[6] for row in rows}) == 1
-    assert (tmp_path / "plain_2.txt").read_text() == "2\n"
+    assert (folder / "plain_2.txt").read_text() == "2\n"
 
 
 def test_failures_say_why_in_one_line(cluster: Slurm, tmp_path: Path) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from jobs.errors import UserError
 from jobs.hostlist import expand
@@ -52,6 +56,26 @@ def full_spec() -> JobSpec:
 
 def test_slurm_script() -> None:
     assert_golden("slurm_script.sh", render_script(full_spec()))
+
+
+WORDS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
+VARIABLES = st.dictionaries(st.from_regex(r"[A-Za-z_][A-Za-z0-9_]*_x", fullmatch=True), WORDS)
+AWKWARD = ["$(touch x)", "`id`", "-rf", "--", "a\nb", "'", '"', "\\", "*", "~", "é 漢", "#", "!!", "&;|<>"]
+SAY = "import json, os, sys; print(json.dumps([sys.argv[1:], dict(os.environ)]))"
+
+
+@settings(max_examples=40, deadline=None)
+@given(words=st.lists(WORDS), env=VARIABLES, option=WORDS)
+@example(words=AWKWARD, env={}, option="-x")
+def test_nothing_in_a_job_is_interpreted(words: list[str], env: dict[str, str], option: str) -> None:
+    """Through a real bash: command and environment arrive as they are, options of sbatch as one argument each."""
+    spec = JobSpec(name=option, account=option, extra=(option,), env=env, command=(sys.executable, "-c", SAY, *words))
+    done = subprocess.run(["bash"], input=render_script(spec), capture_output=True, encoding="utf-8", check=True)
+    said, environ = json.loads(done.stdout)
+    assert said == words and {name: environ[name] for name in env} == env
+    argv = slurm.submit_argv(spec, Path("/s.sh"))
+    assert f"--job-name={option}" in argv and f"--account={option}" in argv
+    assert argv[-2:] == [option, "/s.sh"]
 
 
 @pytest.mark.parametrize(("name", "spec"), [("full", full_spec()), ("least", JobSpec(name="x", requeue=False))])

@@ -10,7 +10,7 @@ import pytest
 from snakemake_executor_plugin_submitit import Executor
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 
-from jobs import executor, submission
+from jobs import executor, shell, submission
 from jobs.controller import ActiveJob
 from jobs.errors import UserError
 from jobs.queue import Queue
@@ -49,6 +49,17 @@ def calls(folder: Path, tool: str) -> int:
 def place() -> str:
     assert BATCH is not None
     return submission.place(BATCH, ["sbatch", str(SCRIPT)], SCRIPT)
+
+
+def test_an_interactive_session_around_us_does_not_reach_the_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SQUEUE_PARTITION", "other")
+    monkeypatch.setenv("SLURM_CPU_BIND", "mask_cpu:0x1")
+    monkeypatch.setenv("SLURM_CONF", "/etc/x")
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert "SLURM_CPU_BIND=" in shell.run(["env"]).stdout
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    seen = shell.run(["env"]).stdout
+    assert "SLURM_CONF=" in seen and "SLURM_CPU_BIND" not in seen and "SQUEUE_" not in seen
 
 
 def test_a_lost_answer_is_looked_up(slurm_commands: Path) -> None:
@@ -93,6 +104,7 @@ def test_lsf_says_no_too() -> None:
     assert lsf.is_refusal("gpux: No such queue. Job not submitted.")
     assert not lsf.is_refusal("LSF is down. Please wait ...")
     assert submission.find("12|/bin/bash '/s/.submission_file_abc.sh'\n", SCRIPT) == "12"
+    assert submission.find("11|/x.sh\n12|/s\n| /.submission_file_abc.sh\n13|/y.sh\n", SCRIPT) == "12"
 
 
 def test_cancelling_is_tried_again_and_owned_up_to(slurm_commands: Path) -> None:
@@ -135,6 +147,6 @@ def test_submission_files_are_private(slurm_commands: Path) -> None:
     assert folder.parent == queue.folder / "train" and {file.suffix for file in folder.iterdir()} == {".sh", ".pkl"}
     script = next(folder.glob("*.sh")).read_text()
     assert f'"$SLURM_JOB_ID"_submitted.pkl\nexec {sys.executable} -u -m submitit.core._submit {folder}\n' in script
-    assert queue.folder.stat().st_mode & 0o077 == 0, "nobody else gets below this folder"
+    assert queue.folder.stat().st_mode & folder.stat().st_mode & 0o777 == 0o700, "nobody else gets below them"
     assert executor.read_result(job.handle) is None
     queue.close()
