@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from neox.config.errors import UserError
 if TYPE_CHECKING:
     from neox.data.reading import Reading
 
-HELP = "prepare data: corpus, fetch, train-tokenizer, tokenize, merge, index, heldout"
+HELP = "prepare data: corpus, fetch, train-tokenizer, tokenize, merge, check, index, heldout"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     merge = actions.add_parser("merge", help="concatenate token files")
     merge.add_argument("prefixes", nargs="+", type=Path, metavar="PREFIX")
     merge.add_argument("--output", type=Path, required=True, metavar="PREFIX")
+    _add_check(actions.add_parser("check", help="read a token file: damage, ids, lengths of documents, samples"))
     _add_index(actions.add_parser("index", help="make the index maps of a run: the order of its samples"))
     _add_heldout(actions.add_parser("heldout", help="make evaluation data of documents that training never sees"))
 
@@ -75,6 +77,12 @@ def _add_tokenize(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", choices=engines, default="auto", help="(default: the fastest that is proven equal)")
     parser.add_argument("--no-append-eod", action="store_true", help="do not end documents with a token that says so")
     parser.add_argument("--end-of-document", metavar="TOKEN", help="that token (default: <|endoftext|>, </s>, …)")
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prefixes", nargs="+", type=Path, metavar="PREFIX")
+    parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="default: the one that the configuration names")
+    parser.add_argument("--config", nargs="+", default=[], metavar="FILE|key=value", help="of the model to train")
 
 
 def _add_index(parser: argparse.ArgumentParser) -> None:
@@ -139,6 +147,23 @@ def _merge(args: argparse.Namespace) -> str:
     return _describe(args.output, merge_prefixes(args.prefixes, args.output))
 
 
+def _check(args: argparse.Namespace) -> str:
+    from neox.config.derive import padded_vocab
+    from neox.config.load import load_config, parse_arguments
+    from neox.data.check import Vocabulary, check_tokens
+    from neox.data.tokenizer import load_tokenizer
+
+    config = load_config(*parse_arguments(args.config))
+    named = args.tokenizer or config.data.tokenizer
+    tokenizer = load_tokenizer(Path(named), config.data.end_of_document) if named else None
+    model = config.model
+    if args.config and model.vocab_size is None and tokenizer is not None:
+        model = replace(model, vocab_size=tokenizer.vocab_size)
+    rows = padded_vocab(model) if model.vocab_size else None
+    vocabulary = Vocabulary(tokenizer, model.vocab_size, rows)
+    return "\n".join(line for prefix in args.prefixes for line in check_tokens(prefix, vocabulary))
+
+
 def _index(args: argparse.Namespace) -> str:
     from neox.config.derive import resolve_data
     from neox.config.load import load_config, parse_arguments
@@ -191,6 +216,7 @@ ACTIONS: dict[str, Callable[[argparse.Namespace], str]] = {
     "convert-tokenizer": _convert_tokenizer,
     "tokenize": _tokenize,
     "merge": _merge,
+    "check": _check,
     "index": _index,
     "heldout": _heldout,
 }

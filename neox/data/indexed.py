@@ -17,7 +17,7 @@ from neox.data.durable import replacing
 MAGIC = b"MMIDIDX\x00\x00"
 LEGACY_MAGIC = b"TNTIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, number of items, length of doc_idx
-# GPT-NeoX's codes; Megatron-core swaps 6 and 7, which no token file uses.
+# GPT-NeoX's codes. Megatron-core swaps 6 and 7, so of those the size of the items decides.
 DTYPES: dict[int, Any] = {
     1: np.uint8,
     2: np.int8,
@@ -66,15 +66,22 @@ class IndexedReader:
         self.sizes = np.frombuffer(buffer, np.dtype("<i4"), num_items, offset)
         self.pointers = np.frombuffer(buffer, np.dtype("<i8"), num_items, offset + 4 * num_items)
         self.doc_idx = np.frombuffer(buffer, np.dtype("<i8"), num_documents, offset + 12 * num_items)
-        end = int(self.pointers[-1]) + int(self.sizes[-1]) * self.dtype.itemsize if num_items else 0
-        if data.stat().st_size != end:
+        held = data.stat().st_size
+        if self.dtype.kind == "f" and self._end() != held:
+            other = np.dtype(np.float64 if self.dtype == np.float32 else np.float32)
+            self.dtype = other if self._end(other) == held else self.dtype
+        if held != self._end():
             raise UserError(
-                f"{data}: {data.stat().st_size} bytes, but {idx} describes {end}; the pair is truncated or does not "
-                "belong together"
+                f"{data}: {held} bytes, but {idx} describes {self._end()}; the pair is truncated or does not belong "
+                "together"
             )
-        # An empty file cannot be mapped.
-        empty = data.stat().st_size == 0
+        empty = held == 0  # and cannot be mapped
         self.tokens: np.ndarray[Any, Any] = np.empty(0, self.dtype) if empty else np.memmap(data, self.dtype, "r")
+
+    def _end(self, dtype: np.dtype[Any] | None = None) -> int:
+        """Bytes that the last item says there are."""
+        itemsize = (dtype or self.dtype).itemsize
+        return int(self.pointers[-1]) + int(self.sizes[-1]) * itemsize if len(self.sizes) else 0
 
     def __len__(self) -> int:
         return len(self.sizes)
