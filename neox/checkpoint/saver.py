@@ -37,9 +37,20 @@ class Saver:
     all are written, from becoming a checkpoint.
     """
 
-    def __init__(self, store: Store, ranks: Ranks, config: CheckpointConfig, say: Callable[[str], None]) -> None:
-        """`store` is claimed (`generation.claim`); `say` prints a line of the first rank's."""
+    def __init__(
+        self,
+        store: Store,
+        ranks: Ranks,
+        config: CheckpointConfig,
+        say: Callable[[str], None],
+        after_commit: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`store` is claimed (`generation.claim`); `say` prints a line of the first rank's.
+
+        `after_commit` is called in the first rank's writing thread.
+        """
         self._store, self._ranks, self._config, self._say = store, ranks, config, say
+        self._after_commit = after_commit
         self._staging = Staging()
         self._writing: _Writing | None = None
         self._fence_checked = time.monotonic()
@@ -69,6 +80,7 @@ class Saver:
             total_s = time.perf_counter() - begin
             self._note_times(step, stall_s, total_s)
             self._say(f"saved step {step}: training waited {stall_s:.2f} s, on disk after {total_s:.2f} s")
+            self._after_commit()
             self._prune()
 
         self._writing = _Writing(self._store, self._ranks, step, copies, finish)

@@ -21,6 +21,7 @@ def run(args: argparse.Namespace) -> int:
 
     What the user got wrong is found before torch is loaded and before anything is written.
     """
+    from neox.checkpoint.mirror import copy_all, mirror_of
     from neox.checkpoint.start import starting_point
     from neox.config.derive import resolve
     from neox.config.errors import UserError
@@ -42,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
         if os.environ.get("RANK", "0") == "0":
             if not directory.summary.is_file():
                 directory.write_summary()
+            if target := mirror_of(config.checkpoint, directory.folder):
+                copy_all(directory.store, target, config.checkpoint)
             print(f"finished already: step {step} of {config.train.steps}; {directory.summary}")
         return 0
     if step is None:

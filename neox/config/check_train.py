@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 from neox.config.errors import UserError
-from neox.config.schema import Config, OptimConfig, TrainConfig
+from neox.config.schema import CheckpointConfig, Config, OptimConfig, TrainConfig
 from neox.config.shape import head_dim
+
+MIRROR = re.compile(r"s3://[a-z0-9][a-z0-9.-]+(/\S*)?")
+MIN_PART_BYTES = 5 << 20
+"""S3 takes no smaller parts."""
 
 
 def check_schedule(optim: OptimConfig) -> None:
@@ -39,6 +45,14 @@ def check_anomalies(train: TrainConfig) -> None:
     for name, least in (("spike_window", 2), ("max_skipped", 1), ("max_rewinds", 0), ("spike_sigma", 0)):
         if getattr(train, name) < least:
             raise UserError(f"train.{name} = {getattr(train, name)}: must be at least {least}")
+
+
+def check_mirror(checkpoint: CheckpointConfig) -> None:
+    """Where checkpoints are copied to is an address of an object store."""
+    if checkpoint.mirror is not None and not MIRROR.fullmatch(checkpoint.mirror):
+        raise UserError(f"checkpoint.mirror = {checkpoint.mirror}: must be s3://BUCKET/PREFIX")
+    if checkpoint.mirror_part_bytes < MIN_PART_BYTES:
+        raise UserError(f"checkpoint.mirror_part_bytes = {checkpoint.mirror_part_bytes}: at least {MIN_PART_BYTES}")
 
 
 def check_attention(config: Config) -> None:

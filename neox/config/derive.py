@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from neox.config.check_log import check_log
 from neox.config.check_model import check_choices
-from neox.config.check_train import check_anomalies, check_attention, check_schedule
+from neox.config.check_train import check_anomalies, check_attention, check_mirror, check_schedule
 from neox.config.check_zero import check_zero
 from neox.config.compat import check_compat
 from neox.config.errors import UserError
@@ -91,6 +91,7 @@ def resolve(config: Config, world_size: int) -> Config:
     check_zero(config)
     check_data(config)
     check_log(config.log)
+    check_mirror(config.checkpoint)
     optim = resolve_optimizer(config.optim)
     optim = dataclasses.replace(optim, decay_steps=optim.decay_steps or config.train.steps)
     train = dataclasses.replace(config.train, **dataclasses.asdict(batch))

@@ -104,8 +104,10 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def upload(path: Path, target: Place, part_bytes: int) -> None:
+def upload(path: Path, target: Place, part_bytes: int, sha256: str = "") -> None:
     """Sends a file, in parts of `part_bytes` where it is larger; the object appears when it is whole.
+
+    `sha256` is kept with it, for `sha256_of`.
 
     Raises:
         StorageError: it did not succeed now. UserError: it cannot. Of neither is anything visible.
@@ -113,8 +115,23 @@ def upload(path: Path, target: Place, part_bytes: int) -> None:
     with failures_of(target):
         from boto3.s3.transfer import TransferConfig
 
-        config = TransferConfig(multipart_threshold=part_bytes, multipart_chunksize=part_bytes, max_concurrency=4)
-        client().upload_file(os.fspath(path), target.bucket, target.key, Config=config)
+        config = TransferConfig(multipart_threshold=part_bytes, multipart_chunksize=part_bytes)
+        extra = {"Metadata": {"sha256": sha256}}
+        client().upload_file(os.fspath(path), target.bucket, target.key, ExtraArgs=extra, Config=config)
+
+
+def sha256_of(target: Place) -> str | None:
+    """The hash that `upload` was given; None: there is no such object, or it came otherwise."""
+    with failures_of(target):
+        from botocore.exceptions import ClientError
+
+        try:
+            found: str | None = client().head_object(Bucket=target.bucket, Key=target.key)["Metadata"].get("sha256")
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] != 404:
+                raise
+            return None
+        return found
 
 
 def read(source: Place) -> bytes:

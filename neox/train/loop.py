@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from neox.checkpoint.mirror import Mirror, mirror_of
 from neox.checkpoint.ranks import SaveError
+from neox.checkpoint.restore import restore
 from neox.checkpoint.resume import newest_intact, take_over, verified
 from neox.checkpoint.saver import Saver
 from neox.checkpoint.start import starting_point
@@ -30,6 +32,8 @@ from neox.train.stop import StopRequest
 from neox.train.watchdog import Watchdog
 
 FINISHED, FAILED, RUN_AGAIN = 0, 1, 85
+EARLY_WAIT_S = 30.0
+"""Seconds that a run which was asked to stop waits for copies of its checkpoints, of the minutes it is given."""
 
 
 def train(
@@ -59,14 +63,18 @@ def train(
     stop.catch_signals()
     try:
         loop = begin(cfg, run, parts, engine, sources, overrides)
-        with loop.watchdog:
-            code = loop.run_steps(stop)
+        with loop.mirror:
+            with loop.watchdog:
+                code = loop.run_steps(stop)
+            stop.ignore_signals()
+            engine.barrier()
+            engine.close()
+            # Before it ends otherwise, `run_steps` waited: a launcher may end this rank when the others have exited.
+            if code == FINISHED and not loop.mirror.finish():
+                loop.journal.say(f"warning: not all checkpoints are copied to {cfg.checkpoint.mirror}")
     except (UserError, SaveError):  # on every rank alike
         engine.close()  # a process that ends with the group open may be aborted by gloo's threads
         raise
-    stop.ignore_signals()
-    engine.barrier()
-    engine.close()
     return code
 
 
@@ -81,6 +89,7 @@ def begin(
     """The loop where the newest intact checkpoint left it, with its directory and logs ready; as `train`."""
     inputs = build_inputs(cfg, parts, engine)
     run.store = take_over(run.store, engine)
+    bring_back(cfg, run, engine)
     loop = Loop(cfg, run, engine, inputs)
     state = loop.resume()
     if state is not None:  # where the newest checkpoint is damaged, that of an older one than `parts` were checked with
@@ -96,6 +105,25 @@ def begin(
     return loop
 
 
+def bring_back(cfg: Config, run: RunDirectory, engine: Engine) -> None:
+    """Fetches the newest checkpoint from where the run is copied to, if it is newer; every rank calls it.
+
+    Raises:
+        UserError: on every rank: it cannot be had, or is of a run that is another in what must not change.
+    """
+    source = mirror_of(cfg.checkpoint, run.folder)
+    if source is None:
+        return
+    restore(run.store, source, engine, lambda line: print(line, flush=True) if engine.rank == 0 else None)
+    mistake = None
+    if engine.rank == 0:
+        try:
+            run.check(cfg)
+        except UserError as error:
+            mistake = str(error)
+    engine.agree(mistake)
+
+
 class Loop:
     """A run between two step boundaries: counters, and what a step, a validation and a save do."""
 
@@ -109,7 +137,10 @@ class Loop:
         self.watch = Watch(cfg.train)
         self.watchdog = Watchdog(run.folder / "logs", engine.rank, cfg.train.step_timeout_s)
         self.save_steps = set(checkpoint_steps(cfg))
-        self.saver = Saver(run.store, engine, cfg.checkpoint, self.journal.say)
+        self.mirror = Mirror(
+            run.store, mirror_of(cfg.checkpoint, run.folder) if engine.rank == 0 else None, cfg.checkpoint
+        )
+        self.saver = Saver(run.store, engine, cfg.checkpoint, self.journal.say, self.mirror.wake)
 
     def resume(self) -> dict[str, Any] | None:
         """Takes over, and returns, the state of the newest checkpoint that is intact; None: the run begins.
@@ -159,6 +190,7 @@ class Loop:
             if action == "stop":
                 self.saver.wait()
                 self.journal.close()
+                self.mirror.finish(EARLY_WAIT_S)
                 return FAILED
             if action != "rewind":
                 self.journal.measure_if_due(self.step)
@@ -245,6 +277,10 @@ class Loop:
         self.journal.close()
         what = f"saved the state after step {self.step}" if self.saved_step is not None else "stopped before step 1"
         self.journal.say(f"{what}: {reason}; run the same command again to go on")
+        if not self.mirror.finish(EARLY_WAIT_S):
+            self.journal.say(
+                f"not all checkpoints are copied to {self.cfg.checkpoint.mirror} yet: the next start does it"
+            )
         return RUN_AGAIN
 
     def _state(self) -> dict[str, Any]:

@@ -129,6 +129,8 @@ def test_defaults_of_gpt_neox_apply_where_a_key_is_not_set(tmp_path: Path) -> No
         ({"seed": 7, "finetune": True}, "data.seed", 7),
         ({"finetune": True, "load": "start"}, "checkpoint.init_from", "start"),
         ({"load": "start"}, "checkpoint.init_from", None),
+        ({"s3_path": "s3://bucket/neox"}, "checkpoint.mirror", "s3://bucket/neox"),
+        ({"s3_chunk_size": 10_000_000}, "checkpoint.mirror_part_bytes", 10_000_000),
         ({"peak_theoretical_tflops": 312}, "log.rank_tflops", 312.0),
         ({"use_wandb": True}, "log.wandb", "online"),
         ({"log_param_norm": True, "log_interval": 7}, "log.state_norms_interval", 7),

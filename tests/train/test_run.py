@@ -18,13 +18,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from neox.checkpoint import generation
 from neox.checkpoint import manifest as manifests
+from neox.checkpoint.mirror import complete_steps
 from neox.checkpoint.reshard import TensorReader, load_model_weights
 from neox.checkpoint.store import Store
 from neox.config.derive import padded_vocab, resolve
 from neox.config.load import load_config
+from neox.data import s3
 from neox.data.indexed import IndexedReader, IndexedWriter
 from neox.data.parts import plan_part
 from neox.model.gpt import GPT
+from tests.object_store import bucket, s3_server  # noqa: F401 (fixtures)
 from tests.train.launch import STEPS, Launch, records, run, steps_of, write_config, write_tokens
 
 ORDER = 360
@@ -235,6 +238,23 @@ def test_older_of_two_starts_says_why_it_ends_and_writes_nothing(config, tmp_pat
     assert len(errors) == 1 and "has taken this run over; this copy of it writes nothing more" in errors[0]
     assert {p: p.stat().st_mtime_ns for p in run_dir.rglob("*") if "tensorboard" not in p.parts} == before
     assert Store(checkpoints).steps() == [0, 5, 10, 20, 30, 40]
+
+
+def test_run_goes_on_from_s3_where_nothing_else_is_left(uninterrupted, config, tmp_path, bucket):  # noqa: F811
+    run_dir, mirror = tmp_path / "moving", "checkpoint.mirror=s3://models/runs"
+    first = Launch(run_dir, config, mirror, world_size=2)
+    first.wait_for_step(13)
+    first.signal(signal.SIGUSR2)
+    assert first.wait() == [85, 85]
+    (stopped_at,) = {record["step"] for record in records(run_dir)[-1:]}
+    shutil.rmtree(run_dir)
+    output = run(run_dir, config, mirror, world_size=2)
+    assert f"fetched the checkpoint of step {stopped_at} from s3://models/runs/moving" in output
+    assert curve(run_dir) == curve(uninterrupted)
+    steps = {stopped_at, *Store(uninterrupted / "checkpoints").steps()}
+    assert complete_steps(s3.Place("models", "runs/moving")) == sorted(steps)
+    other = Launch(tmp_path / "elsewhere" / "moving", config, mirror, "optim.lr=1e-3")
+    assert other.wait() == [2] and "optim.lr = 0.001: the run in" in other.output
 
 
 def test_full_disk_stops_the_run_with_one_line(config, tmp_path):

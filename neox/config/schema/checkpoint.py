@@ -20,3 +20,9 @@ class CheckpointConfig:
     init_from: str | None = None
     """Checkpoint, or run or imported model (`neox convert`), whose weights a new run starts from; optimizer, schedule
     and data begin anew (GPT-NeoX: load with finetune). None: initialised weights."""
+    mirror: str | None = None
+    """s3://BUCKET/PREFIX: every checkpoint is copied to PREFIX/<name of the run directory>/ behind training, and goes
+    from there by the rules above; a run directory that has no checkpoint, or older ones, goes on from there (GPT-NeoX:
+    s3_path). Credentials and endpoint: AWS_* in the environment, or ~/.aws. None: no copy."""
+    mirror_part_bytes: int = 104_857_600
+    """Bytes of the parts that a larger file is sent in, 5 MiB at least (GPT-NeoX: s3_chunk_size)."""
