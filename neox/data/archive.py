@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import bz2
 import functools
-import gzip
-import io
 import lzma
 import os
 import secrets
@@ -17,13 +14,13 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO
 
 import zstandard
 
 from neox.config.errors import UserError
 from neox.data.durable import storage_failure
-from neox.data.zstd import open_zstd
+from neox.data.formats.compression import COMPRESSIONS, decompressed
 
 BLOCK = 1 << 20
 ENDING = bytes(2 * tarfile.BLOCKSIZE)
@@ -36,10 +33,6 @@ HEADER_BYTES = 512
 """What each member counts for beside its data."""
 MAX_HEADER = 1 << 20
 """Bytes of a long name or of a member's further attributes in a tar file, which are read into memory."""
-OPENERS: dict[str, Callable[..., Any]] = {
-    **{".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": open_zstd},
-    ".tar": io.FileIO,
-}
 SHORT = {".tgz": ".gz", ".tbz2": ".bz2", ".txz": ".xz"}
 DAMAGE = (
     *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, zstandard.ZstdError, EOFError),
@@ -114,15 +107,18 @@ class _Unpacking:
         last = suffixes[-1] if suffixes else ""
         if last == ".zip":
             return _zip_members(self._archive)
-        if last == ".tar" or last in SHORT or (suffixes[:1] == [".tar"] and last in OPENERS):
+        if last == ".tar" or last in SHORT or (suffixes[:1] == [".tar"] and last in COMPRESSIONS):
             return self._tar_members(SHORT.get(last, last))
-        if last in OPENERS:
-            return iter([Member(self._archive.stem, "file", "", lambda: OPENERS[last](self._archive))])
-        known = ", ".join([".zip", *sorted(OPENERS), *sorted(SHORT)])
+        if last in COMPRESSIONS:
+            return iter([Member(self._archive.stem, "file", "", lambda: self._stream(last))])
+        known = ", ".join([".tar", ".zip", *COMPRESSIONS, *SHORT])
         raise UserError(f"{self._archive}: not an archive by its name; what is unpacked ends in {known}")
 
+    def _stream(self, suffix: str) -> IO[bytes]:
+        return decompressed(self._archive.open("rb"), suffix)
+
     def _tar_members(self, suffix: str) -> Iterator[Member]:
-        with OPENERS[suffix](self._archive) as stream:
+        with self._stream(suffix) as stream:
             watched = _Watched(stream)
             with tarfile.open(fileobj=watched, mode="r|", tarinfo=_BoundedInfo) as tar:  # type: ignore[call-overload]
                 for info in tar:

@@ -169,4 +169,4 @@ def test_cut_anywhere(tmp_path, name):
 
 
 def test_what_is_no_archive(tmp_path):
-    refuse(tmp_path, "x.txt", b"text", r"not an archive by its name; what is unpacked ends in \.zip, \.bz2, ")
+    refuse(tmp_path, "x.txt", b"text", r"not an archive by its name; what is unpacked ends in \.tar, \.zip, ")

@@ -242,13 +242,13 @@ def test_older_of_two_starts_says_why_it_ends_and_writes_nothing(config, tmp_pat
 
 def test_run_goes_on_from_s3_where_nothing_else_is_left(uninterrupted, config, tmp_path, bucket):  # noqa: F811
     run_dir, mirror = tmp_path / "moving", "checkpoint.mirror=s3://models/runs"
-    first = Launch(run_dir, config, mirror, world_size=2)
+    first = Launch(run_dir, config, mirror, world_size=2, anew=True)  # a forked rank may have no process of its own
     first.wait_for_step(13)
     first.signal(signal.SIGUSR2)
     assert first.wait() == [85, 85]
     (stopped_at,) = {record["step"] for record in records(run_dir)[-1:]}
     shutil.rmtree(run_dir)
-    output = run(run_dir, config, mirror, world_size=2)
+    output = run(run_dir, config, mirror, world_size=2, anew=True)
     assert f"fetched the checkpoint of step {stopped_at} from s3://models/runs/moving" in output
     assert curve(run_dir) == curve(uninterrupted)
     steps = {stopped_at, *Store(uninterrupted / "checkpoints").steps()}

@@ -19,6 +19,8 @@ from neox.config.errors import UserError
 BLOCK = 1 << 20
 OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 COMPRESSIONS = (*OPENERS, ".zst")
+FEED = 4096
+"""Bytes of zstd that are decompressed at a time: four may stand for 128 KiB, so that they become 128 MiB at most."""
 
 
 def open_bytes(path: Path) -> BinaryIO:
@@ -52,12 +54,15 @@ class _Closing(io.BufferedReader):
 
 
 class _ZstdStream(io.RawIOBase):
-    """zstandard's own stream reader ends quietly where the file is cut; this one raises EOFError, as gzip does."""
+    """zstandard's own stream reader ends quietly where the file is cut; this one raises EOFError, as gzip does.
+
+    Nor does it hold all that a few bytes of a bomb expand to.
+    """
 
     def __init__(self, raw: BinaryIO) -> None:
         self._raw = raw
         self._frame = zstandard.ZstdDecompressor().decompressobj()
-        self._pending = b""
+        self._pending = memoryview(b"")
         self._is_inside = False
 
     def readable(self) -> bool:
@@ -69,13 +74,13 @@ class _ZstdStream(io.RawIOBase):
             if self._frame.eof:
                 self._frame = zstandard.ZstdDecompressor().decompressobj()
                 self._is_inside = False
-            compressed = compressed or self._raw.read(BLOCK // 4)
+            compressed = compressed or self._raw.read(FEED)
             if not compressed:
                 if self._is_inside:
                     raise EOFError("Compressed file ended before the end-of-stream marker was reached")
                 return 0
             self._is_inside = True
-            self._pending = self._frame.decompress(compressed)
+            self._pending = memoryview(self._frame.decompress(compressed))
         count = min(len(target), len(self._pending))
         target[:count] = self._pending[:count]
         self._pending = self._pending[count:]
