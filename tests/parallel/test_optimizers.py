@@ -110,7 +110,7 @@ SUBJECTS = {
     ),
     "adamw8bit": Subject(configured("adamw8bit"), plain_adamw, loss_error=0.01, turned=1.0),
     "lion": Subject(configured("lion"), PaperLion, rate=0.3, loss_error=1e-4, turned=0.01),
-    "sgd": Subject(configured("sgd"), lambda groups: torch.optim.SGD(groups, foreach=False), rate=50),
+    "sgd": Subject(configured("sgd"), lambda groups: torch.optim.SGD(groups, foreach=False), rate=70),
     "nesterov": Subject(
         configured("sgd", momentum=0.9, nesterov=True),
         lambda groups: torch.optim.SGD(groups, momentum=0.9, nesterov=True, foreach=False),

@@ -17,8 +17,8 @@ from neox.parallel.engine import check_precision
 from tests.parallel.training import Case
 
 SCRIPT = """
-from tests.parallel.training import Case, run_case
-assert len(run_case(Case("1 rank"))["losses"]) == 20
+from tests.parallel.training import STEPS, Case, run_case
+assert len(run_case(Case("1 rank"))["losses"]) == STEPS
 """
 
 

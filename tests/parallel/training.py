@@ -22,15 +22,17 @@ from neox.model.dropout import sample_keys
 from neox.model.gpt import GPT
 from neox.model.init import init_weights
 
-STEPS, SAVE_STEP, NOISE_STEPS = 20, 10, 5
+STEPS, SAVE_STEP, NOISE_STEPS = 12, 6, 3
 GLOBAL_BATCH, MICRO_BATCH, SEQ, VOCAB, END = 8, 2, 16, 100, 9
 NEOX = ModelConfig(num_layers=4, hidden_size=32, num_heads=4, seq_length=SEQ, vocab_size=VOCAB, rotary_pct=0.5)
 LLAMA = dataclasses.replace(
     NEOX, norm="rmsnorm", activation="swiglu", parallel_residual=False, bias=False, intermediate_size=88
 )
 TIED = dataclasses.replace(NEOX, tie_embeddings=True)
+SHALLOW = dataclasses.replace(NEOX, num_layers=2)  # what is nowhere dealt to four stages
 GEMMA = dataclasses.replace(
     LLAMA,
+    num_layers=2,
     num_kv_heads=2,
     layer_pattern=("window", "global"),
     sliding_window=5,
@@ -41,16 +43,16 @@ GEMMA = dataclasses.replace(
     tie_embeddings=True,
     activation="geglu_tanh",
 )
-MULTI_QUERY = dataclasses.replace(NEOX, num_kv_heads=1, shared_norm=True, qk_norm=True)
+MULTI_QUERY = dataclasses.replace(SHALLOW, num_kv_heads=1, shared_norm=True, qk_norm=True)
 ALIBI = dataclasses.replace(
-    NEOX, positions="alibi", num_kv_heads=2, shared_norm=True, norm_bias=False, attn_bias=False, qk_norm=True
+    SHALLOW, positions="alibi", num_kv_heads=2, shared_norm=True, norm_bias=False, attn_bias=False, qk_norm=True
 )
 LEARNED = dataclasses.replace(
-    NEOX, positions="learned", position_offset=2, tie_embeddings=True, activation="relu", parallel_residual=False
+    SHALLOW, positions="learned", position_offset=2, tie_embeddings=True, activation="relu", parallel_residual=False
 )
-RELATIVE = dataclasses.replace(NEOX, positions="t5", norm="rmsnorm", t5_buckets=8, t5_max_distance=12, bias=False)
+RELATIVE = dataclasses.replace(SHALLOW, positions="t5", norm="rmsnorm", t5_buckets=8, t5_max_distance=12, bias=False)
 DROPPED = dataclasses.replace(NEOX, hidden_dropout=0.1, attention_dropout=0.2, num_kv_heads=2)
-BARE = dataclasses.replace(NEOX, positions="sinusoidal", norm="non_parametric_layernorm", bias=False)
+BARE = dataclasses.replace(SHALLOW, positions="sinusoidal", norm="non_parametric_layernorm", bias=False)
 LEARNING_RATES = [2e-3 * (step + 1) / STEPS for step in range(STEPS)]
 CLIP = 0.8  # below the gradients' norm of about 1.1, so that it acts at every step
 OPTIM = OptimConfig(weight_decay=0.1, grad_clip=CLIP)
@@ -79,9 +81,14 @@ class Case:
     offload: str = "none"
     optim: OptimConfig = OPTIM
     rate: float = 1.0
-    micro_batch: int = MICRO_BATCH
+    micro_batch: int | None = None
     load: str | None = None
     save: str | None = None
+
+    @property
+    def size(self) -> int:
+        """Samples of a micro-batch: where it is not said, two or, for a pipeline of one replica, four are a step."""
+        return self.micro_batch or (2 * MICRO_BATCH if self.dp == self.pp == 1 else MICRO_BATCH)
 
     def config(self) -> Config:
         """The resolved configuration of this case."""
@@ -101,7 +108,7 @@ class Case:
             train=TrainConfig(
                 steps=STEPS,
                 global_batch_size=GLOBAL_BATCH,
-                micro_batch_size=self.micro_batch,
+                micro_batch_size=self.size,
                 precision=self.precision,  # type: ignore[arg-type]
                 seed=7,
             ),
@@ -317,7 +324,7 @@ def run_case(case: Case) -> dict[str, Any]:
     rows = WHOLE_BATCH[engine.dp_index * share : (engine.dp_index + 1) * share]
 
     def read(step: int) -> Any:
-        return iter(micro_batches(case.model, step, rows, case.micro_batch))
+        return iter(micro_batches(case.model, step, rows, case.size))
 
     out: dict[str, Any] = {
         "losses": [],
@@ -356,7 +363,7 @@ def run_case(case: Case) -> dict[str, Any]:
     held = {parameter.untyped_storage().data_ptr() for parameter in parameters}
     masters = [piece.tensor for piece in engine.pieces() if piece.kind == "weight"]
     out["masters_apart"] = sum(master.untyped_storage().data_ptr() not in held for master in masters)
-    out["valid_loss"] = engine.eval_loss(read(STEPS), share // case.micro_batch)
+    out["valid_loss"] = engine.eval_loss(read(STEPS), share // case.size)
     out["broadcast"] = engine.broadcast({"from": engine.rank})
     out["any_of_last"] = engine.any_rank(engine.rank == case.dp * case.tp * case.pp - 1)
     out["any_of_none"] = engine.any_rank(False)
@@ -387,7 +394,7 @@ def run_overflow(case: Case) -> dict[str, Any]:
     out: dict[str, Any] = {"grad_norms": [], "scales": [], "steps": [], "pieces": [collect(engine)]}
     for step in range(3):
         tokens, labels = batch(step)
-        pairs = zip(tokens.split(MICRO_BATCH), labels.split(MICRO_BATCH), strict=True)
+        pairs = zip(tokens.split(case.size), labels.split(case.size), strict=True)
         out["grad_norms"].append(engine.train_step(pairs, lr=1e-3).grad_norm)
         out["pieces"].append(collect(engine))
         scalars = engine.optimizer_scalars()
