@@ -306,9 +306,7 @@ def load_full(path: str) -> dict[tuple[str, str], Tensor]:
 
 def run_case(case: Case) -> dict[str, Any]:
     """One case through the engine on this rank."""
-    import deepspeed
-
-    from neox.parallel.engine import Engine
+    from neox.parallel.engine import Engine, deepspeed  # imported before neox.parallel, it would say something
     from neox.parallel.topology import Topology
     from neox.train.noise import NoiseScale
     from neox.train.norms import GradientNorms
