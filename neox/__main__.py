@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from neox import __version__
 from neox.config.errors import UserError
 
-COMMANDS = ("config", "plan", "data", "train", "generate", "evaluate", "convert", "checkpoint", "bench")
+COMMANDS = ("config", "plan", "data", "train", "generate", "evaluate", "convert", "checkpoint", "upload", "bench")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,11 +1,12 @@
-"""The Hugging Face Hub: what a repository holds."""
+"""The Hugging Face Hub: what a repository holds, and putting files into one."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from neox.config.errors import UserError
 from neox.config.registry import HubFolder
@@ -46,6 +47,24 @@ def list_files(folder: HubFolder) -> list[HubFile]:
         )
         for item in found
     ]
+
+
+def upload(repo: str, revision: str, contents: Mapping[str, Path | bytes], private: bool) -> str:
+    """Puts files, by their names there, into a model's repository as one commit; returns the commit's address.
+
+    Raises:
+        UserError: the Hub does not answer or refuses, as where HF_TOKEN is missing.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api = HfApi(os.environ.get("HF_ENDPOINT"))
+    additions = [CommitOperationAdd(name, content) for name, content in contents.items()]
+    with _failures_of(repo):
+        api.create_repo(repo, private=private, exist_ok=True)
+        if revision != "main":
+            api.create_branch(repo, branch=revision, exist_ok=True)
+        message = f"{len(additions)} files from neox-hpc"
+        return str(api.create_commit(repo, additions, commit_message=message, revision=revision).commit_url)
 
 
 @contextmanager

@@ -1,0 +1,136 @@
+"""`neox upload`: the card says what the run says, and a fake of the Hub gets one commit of all files."""
+
+from __future__ import annotations
+
+import base64
+import http.server
+import json
+import threading
+
+import pytest
+
+from neox.__main__ import main
+from neox.checkpoint.store import Store
+from neox.config.load import dump, load_config
+from tests.checkpoint.pieces import full_tensors, save_at
+
+CONFIG = """
+model: {num_layers: 2, hidden_size: 32, num_heads: 4, seq_length: 16, vocab_size: 128}
+optim: {lr: 2.0e-3}
+train: {steps: 40, global_batch_size: 8, micro_batch_size: 2}
+"""
+
+
+class FakeHub(http.server.BaseHTTPRequestHandler):
+    """What of the Hub an upload of small files needs; keeps the requests."""
+
+    requests: list[tuple[str, bytes]]
+    status = 200
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.requests.append((self.path, body))
+        answer = {}
+        if self.path == "/api/repos/create":
+            answer = {"url": f"http://{self.headers['Host']}/me/small"}
+        elif "/preupload/" in self.path:
+            files = json.loads(body)["files"]
+            answer = {"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]}
+        elif "/commit/" in self.path:
+            answer = {
+                "success": True,
+                "commitOid": "c0ffee",
+                "commitUrl": f"http://{self.headers['Host']}/me/small/commit/c0ffee",
+            }
+        content = json.dumps(answer).encode()
+        self.send_response(self.status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    handler = type("Handler", (FakeHub,), {"requests": []})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    yield handler
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def export(tmp_path):
+    """An export in its run directory, with everything that a run leaves."""
+    run_dir = tmp_path / "small"
+    folder = run_dir / "hf" / "step_00000020"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"architectures": ["GPTNeoXForCausalLM"], "vocab_size": 128}')
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / ".snakemake_timestamp").touch()
+    (tmp_path / "base.yaml").write_text(CONFIG)
+    tokens = tmp_path / "tokens" / "text"
+    tokens.parent.mkdir()
+    source = {"file": str(tmp_path / "secret" / "corpus.jsonl"), "sha256": "ab" * 32}
+    tokens.with_suffix(".manifest.json").write_text(json.dumps({"documents": 7, "tokens": 12345, "inputs": [source]}))
+    config = load_config([tmp_path / "base.yaml"], [f"data.path={tokens}"])
+    (run_dir / "config.yaml").write_text(dump(config))
+    lines = [{"step": step, "tokens": 128 * step, "loss": 5 - step / 10} for step in range(1, 41)]
+    lines[20:20] = [{"step": 20, "valid_loss": 3.25}]
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run_dir / "eval").mkdir()
+    (run_dir / "eval" / "step_00000020.json").write_text('{"metrics": {"cloze/acc": 0.125}}')
+    save_at(Store(run_dir / "checkpoints"), 20, full_tensors())
+    return folder
+
+
+def test_card_and_files_without_sending(export, tmp_path, capsys, hub):
+    assert main(["upload", str(export), "me/small", "--dry-run", "--licence", "apache-2.0"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("---\nlibrary_name: transformers\npipeline_tag: text-generation\nlicense: apache-2.0\n---\n")
+    for line in (
+        "# small, step 20",
+        "| layers × width, heads | 2 × 32, 4 |",
+        "| tokens seen | 2,560 |",
+        f"| token file text | 7 documents, 12,345 tokens of corpus.jsonl (sha256 {'ab' * 32}) |",
+        "| steps | 20 of 40 |",
+        "| 20 | 2,560 | 3.0000 | 3.2500 |",
+        "| cloze/acc | 0.125 |",
+        "             7  model.safetensors",
+        "not sent to me/small, main: 2 files and README.md, the card above",
+    ):
+        assert line in out.splitlines()
+    assert str(tmp_path) not in out and hub.requests == []
+
+
+def test_one_commit_of_everything(export, capsys, hub):
+    assert main(["upload", str(export), "me/small", "--revision", "step20"]) == 0
+    assert capsys.readouterr().out.endswith("/me/small/commit/c0ffee\n")
+    (commit,) = [body for path, body in hub.requests if path == "/api/models/me/small/commit/step20"]
+    lines = [json.loads(line) for line in commit.splitlines()]
+    files = {
+        line["value"]["path"]: base64.b64decode(line["value"]["content"]) for line in lines if line["key"] == "file"
+    }
+    assert set(files) == {"config.json", "model.safetensors", "README.md"}
+    assert files["model.safetensors"] == b"weights" and b"# small, step 20" in files["README.md"]
+
+
+def test_mistakes_are_one_line(export, tmp_path, capsys, hub):
+    hub.status = 401
+    for arguments, message in [
+        ([str(export), "me/small"], "the Hugging Face Hub, me/small: "),
+        ([str(tmp_path), "me/small", "--run-dir", str(export.parent.parent)], "must be a folder step_*"),
+        ([str(tmp_path), "me/small"], "does not lie in a run directory"),
+        ([str(export), "me/small", "--run-dir", str(tmp_path)], "not a run directory"),
+    ]:
+        assert main(["upload", *arguments]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
