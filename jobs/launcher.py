@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from jobs import examination, runs, segments, warning
+from jobs import examination, runs, segments, staging, warning
 from jobs.container import contain
 from jobs.errors import UserError
 from jobs.launch import LAUNCHERS
@@ -62,6 +62,7 @@ def plan_launch(
     choice, port = site.device_choice, _port(SCHEDULERS[site.scheduler], environ)
     words_of_site = (site.gpus, choice, site.launch_args)
     launch = Launch(tuple(command), nodes, ranks, cpus, folder, *words_of_site, hosts=hosts, port=port)
+    launch = replace(launch, python=staging.python(site.stage))
     if site.container is None:
         return launch
     variables = [*launch_environment(site, launch, environ), site.device_choice]
@@ -92,7 +93,8 @@ def launch_environment(site: Site, launch: Launch, environ: Mapping[str, str]) -
     threads = environ.get("OMP_NUM_THREADS", str(launch.cpus_per_rank))
     words = {"OMP_NUM_THREADS": threads, "DLTS_HOSTFILE": str(hostfile(launch.folder))}
     peaks = " ".join(f"{precision}={tflops:g}" for precision, tflops in site.rank_tflops.items())
-    return {**words, **({PEAK_VARIABLE: peaks} if peaks else {}), **site.environment}
+    staged = staging.variables(site.stage, environ)
+    return {**words, **({PEAK_VARIABLE: peaks} if peaks else {}), **staged, **site.environment}
 
 
 def hostfile(folder: Path) -> Path:
@@ -149,6 +151,8 @@ def run(
     launch = plan_launch(site, command, nodes, ranks_per_node, Path(), os.environ, listed)
     if warning.has_saved(os.environ):
         return warning.SAVED  # a rule with `retries` tries again inside the allocation that is about to end
+    if site.stage and (code := _stage(site, site.stage, nodes)):
+        return code
     folder = Path(tempfile.mkdtemp(prefix=".launch-", dir=_shared_folder(run_dir, os.environ)))
     launch = plan_launch(site, command, nodes, ranks_per_node, folder, os.environ, listed)
     launch = replace(launch, port=launch.port or free_port())
@@ -182,6 +186,13 @@ def run(
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return code
+
+
+def _stage(site: Site, stage: staging.Stage, nodes: int) -> int:
+    """Brings the environment to the disk of every node; returns the nodes' combined exit code."""
+    staging.broadcast(stage, site.launcher)
+    bare = replace(site, stage=None, health=None, container=None)
+    return run(bare, staging.node_command(stage), nodes, 1, None)
 
 
 def _unfit(site: Site, launch: Launch, environ: Mapping[str, str]) -> str:

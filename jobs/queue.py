@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 import uuid
@@ -75,7 +76,12 @@ class Queue:
     """All jobs of one controller on one site. Holds the folder's lock while it lives."""
 
     def __init__(self, site: Site, folder: Path, interval_s: float) -> None:
-        """`interval_s`: how often the scheduler may be asked. Raises UserError if the folder has a controller."""
+        """`interval_s`: how often the scheduler may be asked.
+
+        Raises UserError if the folder has a controller, or a name that submitit would not leave as it is.
+        """
+        if pattern := re.search(r"%[Ajat]", str(folder)):
+            raise UserError(f"{folder}: {pattern[0]} in the name of a folder is filled in by submitit; work in another")
         self.site, self.folder, self.interval_s = site, folder, interval_s
         self.lock = Lock(folder)
         self.active = ActiveJobs(folder / "active")

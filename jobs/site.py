@@ -12,6 +12,7 @@ import yaml
 from jobs.container import Container
 from jobs.errors import UserError
 from jobs.health import Health
+from jobs.staging import Stage
 
 FOLDER = Path("site_configs")
 
@@ -66,6 +67,8 @@ class Site:
     """What `jobs tune` tries."""
     container: Container | None = None
     """What ranks run in; None: on the node as it is."""
+    stage: Stage | None = None
+    """The environment that is unpacked on every node before ranks start; None: it is where it is."""
     health: Health | None = None
     """What nodes are examined for before ranks start; None: they are not."""
 
@@ -108,6 +111,7 @@ def load_site(name_or_path: str) -> Site:
             Queue(**{key: value for key, value in row.items() if key != "source"}) for row in data.get("queues", [])
         ),
         tuning=tuple(Knob(row["knob"], tuple(row["choices"])) for row in data.get("tuning", [])),
+        stage=Stage(data["stage"]["archive"], data["stage"]["folder"]) if "stage" in data else None,
         health=_health(data.get("health")),
         container=_container(data.get("container")),
     )

@@ -16,7 +16,7 @@ from tests.cluster.conftest import Slurm, wait_for
 pytestmark = pytest.mark.cluster
 Interrupt = Callable[[subprocess.Popen[str], int], int]
 
-NASTY = "-a 'b' \"$(touch pwned)\" `touch pwned` ;touch pwned %A ü"
+NASTY = "-a 'b' \"$(touch pwned)\" `touch pwned` ;touch pwned 100%s ü"
 """The name of a folder."""
 
 

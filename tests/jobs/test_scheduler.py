@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from snakemake_executor_plugin_submitit import shell_line
+from snakemake_interface_executor_plugins.utils import format_cli_arg
 
 from jobs.errors import UserError
 from jobs.hostlist import expand
@@ -76,6 +78,17 @@ def test_nothing_in_a_job_is_interpreted(words: list[str], env: dict[str, str], 
     argv = slurm.submit_argv(spec, Path("/s.sh"))
     assert f"--job-name={option}" in argv and f"--account={option}" in argv
     assert argv[-2:] == [option, "/s.sh"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    words=st.lists(WORDS.filter(lambda word: word and word[0] not in "'\""), min_size=1)
+)  # those it takes for quoted
+@example(words=["it's $(touch pwned)", AWKWARD[7] + "`id`'\"", "/a b/\n"])
+def test_the_line_that_snakemake_makes_of_words_is_one_for_a_shell(words: list[str]) -> None:
+    line = shell_line(" ".join(format_cli_arg("--wait-for-files", word) for word in words))
+    done = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, encoding="utf-8", check=True)
+    assert done.stdout.split("\0")[1:-1:2] == words
 
 
 @pytest.mark.parametrize(("name", "spec"), [("full", full_spec()), ("least", JobSpec(name="x", requeue=False))])

@@ -139,6 +139,12 @@ def test_the_plugin_may_be_asked_before_it_is_ready() -> None:
     assert asyncio.run(answers()) == []
 
 
+def test_a_folder_that_submitit_would_rename_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="%A in the name of a folder"):
+        Queue(load_site("slurm"), tmp_path / "100%A", 1)
+    assert not list(tmp_path.iterdir())
+
+
 def test_submission_files_are_private(slurm_commands: Path) -> None:
     plan(slurm_commands, sbatch="echo 7\n")
     queue = Queue(load_site("slurm"), slurm_commands / "state", 1)

@@ -1,6 +1,9 @@
 """Snakemake executor plugin `submitit`: hands Snakemake's jobs to `jobs.queue` and its answers back."""
 
 # No `from __future__ import annotations`: the interface reads the types of the settings.
+import ast
+import re
+import shlex
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +20,7 @@ from jobs.queue import Queue, QueuedJob, Submission
 from jobs.resources import job_spec, num_successors, placed
 from jobs.site import load_site
 
+_LITERAL = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")
 RESULT_POLL_S = 2
 """Between two looks at result files; the scheduler is asked every --seconds-between-status-checks."""
 
@@ -82,10 +86,13 @@ class Executor(RemoteExecutor):
     def _submission(self, job: JobExecutorInterface) -> Submission:
         resources = dict(job.resources.items())
         spec = job_spec(job.name, resources, job.threads, self.site)
-        line = ["bash", "-c", self.format_job_exec(job)]  # Snakemake makes a shell line of it
+        line = ["bash", "-c", shell_line(self.format_job_exec(job))]  # Snakemake makes a shell line of it
         outputs = tuple(str(path) for path in job.output)
         successors = num_successors(resources, self.site)
         return Submission(spec, outputs, placed(line, resources, self.site), self.workdir, successors)
+
+    def get_python_executable(self) -> str:
+        return shlex.quote(super().get_python_executable())
 
     async def check_active_jobs(self, active_jobs: list[SubmittedJobInfo]) -> AsyncGenerator[SubmittedJobInfo, None]:
         if not active_jobs:  # Snakemake's thread asks before __post_init__ is done, where that takes over a second
@@ -108,6 +115,18 @@ class Executor(RemoteExecutor):
     def shutdown(self) -> None:
         super().shutdown()
         self.queue.close()
+
+
+def shell_line(line: str) -> str:
+    """Snakemake's line with its words quoted for a shell: it writes Python's literals, in which bash finds `$(...)`."""
+    return _LITERAL.sub(_quoted, line)
+
+
+def _quoted(literal: re.Match[str]) -> str:
+    try:
+        return shlex.quote(ast.literal_eval(literal[0]))
+    except (SyntaxError, ValueError):
+        return literal[0]  # a path, which Snakemake does quote for a shell
 
 
 def _queued(info: SubmittedJobInfo) -> QueuedJob:
