@@ -81,9 +81,7 @@ def test_nothing_in_a_job_is_interpreted(words: list[str], env: dict[str, str], 
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    words=st.lists(WORDS.filter(lambda word: word and word[0] not in "'\""), min_size=1)
-)  # those it takes for quoted
+@given(words=st.lists(WORDS.filter(lambda word: word and word[0] not in "'\""), min_size=1))
 @example(words=["it's $(touch pwned)", AWKWARD[7] + "`id`'\"", "/a b/\n"])
 def test_the_line_that_snakemake_makes_of_words_is_one_for_a_shell(words: list[str]) -> None:
     line = shell_line(" ".join(format_cli_arg("--wait-for-files", word) for word in words))

@@ -51,7 +51,7 @@ def test_ranks_run_what_was_staged(tmp_path: Path) -> None:
 def test_a_damaged_archive_leaves_nothing_behind(tmp_path: Path) -> None:
     archive = pack(tmp_path, "one")
     os.truncate(archive, 40)
-    with pytest.raises(UserError, match="env.tar.gz"):
+    with pytest.raises(UserError, match=r"env\.tar\.gz"):
         unpack(Stage(str(archive), str(tmp_path / "disk" / "env")))
     assert [path.name for path in (tmp_path / "disk").iterdir()] == ["env.lock"]
     with pytest.raises(UserError, match="no such file"):
