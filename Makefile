@@ -32,7 +32,7 @@ demo: $(RUN) ## corpus to evaluated models on this machine
 
 test: $(DEV) ## every test; as root, installs the Debian packages they need
 	tests/install_packages.sh
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 soak: $(DEV) ## a training through preemption, kills, a lost node on a real Slurm; torchrun, DeepSpeed over ssh (root)
 	tests/install_packages.sh
