@@ -7,7 +7,7 @@ DEV := $(VENV)/.dev-installed
 PIP := $(BIN)/pip install --disable-pip-version-check --quiet -c requirements/constraints.txt
 export PYTHONWARNINGS := ignore::FutureWarning
 
-.PHONY: help install demo test soak lint bench cluster-up cluster-down cluster-demo clean
+.PHONY: help install demo test soak lint bench bench-jobs cluster-up cluster-down cluster-demo clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 \t/p' Makefile | expand -t 16
@@ -47,6 +47,9 @@ lint: $(DEV) ## ruff, mypy, snakefmt
 bench: $(DEV) ## kernels against their references, a training step against transformers
 	$(BIN)/python -m kernels.benchmark
 	$(BIN)/python -m tests.bench.train_step
+
+bench-jobs: $(DEV) ## what 1000 small jobs cost their controller, beside snakemake-executor-plugin-slurm (root, Debian)
+	$(BIN)/python -m tests.bench.small_jobs
 
 cluster-up: $(RUN) ## a real 4-node Slurm with accounting on this machine (root, Debian)
 	tests/cluster/up.sh

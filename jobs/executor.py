@@ -20,13 +20,15 @@ from submitit.local.local import LocalExecutor, LocalJob
 from jobs import submission
 from jobs.errors import UserError
 from jobs.scheduler import SCHEDULERS
-from jobs.scheduler.contract import Query
+from jobs.scheduler.contract import Array, Query
 from jobs.shell import TIMED_OUT, run
 from jobs.site import Site
 from jobs.spec import JobSpec
 from jobs.state import State
 
 SCHEDULER_VARIABLE = "JOBS_SCHEDULER"
+ID_VARIABLE = "JOBS_JOB_ID"
+"""The job's id as whoever submitted it knows it."""
 
 
 class SchedulerWatcher(core.InfoWatcher):
@@ -140,26 +142,50 @@ class SchedulerExecutor(core.PicklingExecutor):
         return 1  # ranks are the command's own affair: submitit would wait for one result of each
 
     def _internal_process_submissions(self, delayed_submissions: list[utils.DelayedSubmission]) -> list[core.Job[int]]:
+        if len(delayed_submissions) > 1 and self._batch.array:
+            return self._submit_array(self._batch.array, delayed_submissions)
         return [self._submit_one(delayed) for delayed in delayed_submissions]
 
     def _submit_one(self, delayed: utils.DelayedSubmission) -> core.Job[int]:
         """Unlike submitit's own: all that the job reads is there before it is submitted, under names without its id."""
-        delayed.set_timeout(self.parameters.get("runtime_min", 10), self.max_num_timeout)
-        self.folder.mkdir(parents=True, exist_ok=True)
         name = uuid.uuid4().hex
-        delayed.dump(self.folder / f"{name}.pkl")
+        self._dump(delayed, name)
         script = self.folder / f"{name}.sh"
         script.write_text(self._make_submission_file_text(self._submitit_command_str, name))
         job_id = submission.place(self._batch, self._make_submission_command(script), script)
         return self.job_class(folder=self.folder, job_id=job_id, tasks=[0])
 
+    def _submit_array(
+        self, array: Array, delayed_submissions: Sequence[utils.DelayedSubmission]
+    ) -> list[core.Job[int]]:
+        """One script for all; each job reads the file of its number."""
+        name, count = uuid.uuid4().hex, len(delayed_submissions)
+        for number, delayed in enumerate(delayed_submissions):
+            self._dump(delayed, f"{name}_{number}")
+        script = self.folder / f"{name}.sh"
+        script.write_text(self._array_text(array, name))
+        base_id = submission.place(self._batch, array.submit(self._spec(), script, count), script)
+        ids = (array.job_id(base_id, str(number)) for number in range(count))
+        return [self.job_class(folder=self.folder, job_id=job_id, tasks=[0]) for job_id in ids]
+
+    def _dump(self, delayed: utils.DelayedSubmission, name: str) -> None:
+        delayed.set_timeout(self.parameters.get("runtime_min", 10), self.max_num_timeout)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        delayed.dump(self.folder / f"{name}.pkl")
+
     def _make_submission_file_text(self, command: str, uid: str) -> str:
-        """submitit reads the pickle under the job's id, so the job gives it that name."""
+        return self._text(command, f'"${SCHEDULERS[self.scheduler].environment["job_id"]}"', f"{uid}.pkl")
+
+    def _array_text(self, array: Array, uid: str) -> str:
+        job_id = array.job_id(f'"${array.base_id}"', f'"${array.number}"')
+        return self._text(self._submitit_command_str, job_id, f'{uid}_"${array.number}".pkl')
+
+    def _text(self, command: str, job_id: str, pickled: str) -> str:
+        """submitit reads the pickle under the job's id, so the job, a word of its shell, gives it that name."""
         spec = self._spec(command)
-        job_id = SCHEDULERS[self.scheduler].environment["job_id"]
         folder = shlex.quote(str(self.folder))
-        link = f'ln -sf {uid}.pkl {folder}/"${job_id}"_submitted.pkl'
-        return self._batch.script(replace(spec, setup=(link, *spec.setup)))
+        lines = (f"export {ID_VARIABLE}={job_id}", f'ln -sf {pickled} {folder}/"${ID_VARIABLE}"_submitted.pkl')
+        return self._batch.script(replace(spec, setup=(*lines, *spec.setup)))
 
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:
         return self._batch.submit(self._spec(), submission_file_path)
@@ -175,9 +201,9 @@ class SchedulerJobEnvironment(job_environment.JobEnvironment):
         super().__init__()
         scheduler = SCHEDULERS.get(os.environ.get(SCHEDULER_VARIABLE, ""))
         words = scheduler.environment if scheduler else {}
-        ours = {"job_id": "job_id", "num_nodes": "num_nodes", "nodes": "nodes", "global_rank": "rank"}
+        ours = {"num_nodes": "num_nodes", "nodes": "nodes", "global_rank": "rank"}
         # One submitit task per job, whatever the ranks: for the rest its defaults hold, read from no variable.
-        unset = dict.fromkeys(("num_tasks", "node", "local_rank"), "JOBS_UNSET")
+        unset = {"job_id": ID_VARIABLE, **dict.fromkeys(("num_tasks", "node", "local_rank"), "JOBS_UNSET")}
         self._env = {**unset, **{theirs: words.get(word, "JOBS_UNSET") for theirs, word in ours.items()}}  # type: ignore[misc]
 
     def _handle_signals(self, paths: utils.JobPaths, submission: utils.DelayedSubmission) -> None:
@@ -202,6 +228,11 @@ def submit(site: Site, folder: Path, spec: JobSpec, function: Callable[[], int])
     """Submits one job. Raises UserError with the scheduler's own words when it refuses."""
     executor = make_executor(site, folder, spec)
     return executor.submit(function)
+
+
+def submit_all(site: Site, folder: Path, spec: JobSpec, functions: Sequence[Callable[[], int]]) -> list[core.Job[int]]:
+    """Submits jobs that differ in what they run only, at once where the scheduler can. Raises UserError as `submit`."""
+    return make_executor(site, folder, spec).submit_array(functions)
 
 
 def own_warning_s(scheduler: str, spec: JobSpec) -> int:

@@ -32,6 +32,8 @@ SAVE_POLL_S, SLACK_S = 2.0, 15.0
 """How often the time that a save takes is looked up, and what is added to it."""
 PEAK_VARIABLE = "NEOX_RANK_TFLOPS"
 """Tells the trainer the peak of its rank by precision, for MFU: `bf16=191.5 fp16=191.5`."""
+MTBF_VARIABLE = "NEOX_MTBF_H"
+"""Tells the trainer how often the nodes of the launch fail, for when to save: hours, of all of them together."""
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -93,8 +95,9 @@ def launch_environment(site: Site, launch: Launch, environ: Mapping[str, str]) -
     threads = environ.get("OMP_NUM_THREADS", str(launch.cpus_per_rank))
     words = {"OMP_NUM_THREADS": threads, "DLTS_HOSTFILE": str(hostfile(launch.folder))}
     peaks = " ".join(f"{precision}={tflops:g}" for precision, tflops in site.rank_tflops.items())
+    mtbf = {MTBF_VARIABLE: f"{site.node_mtbf_h / launch.nodes:g}"} if site.node_mtbf_h else {}
     staged = staging.variables(site.stage, environ)
-    return {**words, **({PEAK_VARIABLE: peaks} if peaks else {}), **staged, **site.environment}
+    return {**words, **mtbf, **({PEAK_VARIABLE: peaks} if peaks else {}), **staged, **site.environment}
 
 
 def hostfile(folder: Path) -> Path:

@@ -91,12 +91,33 @@ class Queue:
 
     def submit(self, submission: Submission) -> QueuedJob:
         """Submits a command. Raises UserError when the scheduler refuses."""
-        key = self.active.key(submission.spec.name, submission.outputs)
-        notes = self.folder / "allocations" / uuid.uuid4().hex
-        job = QueuedJob(submission, key, notes, self._submit(submission, notes))
+        notes = self._new_notes()
+        job = QueuedJob(submission, self._key(submission), notes, self._submit(submission, notes))
         self._remember(job)
         self._fill_chain(job)
         return job
+
+    def submit_all(self, submissions: Sequence[Submission]) -> list[QueuedJob]:
+        """Submits commands with one spec and no successors, as one job array where the scheduler has them.
+
+        Raises UserError when the scheduler refuses; then it has none of them.
+        """
+        spec, notes = submissions[0].spec, [self._new_notes() for _ in submissions]
+        allocations = [self._allocation(*each) for each in zip(submissions, notes, strict=True)]
+        handles = executor.submit_all(self.site, self._new_folder(spec), spec, allocations)
+        jobs = [QueuedJob(s, self._key(s), n, h) for s, n, h in zip(submissions, notes, handles, strict=True)]
+        for job in jobs:
+            self._remember(job)
+        return jobs
+
+    def _key(self, submission: Submission) -> Path:
+        return self.active.key(submission.spec.name, submission.outputs)
+
+    def _new_notes(self) -> Path:
+        return self.folder / "allocations" / uuid.uuid4().hex
+
+    def _new_folder(self, spec: JobSpec) -> Path:
+        return self.folder / spec.name / uuid.uuid4().hex[:8]
 
     def _fill_chain(self, job: QueuedJob) -> None:
         """Queues what is missing behind a job; a scheduler that takes no more of them is asked again later."""
@@ -115,9 +136,9 @@ class Queue:
         words = (job.job_id, self.site.scheduler, handle.paths.folder, spec.name, job.submission.outputs, job.notes)
         self.active.add(job.key, ActiveJob(*words, waiting))
 
-    def _submit(self, submission: Submission, notes: Path, after: str | None = None) -> Any:
-        site, name, spec = self.site, submission.spec.name, replace(submission.spec, after=after)
-        allocation = Allocation(
+    def _allocation(self, submission: Submission, notes: Path) -> Allocation:
+        site, spec = self.site, submission.spec
+        return Allocation(
             submission.command,
             submission.cwd,
             site.scheduler,
@@ -128,7 +149,10 @@ class Queue:
             executor.own_warning_s(site.scheduler, spec),
             has_successor=submission.num_successors > 0,
         )
-        folder = self.folder / name / uuid.uuid4().hex[:8]
+
+    def _submit(self, submission: Submission, notes: Path, after: str | None = None) -> Any:
+        site, spec = self.site, replace(submission.spec, after=after)
+        allocation, folder = self._allocation(submission, notes), self._new_folder(spec)
         avoid = tuple(excluded(notes, site.health.max_excluded)) if site.health else ()
         try:
             return executor.submit(site, folder, replace(spec, exclude=avoid), allocation)
@@ -142,7 +166,7 @@ class Queue:
 
         Raises UserError while the scheduler does not answer: the job may run still, and must not run twice.
         """
-        key = self.active.key(submission.spec.name, submission.outputs)
+        key = self._key(submission)
         found = self.active.find(key)
         if found is None:
             return None

@@ -54,6 +54,8 @@ class Site:
     max_idle: int
     rank_tflops: dict[str, float] = field(default_factory=dict)
     """Peak of one rank by precision, in 10¹² FLOP/s."""
+    node_mtbf_h: float | None = None
+    """Hours between failures of one node; None: not known."""
     chain: int = 0
     """Successors that wait behind a training job; 0: it is requeued in place."""
     whole_nodes: bool = False
@@ -100,6 +102,7 @@ def load_site(name_or_path: str) -> Site:
         signal_delay_s=data["signal_delay_s"],
         grace_s=data["grace_s"],
         max_idle=data["requeue"]["max_idle"],
+        node_mtbf_h=data.get("node_mtbf_h"),
         chain=data["requeue"].get("chain", 0),
         whole_nodes=data.get("whole_nodes", False),
         has_launch_node=data.get("has_launch_node", False),

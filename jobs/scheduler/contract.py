@@ -30,6 +30,19 @@ class Query:
 
 
 @dataclass(frozen=True)
+class Array:
+    """Many jobs by one submission, which differ only in a number from 0."""
+
+    submit: Callable[[JobSpec, Path, int], list[str]]
+    job_id: Callable[[str, str], str]
+    """Id of one of them, from the submission's id and its number; every other command takes it."""
+    number: str
+    """Variable in the job with its number."""
+    base_id: str
+    """Variable in the job with the submission's id."""
+
+
+@dataclass(frozen=True)
 class Batch:
     """The submission half of a scheduler."""
 
@@ -47,6 +60,8 @@ class Batch:
     """Runs the same job again under the same id; None where the scheduler cannot."""
     ends: tuple[Callable[[str], list[str]], Callable[[str], list[State]]] | None = None
     """Prints how each allocation of a job ended, in order, and its parser; None: nobody keeps that."""
+    array: Array | None = None
+    """None where the scheduler has no job arrays, or ours does not use them."""
     warns: bool = True
     """Whether the job gets USR2 from the scheduler before its walltime ends; otherwise it warns itself."""
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from jobs.errors import UserError
-from jobs.scheduler.contract import Batch, Query, Scheduler
+from jobs.scheduler.contract import Array, Batch, Query, Scheduler
 from jobs.scheduler.script import render_script
 from jobs.spec import JobSpec
 from jobs.state import State
@@ -78,6 +79,22 @@ def _pattern(path: Path | None) -> str | None:
     return None if path is None else f"{str(path.parent).replace('%', '%%')}/{path.name}"
 
 
+def array_argv(spec: JobSpec, script: Path, num_jobs: int) -> list[str]:
+    """The same for an array, whose elements have logs of their own."""
+    apart = replace(spec, stdout=_of_element(spec.stdout), stderr=_of_element(spec.stderr))
+    sbatch, *options = submit_argv(apart, script)
+    return [sbatch, f"--array=0-{num_jobs - 1}", *options]
+
+
+def _of_element(path: Path | None) -> Path | None:
+    """submitit's %j is an element's own number elsewhere in Slurm; here it is BASE_NUMBER."""
+    return None if path is None else path.with_name(path.name.replace("%j", "%A_%a"))
+
+
+def array_job_id(base_id: str, number: str) -> str:
+    return f"{base_id}_{number}"
+
+
 def parse_id(output: str) -> str:
     """`sbatch --parsable` prints ID or ID;CLUSTER. Raises UserError for anything else."""
     job_id = output.strip().splitlines()[-1].split(";")[0] if output.strip() else ""
@@ -86,7 +103,8 @@ def parse_id(output: str) -> str:
     return job_id
 
 
-LISTING = ["squeue", "--me", "--noheader", "--states=all", "--format=%A|%o"]
+_ID = re.compile(r"\d+(?:_\d+)?")
+LISTING = ["squeue", "--me", "--noheader", "--states=all", "--format=%F|%o"]
 # What sbatch says, after its own name, when slurmctld was not reached or could not take a job just now (slurm_errno.c).
 _NOT_NOW = re.compile(
     r"[Uu]nable to contact|[Ss]ocket timed out|[Cc]onnection (?:refused|reset|timed out)"
@@ -109,9 +127,9 @@ def state_of(word: str) -> State:
 
 
 def parse_states(output: str) -> dict[str, State]:
-    """Lines of `ID|STATE`; lines about job steps (`12.batch`) and rubbish are passed over."""
+    """Lines of `ID|STATE`, where ID may be `12_3`; lines about job steps (`12.batch`) and rubbish are passed over."""
     rows = (line.split("|") for line in output.splitlines())
-    return {row[0]: state_of(row[1]) for row in rows if len(row) >= 2 and row[0].isdigit()}
+    return {row[0]: state_of(row[1]) for row in rows if len(row) >= 2 and _ID.fullmatch(row[0])}
 
 
 def parse_reasons(output: str) -> dict[str, str]:
@@ -122,16 +140,17 @@ def parse_reasons(output: str) -> dict[str, str]:
 
 
 def squeue_argv(job_ids: Sequence[str]) -> list[str]:
-    """All of the user's jobs: naming ids would make squeue fail once one of them has left its memory.
+    """All of the user's jobs, a line for each element of an array: naming ids would make squeue fail once one of them
+    has left its memory.
 
     `--states=all` includes ended jobs for MinJobAge, so accounting is rarely asked and its lag rarely seen.
     """
-    return ["squeue", "--me", "--noheader", "--states=all", "--format=%A|%T|%S|%r"]
+    return ["squeue", "--me", "--noheader", "--states=all", "--array", "--format=%i|%T|%S|%r"]
 
 
 def sacct_argv(job_ids: Sequence[str]) -> list[str]:
     """Jobs that slurmctld has forgotten; exits with an error where accounting is off."""
-    return ["sacct", "-X", "--noheader", "--parsable2", "--format=JobIDRaw,State", f"--jobs={','.join(job_ids)}"]
+    return ["sacct", "-X", "--noheader", "--parsable2", "--format=JobID,State", f"--jobs={','.join(job_ids)}"]
 
 
 def ends_argv(job_id: str) -> list[str]:
@@ -165,5 +184,6 @@ SCHEDULER = Scheduler(
         cancel=cancel_argv,
         requeue=requeue_argv,
         ends=(ends_argv, parse_ends),
+        array=Array(array_argv, array_job_id, "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_JOB_ID"),
     ),
 )

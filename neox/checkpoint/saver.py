@@ -54,17 +54,29 @@ class Saver:
         self._staging = Staging()
         self._writing: _Writing | None = None
         self._fence_checked = time.monotonic()
+        self.times: tuple[float, float] | None = None
+        """Seconds that training waited for the last save, and that it took to the disk; on the first rank."""
+        self.passing: list[int] = []
+        """Checkpoints that go when a newer one stands."""
 
     def reserve(self, pieces: Iterable[Piece]) -> None:
         """Makes the memory for the copies ready, so that the first save is no slower than the others."""
         self._staging.copy(pieces)
 
-    def start(self, step: int, pieces: Iterable[Piece], state: dict[str, Any], flush_logs: Callable[[], None]) -> None:
+    def start(
+        self,
+        step: int,
+        pieces: Iterable[Piece],
+        state: dict[str, Any],
+        flush_logs: Callable[[], None],
+        is_passing: bool = False,
+    ) -> None:
         """Copies the state and goes on; waits first while the save before is still being written.
 
         Args:
             state: JSON-able, not changed afterwards. flush_logs: waits until what belongs to the steps so far is on
-                the disk; the first rank's writing thread calls it before it commits.
+                the disk; the first rank's writing thread calls it before it commits. is_passing: whether the checkpoint
+                goes when a newer one stands.
 
         Raises:
             SaveError: on every rank, when the save before has failed on one of them.
@@ -82,6 +94,7 @@ class Saver:
             self._say(f"saved step {step}: training waited {stall_s:.2f} s, on disk after {total_s:.2f} s")
             self._after_commit()
             self._prune()
+            self.passing = [old for old in self.passing if not self._store.remove(old)] + [step] * is_passing
 
         self._writing = _Writing(self._store, self._ranks, step, copies, finish)
         self._writing.start()
@@ -137,6 +150,7 @@ class Saver:
 
     def _note_times(self, step: int, stall_s: float, total_s: float) -> None:
         """For whoever plans saves from outside, as before a walltime's end; of a save that stands already."""
+        self.times = (stall_s, total_s)
         with contextlib.suppress(OSError):
             note = {"step": step, "stall_s": stall_s, "total_s": total_s}
             (self._store.folder.parent / "last_save.json").write_text(json.dumps(note))

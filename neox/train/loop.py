@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from neox.checkpoint.interval import Passing, mtbf_s
 from neox.checkpoint.mirror import Mirror, mirror_of
 from neox.checkpoint.ranks import SaveError
 from neox.checkpoint.restore import restore
@@ -141,6 +142,7 @@ class Loop:
             run.store, mirror_of(cfg.checkpoint, run.folder) if engine.rank == 0 else None, cfg.checkpoint
         )
         self.saver = Saver(run.store, engine, cfg.checkpoint, self.journal.say, self.mirror.wake)
+        self.passing = Passing(cfg.checkpoint, mtbf_s())
 
     def resume(self) -> dict[str, Any] | None:
         """Takes over, and returns, the state of the newest checkpoint that is intact; None: the run begins.
@@ -161,6 +163,7 @@ class Loop:
         self.watch.restore(state["watch"])
         self.journal.restore(state)
         self.step, self.samples, self.saved_step = state["step"], state["samples"], state["step"]
+        self.saver.passing = [self.step] if state.get("is_passing") else []
         # Absent: saved by a version that had no warm-up of either.
         self.tokens = state.get("tokens", self.samples * self.cfg.model.seq_length)
         self.journal.say(f"going on from {reader.directory}")
@@ -195,8 +198,7 @@ class Loop:
             if action != "rewind":
                 self.journal.measure_if_due(self.step)
                 self.validate_if_due()
-                if self.step in self.save_steps:
-                    self.save()
+                self.save_if_due()
         self.saver.wait()
         self.journal.close()
         if self.engine.rank == 0:
@@ -257,10 +259,20 @@ class Loop:
         loss = self.engine.eval_loss(iter(batches), num_batches * self.cfg.train.grad_accum)
         self.journal.record_validation(self.step, loss)
 
-    def save(self) -> None:
+    def save_if_due(self) -> None:
+        """Saves at the recipe's steps, and between them where the failures of the machine make it worth while."""
+        if self.step in self.save_steps:
+            self.save()
+        elif self.passing.is_on and self.engine.any_rank(
+            self.engine.rank == 0 and self.passing.is_due(self.saver.times)
+        ):
+            self.save(is_passing=True)
+
+    def save(self, is_passing: bool = False) -> None:
         """Copies the state after the current step; it is written while training goes on."""
-        self.saver.start(self.step, self.engine.pieces(), self._state(), self.journal.flush)
-        self.saved_step = self.step
+        state = {**self._state(), "is_passing": is_passing}
+        self.saver.start(self.step, self.engine.pieces(), state, self.journal.flush, is_passing)
+        self.saved_step, self.passing.saved_at = self.step, time.monotonic()
 
     def _learning_rate(self) -> float:
         num_updates = self.step - self.watch.num_skipped  # as in GPT-NeoX, a step that changes nothing does not count

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from jobs.errors import UserError
 from jobs.queue import Queue
 from jobs.scheduler import SCHEDULERS, lsf, slurm
 from jobs.site import load_site
+from jobs.state import State
 from tests.jobs.test_allocation import submission as submission_of
 
 BATCH = SCHEDULERS["slurm"].batch
@@ -32,6 +35,7 @@ def slurm_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / tool).write_text(f'#!/bin/bash\n{count}; eval "$(sed -n ${{n}}p {tmp_path}/{tool}.plan)"\n')
         (tmp_path / tool).chmod(0o700)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.chdir(tmp_path)
     for name, value in {"FIRST_WAIT_S": 0.01, "LONGEST_WAIT_S": 0.05, "PATIENCE_S": 2.0, "CANCEL_WAIT_S": 0.01}.items():
         monkeypatch.setattr(submission, name, value)
     return tmp_path
@@ -152,7 +156,34 @@ def test_submission_files_are_private(slurm_commands: Path) -> None:
     folder = job.handle.paths.folder
     assert folder.parent == queue.folder / "train" and {file.suffix for file in folder.iterdir()} == {".sh", ".pkl"}
     script = next(folder.glob("*.sh")).read_text()
-    assert f'"$SLURM_JOB_ID"_submitted.pkl\nexec {sys.executable} -u -m submitit.core._submit {folder}\n' in script
+    assert 'export JOBS_JOB_ID="$SLURM_JOB_ID"\n' in script
+    assert f'"$JOBS_JOB_ID"_submitted.pkl\nexec {sys.executable} -u -m submitit.core._submit {folder}\n' in script
     assert queue.folder.stat().st_mode & folder.stat().st_mode & 0o777 == 0o700, "nobody else gets below them"
     assert executor.read_result(job.handle) is None
+    queue.close()
+
+
+def test_jobs_that_are_alike_are_one_array(slurm_commands: Path) -> None:
+    """Each reads its own file by its number, and every command knows it as BASE_NUMBER."""
+    queried = "printf '7_0|COMPLETED|N/A|None\\n7_1|RUNNING|N/A|None\\n7_2|PENDING|N/A|Priority\\n'"
+    plan(slurm_commands, sbatch="echo $* > line; echo 7\n", squeue=f"{queried}\n" * 2, scancel="echo $* > cancelled\n")
+    queue = Queue(load_site("slurm"), slurm_commands / "state", 1)
+    jobs = queue.submit_all([submission_of(slurm_commands, name) for name in "abc"])
+    assert [job.job_id for job in jobs] == ["7_0", "7_1", "7_2"] and calls(slurm_commands, "sbatch") == 1
+    folder = jobs[0].handle.paths.folder
+    line = Path("line").read_text()
+    assert "--array=0-2 " in line and f"--output={folder}/%A_%a_0_log.out" in line
+    (script,) = folder.glob("*.sh")
+    words = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1", "SLURM_JOB_ID": "9"}
+    text = script.read_text().replace("exec ", "true ")
+    subprocess.run(["/bin/bash", "-c", f"{text}env | grep JOBS_JOB_ID > id"], env={**os.environ, **words}, check=True)
+    assert Path("id").read_text() == "JOBS_JOB_ID=7_1\n"
+    link = folder / "7_1_submitted.pkl"
+    assert link.readlink().name == f"{script.stem}_1.pkl" and link.exists()
+    states = executor.ask("slurm", [job.handle for job in jobs])
+    assert states == {"7_0": State.COMPLETED, "7_1": State.RUNNING, "7_2": State.PENDING}
+    adopted = [queue.adopt(job.submission) for job in jobs]
+    assert [job and job.job_id for job in adopted] == [None, "7_1", "7_2"]
+    queue.cancel(jobs[1:])
+    assert Path("cancelled").read_text() == "7_1 7_2\n"
     queue.close()

@@ -74,7 +74,12 @@ def interrupted(config, tmp_path_factory):
     assert f"saved the state after step {stopped}: " in second.output
     assert not (run_dir / "train_summary.json").exists()
 
-    output = run(run_dir, config, world_size=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NEOX_MTBF_H", "1e-6")  # nodes that fail all the time: saves as often as they reach the disk
+        output = run(run_dir, config, world_size=2)
+    between = {int(step) for step in re.findall(r"saved step (\d+):", output)} - {10, 20, 30, STEPS}
+    assert between, output
+    assert not between & set(Store(run_dir / "checkpoints").steps()), "each has made way for the next"
     assert f"going on from {run_dir / 'checkpoints' / f'step_{stopped:08d}'}" in output
     return run_dir
 

@@ -19,6 +19,7 @@ from jobs.errors import UserError
 from jobs.queue import Queue, QueuedJob, Submission
 from jobs.resources import job_spec, num_successors, placed
 from jobs.site import load_site
+from jobs.spec import JobSpec
 
 _LITERAL = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")
 RESULT_POLL_S = 2
@@ -64,23 +65,67 @@ class Executor(RemoteExecutor):
             raise WorkflowError(str(error)) from None
         self.next_seconds_between_status_checks = RESULT_POLL_S
 
+    def run_jobs(self, jobs: list[JobExecutorInterface]) -> None:
+        """Jobs that are ready at once and are alike but for their command are submitted as one."""
+        alike: list[tuple[JobSpec | None, list[tuple[JobExecutorInterface, Submission]]]] = []
+        for job in jobs:
+            self.run_job_pre(job)
+            submission = self._adopted_or_new(job)
+            if submission is None:
+                continue
+            is_alone = bool(job.resources.get("launches"))  # it runs on in allocations of its own, with successors
+            group = next((group for spec, group in alike if spec == submission.spec and not is_alone), None)
+            if group is None:
+                alike.append((None if is_alone else submission.spec, group := []))
+            group.append((job, submission))
+        for _, group in alike:
+            self._submit(group)
+
     def run_job(self, job: JobExecutorInterface) -> None:
+        self.run_jobs([job])
+
+    def _adopted_or_new(self, job: JobExecutorInterface) -> Submission | None:
+        """What is to be submitted; None where an earlier controller has done so, or where it cannot be."""
         try:
             submission = self._submission(job)
             queued = self.queue.adopt(submission)
-            if queued:
-                self.logger.info(f"Job {job.jobid}: adopted {self.site.scheduler} job {queued.job_id}")
-            else:
-                queued = self.queue.submit(submission)
-                log = queued.handle.paths.stderr
-                self.logger.info(
-                    f"Job {job.jobid}: submitted as {self.site.scheduler} job {queued.job_id} (log: {log})"
-                )
         except UserError as error:
-            if job.is_group():  # of whose jobs Snakemake prints no message
-                self.logger.error(f"Group {job.name}: not submitted: {error}")
-            self.report_job_error(SubmittedJobInfo(job), msg=f"not submitted: {error}. ")
-            return
+            self._refuse(job, error)
+            return None
+        if queued is None:
+            return submission
+        self.logger.info(f"Job {job.jobid}: adopted {self.site.scheduler} job {queued.job_id}")
+        self._register(job, queued)
+        return None
+
+    def _submit(self, group: list[tuple[JobExecutorInterface, Submission]]) -> None:
+        """All at once; where the scheduler refuses, or there is one, each alone."""
+        if len(group) > 1:
+            try:
+                queued = self.queue.submit_all([submission for _, submission in group])
+            except UserError as error:
+                self.logger.info(f"{len(group)} jobs are not submitted as one: {error}")
+                for one in group:
+                    self._submit([one])
+                return
+        else:
+            ((job, submission),) = group
+            try:
+                queued = [self.queue.submit(submission)]
+            except UserError as error:
+                self._refuse(job, error)
+                return
+        for (job, _), each in zip(group, queued, strict=True):
+            where = f"submitted as {self.site.scheduler} job {each.job_id} (log: {each.handle.paths.stderr})"
+            self.logger.info(f"Job {job.jobid}: {where}")
+            self._register(job, each)
+
+    def _refuse(self, job: JobExecutorInterface, error: UserError) -> None:
+        if job.is_group():  # of whose jobs Snakemake prints no message
+            self.logger.error(f"Group {job.name}: not submitted: {error}")
+        self.report_job_error(SubmittedJobInfo(job), msg=f"not submitted: {error}. ")
+
+    def _register(self, job: JobExecutorInterface, queued: QueuedJob) -> None:
         self.report_job_submission(SubmittedJobInfo(job, external_jobid=queued.job_id, aux={"queued": queued}))
 
     def _submission(self, job: JobExecutorInterface) -> Submission:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,9 @@ class CheckpointConfig:
     """How many of the interval's checkpoints to keep, the newest. None keeps all."""
     keep_every: int | None = None
     """With keep_last: checkpoints of steps that are a multiple of this are kept for ever too."""
+    between: Literal["auto", "off"] = "auto"
+    """Saves between these, each of which makes way for the next: auto, where the launcher knows how often the job's
+    nodes fail (NEOX_MTBF_H, from the site's node_mtbf_h), at Daly's optimum for the measured time of a save."""
     init_from: str | None = None
     """Checkpoint, or run or imported model (`neox convert`), whose weights a new run starts from; optimizer, schedule
     and data begin anew (GPT-NeoX: load with finetune). None: initialised weights."""

@@ -1,0 +1,68 @@
+"""Saves between those of a recipe: Daly's optimum against the cost that it minimises, and what becomes of them."""
+
+import math
+
+import pytest
+
+from neox.checkpoint import interval
+from neox.checkpoint.resume import take_over
+from neox.checkpoint.saver import Saver
+from neox.checkpoint.store import Store
+from neox.config.errors import UserError
+from neox.config.schema import CheckpointConfig
+from tests.checkpoint.pieces import full_tensors
+from tests.checkpoint.ranks import run_ranks
+from tests.checkpoint.test_saver import pieces_of
+
+
+def time_per_work(interval_s, save_s, mtbf_s):
+    """Daly 2006, equation 20: wall time per second of work, with failures at random and none while it restarts."""
+    return mtbf_s / interval_s * (math.exp((interval_s + save_s) / mtbf_s) - 1)
+
+
+@pytest.mark.parametrize(("save_s", "mtbf_s"), [(1, 1e5), (60, 1e5), (300, 6480), (60, 600), (500, 1200)])
+def test_optimum_is_where_time_is_least(save_s, mtbf_s):
+    best = time_per_work(interval.optimal_interval_s(save_s, mtbf_s), save_s, mtbf_s)
+    tried = [mtbf_s * 1.01**-k for k in range(1500)]
+    assert best <= min(time_per_work(one, save_s, mtbf_s) for one in tried) * 1.003
+
+
+def test_intervals_of_the_literature():
+    """Nodes that fail 6.5 times in 1000 node-days: minutes at 64 and 2048 of them, for saves of 1, 60, 300 s."""
+    hours = 24 * 1000 / 6.5
+    minutes = {n: [interval.optimal_interval_s(s, 3600 * hours / n) / 60 for s in (1, 60, 300)] for n in (64, 2048)}
+    assert minutes[64] == pytest.approx([11, 83, 186], rel=0.05)
+    assert minutes[2048] == pytest.approx([2, 15, 33], rel=0.15)
+    assert interval.optimal_interval_s(300, 100) == 100
+
+
+def test_due_by_the_clock_once_a_save_was_measured():
+    clock = [0.0]
+    passing = interval.Passing(CheckpointConfig(), 1e5, lambda: clock[0])
+    due = []
+    for clock[0] in (500, 601, 1000, 1300):
+        due.append(passing.is_due((1.0, 3.0) if clock[0] == 1000 else (1.0, 600.0) if clock[0] == 1300 else None))
+    assert due == [False, True, True, True]
+    passing.saved_at = 1000
+    assert not passing.is_due((1.0, 3.0)) and not passing.is_due((0.0, 200.0)), "never all the time"
+    for off in (interval.Passing(CheckpointConfig(between="off"), 1e5), interval.Passing(CheckpointConfig(), None)):
+        assert not off.is_on and not off.is_due(None)
+
+
+def test_failure_rate_is_the_launcher_s():
+    assert interval.mtbf_s({}) is None and interval.mtbf_s({interval.VARIABLE: "2"}) == 7200
+    for wrong in ("0", "soon"):
+        with pytest.raises(UserError, match="NEOX_MTBF_H"):
+            interval.mtbf_s({interval.VARIABLE: wrong})
+
+
+def test_passing_checkpoints_go_when_a_newer_one_stands(tmp_path):
+    def train(ranks):
+        saver = Saver(take_over(Store(tmp_path), ranks), ranks, CheckpointConfig(), print)
+        for step, is_passing in ((1, False), (2, True), (3, True), (4, False), (5, True)):
+            saver.start(step, pieces_of(full_tensors(step), ranks), {"step": step}, lambda: None, is_passing)
+            saver.wait()
+        return saver.times, saver.passing
+
+    ((times, passing),) = run_ranks(train)
+    assert Store(tmp_path).steps() == [1, 4, 5] and passing == [5] and 0 <= times[0] <= times[1]
