@@ -60,23 +60,30 @@ class IndexedReader:
         for path in (idx, data):
             if not path.is_file():
                 raise UserError(f"{path}: no such file; a token file is the pair PREFIX.bin and PREFIX.idx")
+        self._map_index(idx)
+        held = data.stat().st_size
+        self._check_length(held, str(data))
+        empty = held == 0  # and cannot be mapped
+        self.tokens: Any = np.empty(0, self.dtype) if empty else np.memmap(data, self.dtype, "r")
+
+    def _map_index(self, idx: Path) -> None:
         self.dtype, num_items, num_documents = _read_header(idx)
         buffer = np.memmap(idx, mode="r", dtype=np.uint8)
         offset = HEADER.size
         self.sizes = np.frombuffer(buffer, np.dtype("<i4"), num_items, offset)
         self.pointers = np.frombuffer(buffer, np.dtype("<i8"), num_items, offset + 4 * num_items)
         self.doc_idx = np.frombuffer(buffer, np.dtype("<i8"), num_documents, offset + 12 * num_items)
-        held = data.stat().st_size
+
+    def _check_length(self, held: int, data: str) -> None:
+        """Settles which float a float is; UserError where the index describes another number of bytes than `held`."""
         if self.dtype.kind == "f" and self._end() != held:
             other = np.dtype(np.float64 if self.dtype == np.float32 else np.float32)
             self.dtype = other if self._end(other) == held else self.dtype
         if held != self._end():
             raise UserError(
-                f"{data}: {held} bytes, but {idx} describes {self._end()}; the pair is truncated or does not belong "
-                "together"
+                f"{data}: {held} bytes, but {idx_path(self.prefix)} describes {self._end()}; the pair is truncated or "
+                "does not belong together"
             )
-        empty = held == 0  # and cannot be mapped
-        self.tokens: np.ndarray[Any, Any] = np.empty(0, self.dtype) if empty else np.memmap(data, self.dtype, "r")
 
     def _end(self, dtype: np.dtype[Any] | None = None) -> int:
         """Bytes that the last item says there are."""
@@ -89,7 +96,8 @@ class IndexedReader:
     def __getitem__(self, item: int) -> np.ndarray[Any, Any]:
         """Tokens of one item, a view of the file."""
         start = int(self.pointers[item]) // self.dtype.itemsize
-        return self.tokens[start : start + int(self.sizes[item])]
+        found: np.ndarray[Any, Any] = self.tokens[start : start + int(self.sizes[item])]
+        return found
 
     def check(self) -> IndexedReader:
         """Itself, once the whole index was read: a UserError where its items or documents do not follow one another."""

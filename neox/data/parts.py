@@ -20,6 +20,7 @@ from neox.data.indexed import IndexedReader
 from neox.data.loader import Ends
 from neox.data.samples import NAMES, PackedPlan, SampleOrder, plan_packed, requested_samples
 from neox.data.split import part_bounds
+from neox.data.streamed import open_tokens
 from neox.data.whole import IGNORED, WholePlan
 
 
@@ -191,13 +192,13 @@ def plan_part(config: Config, part: str, num_requested: int | None = None) -> Pa
         num_requested = requested_samples(part, *sizes)
     if not data.train_paths:
         assert data.path is not None
-        readers, weights, counts, names = [IndexedReader(data.path)], [1.0], [num_requested], [part]
+        readers, weights, counts, names = [open_tokens(data.path, data)], [1.0], [num_requested], [part]
         labels: list[IndexedReader | None] = [None]
     else:
-        readers = [IndexedReader(prefix) for prefix in getattr(data, f"{part}_paths")]
+        readers = [open_tokens(prefix, data) for prefix in getattr(data, f"{part}_paths")]
         if not readers:
             raise UserError(f"data.{part}_paths is empty: name the token files of that part")
-        labels = [IndexedReader(prefix) for prefix in getattr(data, f"{part}_label_paths")] or [None] * len(readers)
+        labels = [open_tokens(prefix, data) for prefix in getattr(data, f"{part}_label_paths")] or [None] * len(readers)
         weights = _weights(config, part, readers)
         counts = blend.requested_of_each(weights, num_requested)
         names = [f"{part}_{number}" for number in range(len(readers))]

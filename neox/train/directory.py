@@ -27,6 +27,7 @@ MAY_CHANGE = (
         "data.valid_",
         "data.test_",
         "data.index_dir",
+        "data.cache_",
         "data.tokenizer",
     ),
     *("train.attention", "train.steps", "train.global_batch_size", "train.micro_batch_size", "train.grad_accum"),

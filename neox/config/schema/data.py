@@ -60,5 +60,10 @@ class DataConfig:
     arXiv 1911.02116 has 0.3)."""
     index_dir: str | None = None
     """Folder of the index maps, which hold the order of the samples. None: beside each token file, as GPT-NeoX."""
+    cache_dir: str | None = None
+    """Folder for what is read of token files behind a URL (s3, https): their indices, index maps and blocks of tokens.
+    Ranks of a node may share it; needed where a prefix is a URL."""
+    cache_gb: float = 10.0
+    """Gigabytes of tokens that cache_dir keeps, those read last."""
     seed: int = 1234
     """Seed of the document and sample order."""
