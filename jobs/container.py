@@ -5,7 +5,7 @@ Sources: apptainer-exec(1), the usage of `enroot start`, the README of pyxis, do
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -56,9 +56,17 @@ def _pyxis(container: Container, folder: Path, variables: Iterable[str]) -> list
 
 
 def _apptainer(container: Container, folder: Path, variables: Iterable[str]) -> list[str]:
-    """It becomes the command, which so receives the signals."""
-    binds = f"--bind={','.join(_mounts(container, folder))}"
-    return [container.runtime, "exec", binds, f"--pwd={folder}", *container.args, container.image]
+    """It becomes the command, which so receives the signals; its mounts are in the environment."""
+    return [container.runtime, "exec", f"--pwd={folder}", *container.args, container.image]
+
+
+def binds(container: Container | None, folder: Path, environ: Mapping[str, str]) -> dict[str, str]:
+    """The mounts of apptainer and singularity, beside those that a site's modules have set, which --bind would replace:
+    on LUMI RCCL would then fall back to TCP without a word (LUMI AI guide)."""
+    if container is None or container.runtime not in ("apptainer", "singularity"):
+        return {}
+    name = f"{container.runtime.upper()}_BIND"
+    return {name: ",".join([*filter(None, [environ.get(name)]), *_mounts(container, folder)])}
 
 
 def _enroot(container: Container, folder: Path, variables: Iterable[str]) -> list[str]:

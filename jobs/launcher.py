@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from jobs import examination, runs, segments, staging, warning
-from jobs.container import contain
+from jobs.container import binds, contain
 from jobs.errors import UserError
 from jobs.launch import LAUNCHERS
 from jobs.launch.contract import Launcher
@@ -96,8 +96,8 @@ def launch_environment(site: Site, launch: Launch, environ: Mapping[str, str]) -
     words = {"OMP_NUM_THREADS": threads, "DLTS_HOSTFILE": str(hostfile(launch.folder))}
     peaks = " ".join(f"{precision}={tflops:g}" for precision, tflops in site.rank_tflops.items())
     mtbf = {MTBF_VARIABLE: f"{site.node_mtbf_h / launch.nodes:g}"} if site.node_mtbf_h else {}
-    staged = staging.variables(site.stage, environ)
-    return {**words, **mtbf, **({PEAK_VARIABLE: peaks} if peaks else {}), **staged, **site.environment}
+    placed = {**staging.variables(site.stage, environ), **binds(site.container, Path.cwd(), environ)}
+    return {**words, **mtbf, **({PEAK_VARIABLE: peaks} if peaks else {}), **placed, **site.environment}
 
 
 def hostfile(folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,21 +47,25 @@ class Machine:
 def read_machine(ask: Callable[[tuple[str, ...]], Result] = run) -> Machine:
     """Asks the cluster of this login node, four calls. Raises UserError with the words of a command that failed."""
     config = slurm_show.parse_config(_answer(ask, CONFIG))
-    nodes = ask(NODES_AS_JSON)
-    if nodes.code == 0:
-        parsed = slurm_show.parse_nodes_json(nodes.stdout)
-    else:
-        parsed = slurm_show.parse_nodes_text(_answer(ask, NODES_AS_TEXT))
     wait = _SECONDS.match(config.get("KillWait", ""))
     return Machine(
         version=config.get("SLURM_VERSION", ""),
         cluster=config.get("ClusterName", ""),
         partitions=tuple(slurm_show.parse_partitions(_answer(ask, PARTITIONS))),
-        nodes=tuple(parsed),
+        nodes=tuple(_nodes(ask)),
         requeues=config.get("JobRequeue") == "1",
         warns_before_preemption="preempt_send_user_signal" in config.get("SlurmctldParameters", ""),
         kill_wait_s=int(wait[1]) if wait else 30,  # slurm.conf(5)
     )
+
+
+def _nodes(ask: Callable[[tuple[str, ...]], Result]) -> list[Node]:
+    """From JSON where there is any, and it is of a form that we know."""
+    done = ask(NODES_AS_JSON)
+    if done.code == 0:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            return slurm_show.parse_nodes_json(done.stdout)
+    return slurm_show.parse_nodes_text(_answer(ask, NODES_AS_TEXT))
 
 
 def _answer(ask: Callable[[tuple[str, ...]], Result], argv: tuple[str, ...]) -> str:

@@ -30,13 +30,14 @@ class Result:
     stderr: str
 
 
-def run(argv: Sequence[str], timeout_s: float = 60) -> Result:
-    """Runs a short command to its end. Absent or stuck commands are results too (127, 124), never exceptions."""
-    environ = plain_environment(os.environ)
+def run(argv: Sequence[str], timeout_s: float = 60, environ: Mapping[str, str] | None = None) -> Result:
+    """Runs a short command to its end. Absent or stuck commands are results too (127, 124), never exceptions.
+
+    Without `environ` the command knows nothing of an allocation around us.
+    """
+    env = plain_environment(os.environ) if environ is None else dict(environ)
     try:
-        done = subprocess.run(
-            argv, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL, env=environ
-        )
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL, env=env)
     except FileNotFoundError:
         return Result(127, "", f"{argv[0]}: command not found")
     except subprocess.TimeoutExpired:

@@ -74,7 +74,7 @@ def broadcast(stage: Stage, launcher: str) -> None:
     if not Path(stage.archive).is_file():
         raise UserError(f"stage.archive: {stage.archive}: no such file")
     argv = broadcast_argv(stage, launcher)
-    if argv and (done := run(argv, timeout_s=UNPACK_S)).code:
+    if argv and (done := run(argv, timeout_s=UNPACK_S, environ=os.environ)).code:
         print(f"jobs: not broadcast, read by each node: {done.stderr.strip()}", file=sys.stderr, flush=True)
 
 

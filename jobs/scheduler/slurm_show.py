@@ -62,18 +62,18 @@ def _rows(text: str, first: str) -> list[dict[str, str]]:
 
 
 def _partition(row: Mapping[str, str]) -> Partition:
-    num_nodes = int(row.get("TotalNodes") or 0)
+    num_nodes = number(row.get("TotalNodes"))
     most = row.get("MaxNodes", "")
     return Partition(
         name=row["PartitionName"],
         is_default=row.get("Default") == "YES",
         is_open=row.get("State") == "UP" and row.get("RootOnly") != "YES",
         num_nodes=num_nodes,
-        min_nodes=max(1, int(row.get("MinNodes") or 0)),
+        min_nodes=max(1, number(row.get("MinNodes"))),
         max_nodes=min(num_nodes, int(most)) if most.isdigit() else num_nodes,
         walltime_max_min=minutes(row.get("MaxTime", "UNLIMITED")),
         preempt_mode=row.get("PreemptMode", "OFF"),
-        grace_s=int(row.get("GraceTime") or 0),
+        grace_s=number(row.get("GraceTime")),
         whole_nodes=row.get("OverSubscribe") == "EXCLUSIVE" or row.get("Exclusive") in ("NODE", "TOPO"),  # since 26.05
     )
 

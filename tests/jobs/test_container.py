@@ -10,7 +10,7 @@ import pytest
 from jobs.container import PREFIXES, Container, contain
 from jobs.errors import UserError
 from jobs.launch import LAUNCHERS
-from jobs.launcher import describe, hostfile_text, plan_launch
+from jobs.launcher import describe, hostfile_text, launch_environment, plan_launch
 from jobs.site import load_site, with_image
 from jobs.spec import Launch
 from tests.jobs.test_scheduler import NASTY, assert_golden
@@ -62,5 +62,7 @@ def test_a_site_in_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(tmp_path)
     site = with_image(load_site(str(tmp_path)), "other.sif")
     launch = plan_launch(site, ["neox", "train"], 2, 2, Path("folder"), ALLOCATION)
-    prefix = ("apptainer", "exec", f"--bind={tmp_path}:{tmp_path}", f"--pwd={tmp_path}", "--rocm", "other.sif")
+    prefix = ("apptainer", "exec", f"--pwd={tmp_path}", "--rocm", "other.sif")
     assert launch.command == (*prefix, "neox", "train")
+    variables = launch_environment(site, launch, {"APPTAINER_BIND": "/opt/cray"})
+    assert variables["APPTAINER_BIND"] == f"/opt/cray,{tmp_path}:{tmp_path}", "the mounts of a module stay"

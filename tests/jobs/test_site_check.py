@@ -88,6 +88,12 @@ def test_machine_is_read_from_json_where_there_is_any() -> None:
     assert Machine("22.05.8", "hive", MACHINE.partitions, (NODE1, NODE2), True, True, 30) == MACHINE
     newer = Result(0, json.dumps(NODES_0_0_43), "")
     assert read_machine(lambda argv: newer if "--json" in argv else answers(argv)).nodes == (NODE1,)
+    odd = json.dumps({"nodes": [{**NODES_0_0_43["nodes"][0], "partitions": {"set": False}, "gres": None}]})
+    for text in ("", '{"errors": []}', odd.replace('"partitions": {', '"partitions": [{').replace("false}", "false}]")):
+        unknown = Result(0, text, "")
+        assert read_machine(lambda argv, said=unknown: said if "--json" in argv else answers(argv)) == MACHINE
+    partition = parse_partitions(PARTITIONS.replace("GraceTime=", "GraceTime=N/A X="))[0]
+    assert (partition.grace_s, partition.name) == (0, BATCH.name)
     with pytest.raises(UserError, match="scontrol show config: scontrol: command not found"):
         read_machine(lambda argv: Result(127, "", "scontrol: command not found"))
 

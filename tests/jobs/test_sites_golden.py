@@ -15,7 +15,8 @@ from jobs.launcher import plan_launch
 from jobs.ranks import one_device
 from jobs.resources import job_spec
 from jobs.scheduler import SCHEDULERS
-from jobs.site import load_site
+from jobs.site import find_site, load_site
+from jobs.site_check import default_resources
 from jobs.spec import JobSpec
 from tests.jobs.test_scheduler import assert_golden
 
@@ -25,10 +26,11 @@ ALLOCATION = {
 }
 
 
-@pytest.mark.parametrize("name", ["frontier", "lumi", "aws", "summit"])
+@pytest.mark.parametrize("name", ["frontier", "lumi", "aws", "aws_hyperpod", "summit"])
 def test_lines_of_a_site(name: str) -> None:
     site = load_site(name)
-    resources = {"nodes": 2, "tasks_per_node": site.ranks, "gpus_per_node": site.gpus, "runtime": 60, "mem_mb": 9000}
+    profile = default_resources(find_site(name).with_name("config.yaml"))
+    resources = {**profile, "nodes": 2, "tasks_per_node": site.ranks, "runtime": 60, "mem_mb": 9000}
     spec = job_spec("train", {**resources, "slurm_account": "PRJ123"}, site.cores // site.ranks, site)
     batch = SCHEDULERS[site.scheduler].batch
     assert batch is not None
