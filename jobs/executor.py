@@ -150,7 +150,7 @@ class SchedulerExecutor(core.PicklingExecutor):
         """Unlike submitit's own: all that the job reads is there before it is submitted, under names without its id."""
         name = uuid.uuid4().hex
         self._dump(delayed, name)
-        script = self.folder / f"{name}.sh"
+        script = self._file(f"{name}.sh")
         script.write_text(self._make_submission_file_text(self._submitit_command_str, name))
         job_id = submission.place(self._batch, self._make_submission_command(script), script)
         return self.job_class(folder=self.folder, job_id=job_id, tasks=[0])
@@ -162,7 +162,7 @@ class SchedulerExecutor(core.PicklingExecutor):
         name, count = uuid.uuid4().hex, len(delayed_submissions)
         for number, delayed in enumerate(delayed_submissions):
             self._dump(delayed, f"{name}_{number}")
-        script = self.folder / f"{name}.sh"
+        script = self._file(f"{name}.sh")
         script.write_text(self._array_text(array, name))
         base_id = submission.place(self._batch, array.submit(self._spec(), script, count), script)
         ids = (array.job_id(base_id, str(number)) for number in range(count))
@@ -171,7 +171,13 @@ class SchedulerExecutor(core.PicklingExecutor):
     def _dump(self, delayed: utils.DelayedSubmission, name: str) -> None:
         delayed.set_timeout(self.parameters.get("runtime_min", 10), self.max_num_timeout)
         self.folder.mkdir(parents=True, exist_ok=True)
-        delayed.dump(self.folder / f"{name}.pkl")
+        delayed.dump(self._file(f"{name}.pkl"))
+
+    def _file(self, name: str) -> Path:
+        """A new file that is the user's alone, whatever the umask."""
+        file = self.folder / name
+        file.touch(mode=0o600, exist_ok=False)
+        return file
 
     def _make_submission_file_text(self, command: str, uid: str) -> str:
         return self._text(command, f'"${SCHEDULERS[self.scheduler].environment["job_id"]}"', f"{uid}.pkl")

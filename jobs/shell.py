@@ -37,7 +37,9 @@ def run(argv: Sequence[str], timeout_s: float = 60, environ: Mapping[str, str] |
     """
     env = plain_environment(os.environ) if environ is None else dict(environ)
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL, env=env)
+        done = subprocess.run(
+            argv, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL, env=env
+        )
     except FileNotFoundError:
         return Result(127, "", f"{argv[0]}: command not found")
     except subprocess.TimeoutExpired:

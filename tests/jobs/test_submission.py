@@ -159,6 +159,7 @@ def test_submission_files_are_private(slurm_commands: Path) -> None:
     assert 'export JOBS_JOB_ID="$SLURM_JOB_ID"\n' in script
     assert f'"$JOBS_JOB_ID"_submitted.pkl\nexec {sys.executable} -u -m submitit.core._submit {folder}\n' in script
     assert queue.folder.stat().st_mode & folder.stat().st_mode & 0o777 == 0o700, "nobody else gets below them"
+    assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o600}
     assert executor.read_result(job.handle) is None
     queue.close()
 
