@@ -26,7 +26,9 @@ CONFIRMATIONS = 2
 """Answers that must agree that a job without a result ended: shared files lag, and so does a requeue."""
 MAX_UNKNOWN = 30
 """Answers without a word about a job before it is given up."""
-MIN_INTERVAL_S = 2.0
+MIN_INTERVAL_S, MAX_INTERVAL_S = 2.0, 60.0
+BACKOFF = 1.5
+"""By how much longer the next question waits after an answer without news."""
 ADOPTION_PATIENCE_S, ADOPTION_WAIT_S = 300.0, 5.0
 """How long the scheduler may be silent about the jobs of an earlier controller, and how often it is asked."""
 
@@ -76,7 +78,7 @@ class Queue:
     """All jobs of one controller on one site. Holds the folder's lock while it lives."""
 
     def __init__(self, site: Site, folder: Path, interval_s: float) -> None:
-        """`interval_s`: how often the scheduler may be asked.
+        """`interval_s`: how often the scheduler may be asked while there is news, down to once in MAX_INTERVAL_S.
 
         Raises UserError if the folder has a controller, or a name that submitit would not leave as it is.
         """
@@ -86,6 +88,7 @@ class Queue:
         self.lock = Lock(folder)
         self.active = ActiveJobs(folder / "active")
         self.asked_s = float("-inf")
+        self.wait_s = interval_s
         self.found: dict[str, State] | None = None
         """What the scheduler said of the jobs that an earlier controller left."""
 
@@ -130,7 +133,8 @@ class Queue:
             print(f"jobs: no successor waits behind job {job.job_id}: {error}", file=sys.stderr, flush=True)
 
     def _remember(self, job: QueuedJob) -> None:
-        """For the next controller, should this one die."""
+        """For the next controller, should this one die; and there is news to expect."""
+        self.wait_s = self.interval_s
         spec, handle = job.submission.spec, job.handle
         waiting = tuple((str(one.job_id), one.paths.folder) for one in job.successors)
         words = (job.job_id, self.site.scheduler, handle.paths.folder, spec.name, job.submission.outputs, job.notes)
@@ -198,16 +202,19 @@ class Queue:
     def refresh(self, jobs: Sequence[QueuedJob]) -> None:
         """Asks the scheduler about all jobs at once: when due, or sooner when one of them left an error."""
         waited_s = time.monotonic() - self.asked_s
-        wait_s = MIN_INTERVAL_S if any(executor.read_result(job.handle) for job in jobs) else self.interval_s
+        wait_s = MIN_INTERVAL_S if any(executor.read_result(job.handle) for job in jobs) else self.wait_s
         if jobs and waited_s >= wait_s:
             self._ask(jobs)
 
     def _ask(self, jobs: Sequence[QueuedJob]) -> bool:
         """False, and nothing is changed, when the scheduler does not answer."""
         self.asked_s = time.monotonic()
+        self.wait_s = min(BACKOFF * self.wait_s, max(MAX_INTERVAL_S, self.interval_s))
         states = executor.ask(self.site.scheduler, [job.handle for job in jobs])
         if states is None:
             return False
+        if any(states[job.job_id] is not job.state for job in jobs):
+            self.wait_s = self.interval_s
         for job in jobs:
             job.state = states[job.job_id]
             job.num_ended = 0 if job.state.is_active else job.num_ended + 1

@@ -143,6 +143,22 @@ def test_the_plugin_may_be_asked_before_it_is_ready() -> None:
     assert asyncio.run(answers()) == []
 
 
+def test_questions_without_news_become_rare(slurm_commands: Path) -> None:
+    answers = "echo '7|RUNNING|N/A|None'\n" * 9 + "exit 1\necho '7|PENDING|N/A|None'\n"
+    plan(slurm_commands, sbatch="echo 7\n", squeue=answers)
+    queue = Queue(load_site("slurm"), slurm_commands / "state", 10)
+    job = queue.submit(submission_of(slurm_commands, "out"))
+    waits = []
+    for _ in range(11):
+        queue.asked_s = float("-inf")
+        queue.refresh([job])
+        waits.append(queue.wait_s)
+    assert waits == [10, 15, 22.5, 33.75, 50.625, 60, 60, 60, 60, 60, 10]
+    queue.refresh([job])
+    assert calls(slurm_commands, "squeue") == 11, "not due yet"
+    queue.close()
+
+
 def test_a_folder_that_submitit_would_rename_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="%A in the name of a folder"):
         Queue(load_site("slurm"), tmp_path / "100%A", 1)
