@@ -55,7 +55,8 @@ def undisturbed(tmp_path: Path) -> list[dict[str, float]]:
     """The steps of the same training on this machine, without a scheduler."""
     files = [launch.write_config(tmp_path), tmp_path / "long.yaml"]
     files[1].write_text(LONG)
-    launch.run(tmp_path / "undisturbed", *files, world_size=4)
+    whole = launch.Launch(tmp_path / "undisturbed", *files, world_size=4)
+    assert whole.wait(limit_s=900) == [0] * 4, whole.output
     return launch.steps_of(tmp_path / "undisturbed")
 
 

@@ -90,10 +90,10 @@ class Launch:
         for process in self.processes if rank is None else [self.processes[rank]]:
             process.send_signal(number)
 
-    def wait(self) -> list[int]:
+    def wait(self, limit_s: float = 200) -> list[int]:
         """Exit codes of all ranks; collects their output."""
         try:
-            codes = [process.wait(timeout=200) for process in self.processes]
+            codes = [process.wait(timeout=limit_s) for process in self.processes]
             self.output = "".join(file.read() for file in self._files)
         finally:
             for process in self.processes:
