@@ -1,4 +1,4 @@
-"""Which ZeRO stage goes with which layout, precision and place of the optimizer."""
+"""Which ZeRO stage goes with which layout and place of the optimizer."""
 
 from __future__ import annotations
 
@@ -12,16 +12,10 @@ def check_zero(config: Config) -> None:
     Raises:
         UserError: naming the key and what is allowed.
     """
-    parallel, train = config.parallel, config.train
+    parallel = config.parallel
     if parallel.pp > 1 and parallel.zero_stage > 1:
         raise UserError(f"parallel.zero_stage = {parallel.zero_stage}: needs parallel.pp = 1, not {parallel.pp}")
     if parallel.pp > 1 and parallel.offload != "none":
         raise UserError(f"parallel.offload = {parallel.offload}: needs parallel.pp = 1, not {parallel.pp}")
     if parallel.offload == "parameters" and parallel.zero_stage != 3:
         raise UserError(f"parallel.offload = parameters: needs parallel.zero_stage = 3, not {parallel.zero_stage}")
-    is_bf16_zero1 = train.precision == "bf16" and parallel.zero_stage == 1 and parallel.offload == "none"
-    if is_bf16_zero1 and train.on_spike == "skip":
-        raise UserError(
-            "train.on_spike = skip: not with train.precision = bf16 and parallel.zero_stage = 1; allowed there: log, "
-            "rewind, stop; stages 2 and 3 can skip"
-        )

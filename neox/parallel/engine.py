@@ -133,7 +133,7 @@ class Engine:
     ) -> StepResult:
         """One optimizer step over the micro-batches of `set_shape`, or else grad_accum, taken from the iterator.
 
-        `is_bad` is asked, on every rank, about the loss before the weights change; true skips the step. Not in bf16.
+        `is_bad` is asked, on every rank, about the loss before the weights change; true skips the step.
         `see_gradient` is given this rank's pieces of the gradient before clipping, of kind GRADIENT and together once
         each element as those of `pieces`, unless the step is skipped.
         """

@@ -73,7 +73,6 @@ def test_dp_is_what_remains_of_the_world() -> None:
         (["parallel.pp=2", "parallel.zero_stage=2"], "parallel.zero_stage = 2: needs parallel.pp = 1"),
         (["parallel.pp=2", "parallel.offload=optimizer"], "parallel.offload = optimizer: needs parallel.pp = 1"),
         (["parallel.zero_stage=2", "parallel.offload=parameters"], "needs parallel.zero_stage = 3, not 2"),
-        (["train.precision=bf16", "train.on_spike=skip"], "train.on_spike = skip: not with train.precision = bf16"),
     ],
 )
 def test_what_zero_cannot_do_is_named(overrides: list[str], key: str) -> None:

@@ -140,6 +140,8 @@ OTHERS = [
         ("adafactor", {"dp": 2, "model": ODD}),
         ("muon", {"dp": 2, "zero": 2}),
         ("adafactor", {"dp": 2, "zero": 2}),
+        ("muon", {"tp": 2, "sequence": True}),
+        ("adafactor", {"tp": 2, "sequence": True}),
         ("lion", {"dp": 2, "zero": 3}),
         ("adamw8bit", {"dp": 2, "zero": 3}),
         ("adamw8bit", {"dp": 2, "zero": 2, "offload": "optimizer"}),

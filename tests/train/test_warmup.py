@@ -36,6 +36,7 @@ def cases(folder: Path) -> list[Case]:
         Case("dp2", OPTIONS),
         Case("pp2", (*OPTIONS, "parallel.pp=2")),
         Case("tp2", (*OPTIONS, "parallel.tp=2")),
+        Case("sequence", (*OPTIONS, "parallel.tp=2", "parallel.sequence_parallel=true")),
         Case("offload", (*OPTIONS, "parallel.zero_stage=2", "parallel.offload=optimizer")),
         Case("dp2 again", OPTIONS, copy=folder / "dp2", copy_step=5),
         Case("pp2 again", (*OPTIONS, "parallel.pp=2"), copy=folder / "pp2", copy_step=10),
@@ -82,7 +83,7 @@ def plain_losses(config: Path) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize("layout", ["dp2", "pp2", "tp2", "offload"])
+@pytest.mark.parametrize("layout", ["dp2", "pp2", "tp2", "sequence", "offload"])
 def test_every_step_reads_what_it_should(outcomes: dict[str, list[dict[str, Any]]], config: Path, layout: str) -> None:
     steps = [record for record in outcomes[layout] if "loss" in record]
     assert [r["samples"] for r in steps] == [sum(SIZES[: n + 1]) for n in range(24)]
