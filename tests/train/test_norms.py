@@ -91,6 +91,9 @@ def test_noise_goes_on_where_a_checkpoint_left_it() -> None:
     noise_of(range(1, 6), first)
     second.restore(first.state())
     assert [step for step, noise in noise_of(range(6, 13), second).items() if noise] == [9, 12]
+    noise_of(range(13, 15), second)
+    second.restore(second.state())
+    assert not any(noise_of(range(14, 16), second).values()), "after a rewind too"
 
 
 def test_a_window_with_a_skipped_step_tells_nothing() -> None:
