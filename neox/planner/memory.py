@@ -73,6 +73,7 @@ def _model_state(config: Config, parameters: float, activations: float) -> Memor
     stage, share, is_offloaded = parallel.zero_stage, parameters / dp, parallel.offload != "none"
     masters = 0 if config.train.precision == "fp32" and not is_offloaded else 4 * share
     moments = 4 * num_moments(config) / (parallel.tp * parallel.pp * dp)
+    saved = 8 * share if config.optim.name == "adamw8bit" else moments  # which a checkpoint has in fp32
     summed = 4 * share if config.log.noise_scale_steps else 0
     weights = width * parameters
     bucket = 4 * min(BUCKET_NUMEL, parameters) if dp > 1 else 0
@@ -91,7 +92,7 @@ def _model_state(config: Config, parameters: float, activations: float) -> Memor
         optimizer=0 if is_offloaded else masters + moments + summed,
         activations=activations,
         buffers=buffers,
-        host=4 * share + moments + on_host,
+        host=4 * share + saved + on_host,
     )
 
 

@@ -196,6 +196,8 @@ def test_plan_shards_what_is_sharded() -> None:
     lion = memory_per_rank(derive.resolve(config("train.micro_batch_size=1", "optim.name=lion"), 1))
     sgd = memory_per_rank(derive.resolve(config("train.micro_batch_size=1", "optim.name=sgd"), 1))
     assert (lion.optimizer, sgd.optimizer) == (4 * parameters, 0)
+    eight = memory_per_rank(derive.resolve(config("train.micro_batch_size=1", "optim.name=adamw8bit"), 1))
+    assert (eight.optimizer, eight.host) == (parameters * (2 + 2 * 4 / 256), one.host)
     noise = memory_per_rank(derive.resolve(config("train.micro_batch_size=1", "log.noise_scale_steps=5"), 1))
     assert noise.optimizer - one.optimizer == 4 * parameters
     muon = memory_per_rank(derive.resolve(config("train.micro_batch_size=1", "optim.name=muon"), 1))
