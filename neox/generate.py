@@ -186,13 +186,13 @@ def load_generator(checkpoint: Path, tokenizer: Path | None) -> Generator:
     if tokenizer is None and saved.data.tokenizer is None:
         raise UserError(f"--tokenizer is required: the configuration of {checkpoint} names none")
     path = tokenizer or Path(str(saved.data.tokenizer))
-    loaded = load_tokenizer(path)
+    loaded = load_tokenizer(path, saved.data.end_of_document)
     special = special_tokens(found.state, path, loaded)
     begin, end = map(loaded.tokenizer.token_to_id, (special.begin, special.end))
     model = GPT(cfg, padded_vocab(cfg))
     load_model_weights(model, checkpoint)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    return Generator(model, cfg, dataclasses.replace(loaded, eod=end), begin)
+    return Generator(model, cfg, dataclasses.replace(loaded, eod=end, eod_token=special.end), begin)
 
 
 def random_generator(seed: int, index: int) -> torch.Generator:

@@ -189,7 +189,7 @@ def test_imported_models_score_as_with_transformers(world: World, tmp_path: Path
     )
     assert json.loads((tmp_path / "back" / "tokenizer_config.json").read_text())["bos_token"] == "<|padding|>"
     assert json.loads((tmp_path / "back" / "config.json").read_text())["bos_token_id"] == 1
-    loaded = load_tokenizer(theirs / "tokenizer.json")
+    loaded = load_tokenizer(world.folder / "tokenizer.json")
     for state, begin in (({"config": {}}, "<|endoftext|>"), ({"config": {}, "origin": {}}, "<|padding|>")):
         assert special_tokens(state, theirs / "tokenizer.json", loaded).begin == begin
 

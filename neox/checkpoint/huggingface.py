@@ -44,9 +44,10 @@ def convert(
         UserError: also when `checkpoint` is none or is damaged.
     """
     reader = TensorReader(checkpoint)
-    model, loaded = saved_config(reader.manifest).model, load_tokenizer(tokenizer)
+    saved = saved_config(reader.manifest)
+    loaded = load_tokenizer(tokenizer, saved.data.end_of_document)
     special = special_tokens(reader.manifest.state, tokenizer, loaded)
-    export(model, reader.read_rows, tokenizer, output, shard_bytes, dtype, special)
+    export(saved.model, reader.read_rows, tokenizer, output, shard_bytes, dtype, special)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -76,7 +77,7 @@ def export(
     """Writes config, generation config, weights and tokenizer to the folder `output`, whole or not at all.
 
     An earlier export at `output` is replaced. Weights pass through memory a block of rows at a time.
-    Without `special` tokens, <|endoftext|> begins and ends texts.
+    Without `special` tokens, the end of a document begins and ends texts.
 
     Raises:
         UserError: no family of transformers has such a model, the tokenizer does not fit, `output` is something

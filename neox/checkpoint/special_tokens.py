@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from neox.config.errors import UserError
-from neox.data.tokenizer import END_OF_DOCUMENT, PADDING, LoadedTokenizer
+from neox.data.tokenizer import PADDING, LoadedTokenizer
 
 FILES = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 """What lies beside tokenizer.json in a folder of transformers; an import takes them along."""
@@ -29,13 +29,13 @@ class SpecialTokens:
 def special_tokens(state: dict[str, Any], tokenizer: Path, loaded: LoadedTokenizer) -> SpecialTokens:
     """The special tokens of a model with this state of its checkpoint and this tokenizer file.
 
-    One that we trained from the start knows <|endoftext|> alone. Where the weights came from elsewhere, what lies
-    beside the tokenizer counts, as for transformers: without a token for the beginning that is the token for the end.
+    One that we trained from the start knows what its documents began and ended with. Where the weights came from
+    elsewhere, what lies beside the tokenizer counts, as for transformers: without a token for the beginning that is the
+    token for the end.
 
     Raises:
         UserError: tokenizer_config.json is damaged, or names a token that the tokenizer does not have.
     """
-    padding = PADDING if loaded.tokenizer.token_to_id(PADDING) is not None else END_OF_DOCUMENT
     began_elsewhere = "origin" in state or state["config"].get("checkpoint", {}).get("init_from")
     given = _read(tokenizer) if began_elsewhere else {}
     tokens = {kind: _text(given.get(f"{kind}_token")) for kind in ("bos", "eos", "pad")}
@@ -43,7 +43,8 @@ def special_tokens(state: dict[str, Any], tokenizer: Path, loaded: LoadedTokeniz
         if token is not None and loaded.tokenizer.token_to_id(token) is None:
             raise UserError(f"{tokenizer.with_name(FILES[0])}: {kind}_token {token} is not in {tokenizer.name}")
     if tokens["eos"] is None:
-        return SpecialTokens(END_OF_DOCUMENT, END_OF_DOCUMENT, padding)
+        padding = PADDING if loaded.tokenizer.token_to_id(PADDING) is not None else loaded.eod_token
+        return SpecialTokens(loaded.tokenizer.id_to_token(loaded.first), loaded.eod_token, padding)
     end = tokens["eos"]
     return SpecialTokens(tokens["bos"] or end, end, tokens["pad"] or end, given.get("chat_template"))
 
