@@ -22,6 +22,7 @@ from neox.checkpoint.special_tokens import special_tokens
 from neox.config.derive import padded_vocab
 from neox.config.errors import UserError
 from neox.config.schema import ModelConfig
+from neox.data.questions import arithmetic_questions
 from neox.data.tokenizer import LoadedTokenizer, load_tokenizer, train_tokenizer
 from neox.evaluate import evaluate, flatten
 from neox.generate import Generator, Sampling
@@ -90,7 +91,7 @@ def run(world: World, output: Path, **changes: Any) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def metrics(world: World) -> dict[str, float]:
-    return run(world, world.folder / "all.json", batch_size=3)
+    return run(world, world.folder / "all.json", names=["cloze", "heldout_bpb"], batch_size=3)
 
 
 def test_bits_per_byte_is_that_of_a_plain_loop(world: World, metrics: dict[str, float]) -> None:
@@ -121,21 +122,10 @@ def test_cloze_is_that_of_a_plain_loop(world: World, metrics: dict[str, float]) 
     assert metrics["cloze/perplexity"] == pytest.approx(math.exp(-sum(logs) / len(logs)), rel=1e-5)
 
 
-CHOICE = """
-task: choice
-dataset_path: json
-dataset_kwargs: {data_files: {test: $DATA/choice.jsonl}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{context}}"
-doc_to_target: "{{answer}}"
-doc_to_choice: "{{choices}}"
-metric_list: [{metric: acc}, {metric: acc_norm}]
-"""
 ANSWER = """
 task: answer
 dataset_path: json
-dataset_kwargs: {data_files: {test: $DATA/choice.jsonl}}
+dataset_kwargs: {data_files: {test: $DATA/answer.jsonl}}
 test_split: test
 output_type: generate_until
 doc_to_text: "{{context}}"
@@ -160,8 +150,7 @@ def begun_by(token: str, exported: Path, folder: Path) -> Path:
 def test_imported_models_score_as_with_transformers(world: World, tmp_path: Path) -> None:
     """Our model behind the harness, shared contexts and windows included, and its own back end on what was imported."""
     shutil.copytree(TASKS, tmp_path / "tasks")
-    for task, text in (("choice", CHOICE), ("answer", ANSWER)):
-        (tmp_path / "tasks" / f"{task}.yaml").write_text(text)
+    (tmp_path / "tasks" / "answer.yaml").write_text(ANSWER)
     generator = Generator(world.model, CFG, world.tokenizer)
     documents = []
     for index, passage in enumerate(world.passages):
@@ -171,7 +160,8 @@ def test_imported_models_score_as_with_transformers(world: World, tmp_path: Path
         said = world.tokenizer.tokenizer.decode(row).split(" stone")[0].split("\n")[0]
         said = said if index % 3 else "nothing of the kind"
         documents.append({"context": passage["context"], "choices": choices, "answer": index % 2, "said": said})
-    write_lines(tmp_path / "choice.jsonl", documents)
+    for name, lines in (("choice", documents), ("answer", documents), ("arithmetic", list(arithmetic_questions())[:9])):
+        write_lines(tmp_path / f"{name}.jsonl", lines)
     for name in ("cloze.jsonl", "perplexity.jsonl"):
         shutil.copy(world.folder / "data" / name, tmp_path)
     local = {"tasks": tmp_path / "tasks", "data": tmp_path, "batch_size": 3}
@@ -247,7 +237,7 @@ def test_command_needs_no_network_and_is_quiet(world: World, tmp_path: Path) -> 
         ({"model": "no_such_model"}, "no exported model"),
         ({"tasks": "no_such_tasks"}, "--tasks"),
         ({"data": "no_such_data"}, "--data"),
-        ({"names": ["cloze", "clozed"]}, "clozed: no such task .* cloze, heldout_bpb"),
+        ({"names": ["cloze", "clozed"]}, "clozed: no such task .* arithmetic, choice, cloze, heldout_bpb"),
         ({"batch_size": 0}, "--batch-size 0"),
     ],
 )

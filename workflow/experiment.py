@@ -47,7 +47,9 @@ class Run:
     walltime_min: int
     """As long as the site lets a job of so many nodes run: what it does not finish, the next allocation does."""
     steps: tuple[int, ...]
-    """Checkpoints to export and evaluate."""
+    """Checkpoints to evaluate."""
+    exported: tuple[int, ...]
+    """Checkpoints to export."""
 
     @property
     def world_size(self) -> int:
@@ -200,18 +202,18 @@ def as_list(files: str | Sequence[str]) -> list[str]:
 
 
 def make_run(row: Row, config: Mapping[str, Any], site: Site) -> Run:
-    """The run with its configuration resolved, its ranks dealt to nodes and its checkpoints to evaluate listed."""
+    """The run with its configuration resolved, its ranks dealt to nodes and its checkpoints to work on listed."""
     ranks_per_node = config["runs"].get("ranks_per_node", site.ranks)
     try:
         resolved = resolve_row(row, config["tokenizer"], ranks_per_node)
         nodes, on_each = deal_ranks(resolved, ranks_per_node)
-        steps = evaluated_steps(resolved, config["evaluate"]["checkpoints"])
+        steps, exported = (wanted_steps(resolved, key, config[key]["checkpoints"]) for key in ("evaluate", "export"))
     except UserError as error:
         raise UserError(f"run {row.name}: {error}") from None
     cores = max(1, site.cores // on_each)
     queue = site.queue_for(nodes)
     walltime_min = (queue and queue.walltime_max_min) or UNLIMITED_WALLTIME_MIN
-    return Run(row.name, row.files, row.overrides, resolved, nodes, on_each, cores, walltime_min, steps)
+    return Run(row.name, row.files, row.overrides, resolved, nodes, on_each, cores, walltime_min, steps, exported)
 
 
 def resolve_row(row: Row, tokenizer: Mapping[str, Any], ranks_per_node: int) -> Config:
@@ -241,8 +243,8 @@ def deal_ranks(config: Config, ranks_per_node: int) -> tuple[int, int]:
     return world_size // on_each, on_each
 
 
-def evaluated_steps(config: Config, wanted: str | Sequence[int]) -> tuple[int, ...]:
-    """Steps whose checkpoints are exported and evaluated: the last, all that stay on disk, or some of these."""
+def wanted_steps(config: Config, key: str, wanted: str | Sequence[int]) -> tuple[int, ...]:
+    """Steps whose checkpoints `key` (evaluate, export) is for: the last, all that stay on disk, or some of these."""
     last = config.train.steps
     pruned = config.checkpoint.keep_last is not None
     kept = [
@@ -254,7 +256,7 @@ def evaluated_steps(config: Config, wanted: str | Sequence[int]) -> tuple[int, .
         return (last,)
     steps = kept if wanted == "all" else [int(step) for step in wanted]
     for step in set(steps) - set(kept):
-        raise UserError(f"evaluate.checkpoints: no checkpoint of step {step} is kept; add it to checkpoint.steps")
+        raise UserError(f"{key}.checkpoints: no checkpoint of step {step} is kept; add it to checkpoint.steps")
     return tuple(sorted(set(steps)))
 
 

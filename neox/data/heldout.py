@@ -1,4 +1,4 @@
-"""Evaluation data from documents that training never saw: whole texts for perplexity, passages for a cloze task."""
+"""Evaluation data from documents that training never saw: whole texts, passages for a cloze task, and questions."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from neox.data.durable import dump_json, replacing
+from neox.data.questions import arithmetic_questions, choice_questions
 from neox.data.reading import Reading, read_texts
 from neox.data.split import part_bounds
 
@@ -26,7 +27,9 @@ SENTENCE_END = re.compile(r"(?<=\s)([A-Za-z]{4,})\.(?=\s)")
 def write_heldout(
     corpus: Sequence[Path], split: Sequence[float], part: str, output: Path, reading: Reading
 ) -> dict[str, Any]:
-    """Write perplexity.jsonl {"text"}, cloze.jsonl {"context", "target"} and manifest.json into `output`.
+    """Write perplexity.jsonl {"text"}, cloze.jsonl {"context", "target"}, questions and manifest.json into `output`.
+
+    The questions are choice.jsonl {"context", "choices", "answer"} and arithmetic.jsonl {"question", "answer"}.
 
     `corpus` and `reading` must be what was tokenised, and how, in the same order: document n of it is item n of the
     token file. UserError when the part holds no document.
@@ -39,16 +42,20 @@ def write_heldout(
         parts.append("valid")
     samples = [{"text": shortened(text)} for text in texts if text.strip()][:MAX_DOCUMENTS]
     passages = [passage for text in texts for passage in cloze_passages(text)][:MAX_PASSAGES]
+    choices, sums = list(choice_questions(texts)), list(arithmetic_questions())
     manifest = {
+        "arithmetic": len(sums),
+        "choice": len(choices),
         "cloze": len(passages),
         "documents": {name: [bounds[name].start, bounds[name].stop] for name in parts},
         "perplexity": len(samples),
         "split": list(split),
     }
-    names = ("perplexity.jsonl", "cloze.jsonl", "manifest.json")
-    with replacing(*(output / name for name in names)) as (whole, cloze, description):
-        _write_lines(whole, samples)
-        _write_lines(cloze, passages)
+    files = {"perplexity": samples, "cloze": passages, "choice": choices, "arithmetic": sums}
+    names = [f"{name}.jsonl" for name in files]
+    with replacing(*(output / name for name in (*names, "manifest.json"))) as (*tasks, description):
+        for path, records in zip(tasks, files.values(), strict=True):
+            _write_lines(path, records)
         dump_json(description, manifest)
     return manifest
 
@@ -81,7 +88,7 @@ def _part_texts(corpus: Sequence[Path], reading: Reading, documents: range) -> l
     return [text for number, text in enumerate(read_texts(corpus, reading)) if number in documents]
 
 
-def _write_lines(path: Path, records: Sequence[dict[str, str]]) -> None:
+def _write_lines(path: Path, records: Sequence[dict[str, Any]]) -> None:
     with path.open("w", encoding="utf-8") as file:
         for record in records:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -4,6 +4,7 @@ import ast
 import hashlib
 import json
 import platform
+import re
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,18 @@ def test_heldout_is_what_training_never_saw(corpus, tmp_path):
     passages = records(tmp_path / "held" / "cloze.jsonl")
     assert len(passages) == manifest["cloze"] > 50
     assert all(f"{passage['context']} {passage['target']}." in unseen for passage in passages)
+    questions = records(tmp_path / "held" / "choice.jsonl")
+    assert len(questions) == manifest["choice"] > 50
+    for question in questions:
+        right = question["choices"][question["answer"]]
+        assert len(set(question["choices"])) == 4 and any(question["context"] + right in text for text in texts[first:])
+    assert {question["answer"] for question in questions} == {0, 1, 2, 3}
+    sums = records(tmp_path / "held" / "arithmetic.jsonl")
+    assert len({record["question"] for record in sums}) == manifest["arithmetic"] == 90
+    symbols = {"plus": "+", "minus": "-", "times": "*"}
+    for record in sums:
+        a, word, b = re.fullmatch(r"Question: What is (\d+) (\w+) (\d+)\?\nAnswer:", record["question"]).groups()
+        assert record["answer"] == f" {eval(a + symbols[word] + b)}"
 
 
 def test_small_test_part_is_joined_by_the_validation_part(tmp_path):

@@ -69,18 +69,21 @@ def test_ranks_are_dealt_to_nodes() -> None:
     assert (run["a"].nodes, run["a"].ranks_per_node, run["b"].nodes, run["b"].ranks_per_node) == (2, 2, 1, 2)
 
 
-def test_evaluated_steps() -> None:
+def test_evaluated_and_exported_steps() -> None:
     runs = {"recipe": [BASE, TINY], "rows": [{"name": "a", "set": {"train.steps": 250, "checkpoint.steps": [0, 3]}}]}
     keep = copy.deepcopy(runs)
     keep["rows"][0]["set"]["checkpoint.keep_last"] = 1
-    assert experiment(runs=runs).runs["a"].steps == (250,)
-    assert experiment(runs=runs, evaluate={"checkpoints": "all"}).runs["a"].steps == (0, 3, 100, 200, 250)
-    assert experiment(runs=keep, evaluate={"checkpoints": "all"}).runs["a"].steps == (0, 3, 250)
+    assert experiment(runs=runs).runs["a"].exported == (250,)
+    assert experiment(runs=runs).runs["a"].steps == (0, 3, 100, 200, 250)
+    assert experiment(runs=keep).runs["a"].steps == (0, 3, 250)
+    assert experiment(runs=keep, export={"checkpoints": "all"}).runs["a"].exported == (0, 3, 250)
     assert experiment(runs=keep, evaluate={"checkpoints": [3, 250]}).runs["a"].steps == (3, 250)
-    with pytest.raises(UserError, match=r"no checkpoint of step 100 is kept"):
-        experiment(runs=keep, evaluate={"checkpoints": [100]})
+    for key in ("evaluate", "export"):
+        with pytest.raises(UserError, match=rf"{key}\.checkpoints: no checkpoint of step 100 is kept"):
+            experiment(runs=keep, **{key: {"checkpoints": [100]}})
     keep["rows"][0]["set"]["checkpoint.keep_every"] = 200
-    assert experiment(runs=keep, evaluate={"checkpoints": "all"}).runs["a"].steps == (0, 3, 200, 250)
+    assert experiment(runs=keep, evaluate={"checkpoints": "last"}).runs["a"].steps == (250,)
+    assert experiment(runs=keep).runs["a"].steps == (0, 3, 200, 250)
 
 
 WRONG = [

@@ -58,7 +58,11 @@ def write_inputs(folder: Path) -> Path:
         "tokenizer": {"vocab_size": 300},
         "shards": 2,
         "runs": {"recipe": "base.yaml", "axes": {"size": {"a": "a.yaml", "b": "b.yaml"}}},
-        "evaluate": {"tasks": ["heldout_bpb"], "task_folder": str(ROOT / "workflow" / "eval_tasks")},
+        "evaluate": {
+            "checkpoints": "last",
+            "tasks": ["heldout_bpb"],
+            "task_folder": str(ROOT / "workflow" / "eval_tasks"),
+        },
         "samples": {"prompts": ["the "], "max_tokens": 8},
     }
     (folder / "experiment.yaml").write_text(yaml.safe_dump(experiment))

@@ -1,4 +1,4 @@
-"""Text to token files: corpus, tokenizer, shards, one merged token file, and what is held out for evaluation."""
+"""Text to token files: corpus, tokenizer, shards, one merged token file."""
 
 CORPUS = EXPERIMENT.settings["corpus"]
 TOKENS = f"{ROOT}/tokens/corpus"
@@ -99,22 +99,3 @@ rule merge:
         prefix=TOKENS,
     shell:
         "neox data merge {params.shards:q} --output {params.prefix:q} 2>&1 | tee {log:q}"
-
-
-rule heldout:
-    input:
-        EXPERIMENT.corpus,
-    output:
-        multiext(f"{ROOT}/heldout/", "perplexity.jsonl", "cloze.jsonl", "manifest.json"),
-    log:
-        f"{ROOT}/logs/heldout.log",
-    resources:
-        mem_mb=2000,
-        runtime=120,
-    params:
-        split=EXPERIMENT.split,
-        reading=EXPERIMENT.reading,
-        folder=f"{ROOT}/heldout",
-    shell:
-        "neox data heldout --corpus {input:q} --split {params.split} --part test {params.reading}"
-        " --output {params.folder:q} 2>&1 | tee {log:q}"

@@ -1,11 +1,40 @@
-"""Evaluation of every exported checkpoint on text that training never saw."""
+"""Evaluation of checkpoints, as they are, on text that training never saw."""
 
 EVALUATE = EXPERIMENT.settings["evaluate"]
 
 
+rule heldout:
+    input:
+        EXPERIMENT.corpus,
+    output:
+        expand(
+            f"{ROOT}/heldout/{{name}}",
+            name=[
+                "perplexity.jsonl",
+                "cloze.jsonl",
+                "choice.jsonl",
+                "arithmetic.jsonl",
+                "manifest.json",
+            ],
+        ),
+    log:
+        f"{ROOT}/logs/heldout.log",
+    resources:
+        mem_mb=2000,
+        runtime=120,
+    params:
+        split=EXPERIMENT.split,
+        reading=EXPERIMENT.reading,
+        folder=f"{ROOT}/heldout",
+    shell:
+        "neox data heldout --corpus {input:q} --split {params.split} --part test {params.reading}"
+        " --output {params.folder:q} 2>&1 | tee {log:q}"
+
+
 rule evaluate:
     input:
-        model=rules.convert.output[0],
+        summary=rules.train.output[0],
+        tokenizer=EXPERIMENT.tokenizer,
         data=rules.heldout.output,
         tasks=expand(
             "{folder}/{task}.yaml",
@@ -22,9 +51,10 @@ rule evaluate:
         mem_mb=lambda wildcards: model_memory_mb(RUNS[wildcards.run]),
         runtime=60,
     params:
+        checkpoint=f"{ROOT}/runs/{{run}}/checkpoints/step_{{step}}",
         folder=EVALUATE["task_folder"],
         tasks=[f"--task={task}" for task in EVALUATE["tasks"]],
         data=f"{ROOT}/heldout",
     shell:
-        "neox evaluate {input.model:q} --tasks {params.folder:q} {params.tasks:q} --data {params.data:q}"
-        " --output {output:q} 2>&1 | tee {log:q}"
+        "neox evaluate {params.checkpoint:q} --tokenizer {input.tokenizer:q} --tasks {params.folder:q} {params.tasks:q}"
+        " --data {params.data:q} --output {output:q} 2>&1 | tee {log:q}"

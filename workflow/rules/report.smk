@@ -8,6 +8,11 @@ rule report_page:
         [rules.train.output[0].format(run=run) for run in RUNS],
         [rules.sample.output[0].format(run=run) for run in RUNS],
         [
+            rules.convert.output[0].format(run=r.name, step=f"{s:08d}")
+            for r in RUNS.values()
+            for s in r.exported
+        ],
+        [
             rules.evaluate.output[0].format(run=r.name, step=f"{s:08d}")
             for r in RUNS.values()
             for s in r.steps
