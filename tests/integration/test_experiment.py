@@ -54,7 +54,7 @@ def test_rows_stand_beside_the_product() -> None:
     }
     runs = experiment(runs={"recipe": BASE, "axes": {"size": {"tiny": TINY}}, "rows": [row]}).runs
     assert list(runs) == ["tiny", "long"]
-    assert runs["long"].steps == (7,)
+    assert runs["long"].steps == (1, 2, 7)
     assert runs["long"].config.checkpoint.steps == (1, 2)
     assert load_config(list(runs["long"].files), list(runs["long"].overrides)).optim.betas == (0.9, 0.99)
 
