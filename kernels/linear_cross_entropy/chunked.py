@@ -13,7 +13,9 @@ from torch import Tensor
 from kernels.linear import linear
 from kernels.linear_cross_entropy import Gather
 
-CHUNK_NUMEL = 1 << 24
+NUM_SLICES = 2
+"""Of the weight's gradient, which a chunk's part of it is added to one by one."""
+CHUNK_NUMEL = 1 << 23
 """Logits alive at a time: 64 MiB of fp32. Fewer, and the sum of the weight's gradient passes through memory too often:
 on a CPU the step of Pythia-14M (50,304 entries) is fastest from about 256 positions on."""
 
@@ -66,19 +68,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
         num_counted = (labels >= 0).sum().clamp(min=1)
         loss = torch.zeros((), dtype=torch.float32, device=x.device)
         grad_x = torch.empty_like(x) if is_training else None
-        grad_weight_t = None  # [h, vocab]: products are quickest with the smaller factor, x, transposed
-        num_rows = max(1, min(len(x), CHUNK_NUMEL // len(weight)))
+        # A sum over all chunks, so fp32; [h, vocab]: products are quickest with the smaller factor, x, transposed.
+        grad_weight_t = weight.new_zeros(weight.T.shape, dtype=torch.float32) if is_training else None
+        num_chunks = -(-len(x) * len(weight) // CHUNK_NUMEL)
+        num_rows = -(-len(x) // max(1, num_chunks))
         for start in range(0, len(x), num_rows):
             chunk = slice(start, start + num_rows)
             losses, gradient = loss_of.with_gradient(linear(x[chunk], weight), labels[chunk])
             loss += losses.sum()
-            if grad_x is not None:
+            if grad_x is not None and grad_weight_t is not None:
                 grad_x[chunk] = linear(gradient, weight.T)
-                part = linear(x[chunk].T, gradient.T).float()  # it is a sum over all chunks, so fp32
-                grad_weight_t = part if grad_weight_t is None else grad_weight_t.add_(part)
-                del part
+                _add_product(grad_weight_t, x[chunk], gradient)
             del gradient  # before the next chunk's logits
-        if grad_x is not None and grad_weight_t is not None:
+        if is_training:
             ctx.save_for_backward(grad_x, grad_weight_t, num_counted)
             ctx.dtype = weight.dtype
         return loss / num_counted
@@ -89,6 +91,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         factor = grads[0] / num_counted
         grad_weight = grad_weight_t.mul_(factor).to(ctx.dtype).T
         return (grad_x * factor).to(grad_x.dtype), grad_weight, None, None, None
+
+
+def _add_product(total: Tensor, x: Tensor, gradient: Tensor) -> None:
+    """total [h, vocab] += xᵀ gradient, of [n, h] and [n, vocab], some rows at a time so that the product stays small."""
+    for rows, columns in zip(total.chunk(NUM_SLICES), x.chunk(NUM_SLICES, 1), strict=True):
+        rows += linear(columns.T, gradient.T)
 
 
 def linear_cross_entropy(
