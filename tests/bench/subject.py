@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch._inductor.compile_fx  # DeepSpeed imports it when it starts: 46 MiB that are no step's
 from torch import nn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 

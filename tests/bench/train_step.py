@@ -1,7 +1,11 @@
-"""A training step of ours beside transformers' GPTNeoX, in turns, each in a process of its own: run by `make bench`."""
+"""A training step of ours beside transformers' GPTNeoX, in turns, each in a process of its own: run by `make bench`.
+
+`python -m tests.bench.train_step [--threads N] [--rounds N] [SHAPE ...]`
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
@@ -25,7 +29,8 @@ RUNS = {
     "transformers, kept memory": ("transformers", "kept"),
 }
 """Row → subject, and whether freed memory is kept, as the engine always has it, or given back, as is the default."""
-ROUNDS = 9
+ROUNDS = {"demo": 9, "pythia-14m": 9, "pythia-70m": 5}
+"""Unless told otherwise; each is a step of every run."""
 
 
 class Subject:
@@ -91,18 +96,18 @@ def product_flops(product: Callable[[Tensor, Tensor], Tensor]) -> float:
     return 2 * 2048**3 / (time.perf_counter() - begin)
 
 
-def compare(shape: str, threads: int) -> None:
+def compare(shape: str, threads: int, rounds: int) -> None:
     """Runs the rounds of one shape and prints what they say."""
     subjects = {row: Subject(name, shape, threads, memory) for row, (name, memory) in RUNS.items()}
     rates: dict[str, float] = {}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, product in products().items():
             rates[name] = max(rates.get(name, 0), product_flops(product))
         for subject in subjects.values():
             subject.step()
     parts = subjects["engine"].parts()
     tokens = SHAPES[shape][4] * SHAPES[shape][5]
-    print(f"\n{shape}, {tokens} tokens a step, load {os.getloadavg()[0]:.1f}")
+    print(f"\n{shape}, {tokens} tokens a step, {rounds} rounds, load {os.getloadavg()[0]:.1f}")
     print_runs(subjects, tokens)
     print_ratios(subjects, rates, tokens * flops_per_token(configured(SHAPES[shape]).model))
     print("  engine's time: " + ", ".join(f"{part} {share:.0%}" for part, share in parts.items() if share >= 0.005))
@@ -122,34 +127,45 @@ def print_runs(subjects: dict[str, Subject], tokens: int) -> None:
 def print_ratios(subjects: dict[str, Subject], rates: dict[str, float], flops: float) -> None:
     """Ours against the peer; `rates`: best FLOP/s of a product; `flops`: of a step."""
     ours, plain, peer, kept = subjects.values()
-    print(f"  {'ratio':<45}{'paired':>8}{'best':>8}{'CPU':>8}")
+    print(f"  {'ratio':<45}{'paired':>8}{'from–to':>14}{'best':>8}{'CPU':>8}")
     for name, fast, slow in (
         ("speed: engine over transformers", ours, peer),
         ("the same, transformers with kept memory too", ours, kept),
         ("speed: plain over transformers", plain, peer),
         ("time: engine over plain", plain, ours),
     ):
-        paired = statistics.median(b / a for a, b in zip(fast.times(), slow.times(), strict=True))
+        paired = sorted(b / a for a, b in zip(fast.times(), slow.times(), strict=True))
+        spread = f"{paired[0]:.2f}–{paired[-1]:.2f}"
         best = min(slow.times()) / min(fast.times())
         cpu = statistics.median(slow.times("cpu_seconds")) / statistics.median(fast.times("cpu_seconds"))
-        print(f"  {name:<45}{paired:>8.2f}{best:>8.2f}{cpu:>8.2f}")
+        print(f"  {name:<45}{statistics.median(paired):>8.2f}{spread:>14}{best:>8.2f}{cpu:>8.2f}")
     for name, rate in rates.items():
         shares = [flops / min(subject.times()) / rate for subject in (ours, peer)]
         measured = f"of {name}'s {rate / 1e9:.0f} GFLOP/s"
         print(f"  {measured:<45}engine {shares[0]:.2f}, transformers {shares[1]:.2f}")
-    memory = ours.step_mib() / peer.step_mib()
-    print(f"  {'step memory: engine over transformers':<45}{memory:.2f} = 1/{1 / memory:.1f}")
+    for name, subject in (("engine", ours), ("plain", plain)):
+        memory = subject.step_mib() / peer.step_mib()
+        print(f"  {f'step memory: {name} over transformers':<45}{memory:>8.2f} = 1/{1 / memory:.1f}")
 
 
 def main() -> None:
     """One block per shape."""
-    threads = int(sys.argv[1]) if len(sys.argv) > 1 else 2
-    torch.set_num_threads(threads)
-    print(f"training step, fp32, {threads} threads, {ROUNDS} rounds in turns. Ratios: paired = median of the rounds',")
-    print("best = of the best rounds, CPU = of the CPU time of all threads; a share is best step against best product.")
-    print("kept memory: freed memory stays with the process, as under the engine (neox/parallel/allocator.py).")
-    for shape in sys.argv[2:] or SHAPES:
-        compare(shape, threads)
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.train_step")
+    parser.add_argument("shapes", nargs="*", choices=[*SHAPES, []], metavar="SHAPE", help=", ".join(SHAPES))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, help="steps of every run")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print(f"training step, fp32, {options.threads} threads, runs in turns. Ratios: paired = median of the rounds', and")
+    print(
+        "the least and largest; best = of the best rounds, CPU = of the CPU time of all threads; a share is best step"
+    )
+    print(
+        "against best product. Step MiB: peak above imports, parameters and Adam's moments. Kept memory: freed memory"
+    )
+    print("stays with the process, as under the engine (neox/parallel/allocator.py).")
+    for shape in options.shapes or SHAPES:
+        compare(shape, options.threads, options.rounds or ROUNDS[shape])
 
 
 if __name__ == "__main__":
