@@ -21,7 +21,7 @@ ONLY_IN = {
     "lm_eval": ("neox/evaluate.py",),
     "boto3": ("neox/data/s3.py",),
     "huggingface_hub": ("neox/hub.py",),
-    "mpi4py": ("neox/bench/mpi.py",),
+    "mpi4py": ("neox/bench/mpi.py", "neox/data/mpi.py"),
 }
 TORCH_FREE = ("neox/config/", "neox/planner/", "neox/commands/", "neox/__main__.py", "jobs/", "workflow/")
 HARD_FILE, HARD_FUNCTION, HARD_KERNEL_FUNCTION, MEAN_FUNCTION = 400, 60, 150, 15

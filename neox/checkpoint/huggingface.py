@@ -84,7 +84,7 @@ def export(
             else's, or the disk is full.
     """
     family = choose(model)
-    loaded = load_tokenizer(tokenizer)
+    loaded = load_tokenizer(tokenizer, special.end if special else None)
     assert model.vocab_size is not None
     if loaded.vocab_size > model.vocab_size:
         raise UserError(f"{tokenizer}: has {loaded.vocab_size} ids, the model was trained with {model.vocab_size}")

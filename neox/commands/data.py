@@ -15,6 +15,7 @@ from neox.commands import fetch
 from neox.config.errors import UserError
 
 if TYPE_CHECKING:
+    from neox.data.prepare import Encoding
     from neox.data.reading import Reading
 
 HELP = "prepare data: corpus, fetch, train-tokenizer, tokenize, merge, check, index, heldout"
@@ -73,6 +74,7 @@ def _add_tokenize(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="PREFIX")
     parser.add_argument("--shard", default="0/1", metavar="I/N", help="only part I of N, I from 0 to N-1")
     parser.add_argument("--workers", type=int, default=1, metavar="W", help="processes (default: %(default)s)")
+    parser.add_argument("--mpi", action="store_true", help="started by mpirun or srun: the ranks are the shards")
     engines = ("auto", "gigatoken", "tokenizers")
     parser.add_argument("--engine", choices=engines, default="auto", help="(default: the fastest that is proven equal)")
     parser.add_argument("--no-append-eod", action="store_true", help="do not end documents with a token that says so")
@@ -103,7 +105,8 @@ def _add_heldout(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Do it and print one line that says what was made."""
     signal.signal(signal.SIGTERM, _stop)
-    print(ACTIONS[args.action](args))
+    if said := ACTIONS[args.action](args):
+        print(said)
     return 0
 
 
@@ -138,7 +141,20 @@ def _tokenize(args: argparse.Namespace) -> str:
     if args.workers < 1:
         raise UserError(f"--workers {args.workers}: must be at least 1")
     encoding = Encoding(args.tokenizer, _reading(args), not args.no_append_eod, args.end_of_document, args.engine)
+    if args.mpi:
+        return _tokenize_by_ranks(args, encoding)
     return _describe(args.output, tokenize(args.inputs, encoding, args.output, _parse_shard(args.shard), args.workers))
+
+
+def _tokenize_by_ranks(args: argparse.Namespace, encoding: Encoding) -> str:
+    try:
+        from neox.data.mpi import tokenize_by_ranks
+    except ImportError as error:
+        raise UserError(f"--mpi: mpi4py finds no MPI library ({error}); start it with `jobs launch`") from None
+    if args.shard != "0/1":
+        raise UserError(f"--shard {args.shard}: with --mpi the ranks are the shards")
+    manifest = tokenize_by_ranks(args.inputs, encoding, args.output, args.workers)
+    return _describe(args.output, manifest) if manifest else ""
 
 
 def _merge(args: argparse.Namespace) -> str:

@@ -16,7 +16,9 @@ from neox.config.errors import UserError
 from neox.data.tokenizer import LoadedTokenizer, load_tokenizer
 
 CACHE_BYTES = 64 << 20
-"""By how much gigatoken's cache of words, which has no bound of its own, may grow before it is thrown away."""
+"""By how much gigatoken's caches of words, which have no bound of their own, may grow in all processes together."""
+LEAST_CACHE_BYTES = 16 << 20
+"""What each of many processes has of them nevertheless."""
 
 # NFC is where the two follow different Unicode versions: marks and composites younger than the tables of `tokenizers`.
 # Whole blocks of rare scripts are named rather than single characters; tests/data/test_engine.py tries every other one.
@@ -58,9 +60,10 @@ class TokenizersEngine:
 class GigatokenEngine:
     """gigatoken, but the reference for the few texts whose characters the two normalise differently."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, cache_bytes: int | None = None) -> None:
         """Raises what gigatoken raises when it is absent or does not know the kind of tokenizer."""
         self._path = path
+        self._cache_bytes = cache_bytes or CACHE_BYTES
         self._load()
 
     def _load(self) -> None:
@@ -74,7 +77,7 @@ class GigatokenEngine:
         return TokenizersEngine(load_tokenizer(self._path).tokenizer)
 
     def encode(self, texts: list[str]) -> list[np.ndarray[Any, Any]]:
-        if resident_bytes() > self._resident_bytes + CACHE_BYTES:
+        if resident_bytes() > self._resident_bytes + self._cache_bytes:
             del self._encode  # freed before the new one is made
             self._load()
         return [
@@ -83,11 +86,11 @@ class GigatokenEngine:
         ]
 
 
-def make_engine(name: str, path: Path, loaded: LoadedTokenizer | None = None) -> Engine:
-    """The engine of that name for a tokenizer.json; `loaded` spares the reference reading it again."""
+def make_engine(name: str, path: Path, loaded: LoadedTokenizer, num_processes: int = 1) -> Engine:
+    """The engine of that name for a tokenizer.json, which so many processes have."""
     if name == "gigatoken":
-        return GigatokenEngine(path)
-    return TokenizersEngine((loaded or load_tokenizer(path)).tokenizer)
+        return GigatokenEngine(path, max(CACHE_BYTES // num_processes, LEAST_CACHE_BYTES))
+    return TokenizersEngine(loaded.tokenizer)
 
 
 def resident_bytes() -> int:

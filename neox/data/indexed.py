@@ -6,8 +6,9 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -154,9 +155,8 @@ class IndexedWriter:
     def __init__(self, prefix: str | Path, dtype: np.dtype[Any], companion: Path | None = None) -> None:
         self._paths = [bin_path(prefix), idx_path(prefix), *([companion] if companion else [])]
         self.dtype = np.dtype(dtype)
-        self._sizes: list[np.ndarray[Any, Any]] = []
-        self._doc_idx: list[np.ndarray[Any, Any]] = [np.zeros(1, np.int64)]
         self._num_items = 0
+        self._num_bounds = 0
         self._stack = ExitStack()
 
     def __enter__(self) -> IndexedWriter:
@@ -164,6 +164,9 @@ class IndexedWriter:
             data, self._index, *companions = stack.enter_context(replacing(*self._paths))
             self.companion = companions[0] if companions else None
             self._file = stack.enter_context(data.open("wb"))
+            # On disk, so that memory does not grow with the number of documents; without a name, so that none is left.
+            self._sizes, self._bounds = (stack.enter_context(TemporaryFile(dir=data.parent)) for _ in range(2))
+            self._add_bounds(np.zeros(1, np.int64))
             self._stack = stack.pop_all()
         return self
 
@@ -180,7 +183,7 @@ class IndexedWriter:
     def add_items(self, tokens: np.ndarray[Any, Any], sizes: np.ndarray[Any, Any]) -> None:
         """Append items whose tokens lie end to end; each is a document. tokens [sum(sizes)] of the writer's dtype."""
         self._append(tokens, sizes)
-        self._doc_idx.append(np.arange(self._num_items - len(sizes) + 1, self._num_items + 1, dtype=np.int64))
+        self._add_bounds(np.arange(self._num_items - len(sizes) + 1, self._num_items + 1, dtype=np.int64))
 
     def add_file(self, source: IndexedReader, observe: Callable[[np.ndarray[Any, Any]], None] | None = None) -> None:
         """Append all items of another pair and its document bounds; `observe` sees each block of tokens."""
@@ -190,8 +193,10 @@ class IndexedWriter:
             self._write(block)
             if observe:
                 observe(block)
-        self._record(source.sizes)
-        self._doc_idx.append(source.doc_idx[1:] + offset)
+        for start in range(0, len(source), BLOCK):
+            self._record(source.sizes[start : start + BLOCK])
+        for start in range(1, len(source.doc_idx), BLOCK):
+            self._add_bounds(source.doc_idx[start : start + BLOCK] + offset)
 
     def _append(self, tokens: np.ndarray[Any, Any], sizes: np.ndarray[Any, Any]) -> None:
         assert tokens.size == int(np.sum(sizes, dtype=np.int64)), "sizes do not add up to the tokens"
@@ -203,19 +208,34 @@ class IndexedWriter:
         self._file.write(np.ascontiguousarray(tokens).data)
 
     def _record(self, sizes: np.ndarray[Any, Any]) -> None:
-        self._sizes.append(np.asarray(sizes, np.int32))
+        self._sizes.write(np.ascontiguousarray(sizes, "<i4").data)
         self._num_items += len(sizes)
+
+    def _add_bounds(self, bounds: np.ndarray[Any, Any]) -> None:
+        self._bounds.write(np.ascontiguousarray(bounds, "<i8").data)
+        self._num_bounds += len(bounds)
 
     def _write_index(self, path: Path) -> None:
         code = next(code for code, dtype in DTYPES.items() if self.dtype == dtype)
-        sizes = np.concatenate([np.zeros(0, np.int32), *self._sizes])
-        ends = np.cumsum(sizes, dtype=np.int64) * self.dtype.itemsize
-        doc_idx = np.concatenate(self._doc_idx)
+        end = 0
         with path.open("wb") as file:
-            file.write(HEADER.pack(MAGIC, 1, code, len(sizes), len(doc_idx)))
-            file.write(sizes.astype("<i4").data)
-            file.write((ends - sizes * np.int64(self.dtype.itemsize)).astype("<i8").data)
-            file.write(doc_idx.astype("<i8").data)
+            file.write(HEADER.pack(MAGIC, 1, code, self._num_items, self._num_bounds))
+            for block in _read_back(self._sizes):
+                file.write(block)
+            for block in _read_back(self._sizes):
+                lengths = np.frombuffer(block, "<i4").astype(np.int64) * self.dtype.itemsize
+                ends = end + np.cumsum(lengths)
+                file.write((ends - lengths).astype("<i8").data)
+                end = int(ends[-1])
+            for block in _read_back(self._bounds):
+                file.write(block)
+
+
+def _read_back(file: IO[bytes]) -> Iterator[bytes]:
+    """What was written to a file, from its beginning, a block at a time."""
+    file.seek(0)
+    while block := file.read(BLOCK):
+        yield block
 
 
 def open_alike(prefixes: Sequence[str | Path]) -> list[IndexedReader]:

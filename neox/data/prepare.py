@@ -83,10 +83,10 @@ class Encoder:
 _encoder: Encoder
 
 
-def _start_worker(encoding: Encoding) -> None:
+def _start_worker(encoding: Encoding, num_workers: int) -> None:
     global _encoder
     loaded = load_tokenizer(encoding.tokenizer, encoding.end_of_document)
-    _encoder = Encoder(encoding, make_engine(encoding.engine, encoding.tokenizer, loaded), loaded)
+    _encoder = Encoder(encoding, make_engine(encoding.engine, encoding.tokenizer, loaded, num_workers), loaded)
 
 
 def _encode_in_worker(name: str, records: list[bytes]) -> EncodedBatch:
@@ -173,7 +173,7 @@ def _encoders(encoding: Encoding, loaded: LoadedTokenizer, workers: int) -> Iter
         yield Encoder(encoding, make_engine(encoding.engine, encoding.tokenizer, loaded), loaded)
         return
     # spawn: a fork would copy the tokenizer library's threads in an unknown state.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (encoding,))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (encoding, workers))
     try:
         # Started before any file is: being stopped half-way through the start then leaves none.
         pool.submit(os.getpid).result()

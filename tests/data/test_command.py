@@ -71,3 +71,22 @@ def test_term_leaves_nothing(tmp_path, tokenizer_file):
     process.terminate()
     assert process.wait(60) == 128 + signal.SIGTERM
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_ranks_of_mpi_write_what_one_process_does(tmp_path, tokenizer_file):
+    """Open MPI's own mpirun; a wrong record on one rank is one line of one rank, and ends all of them."""
+    text = write_jsonl(tmp_path / "a.jsonl", make_texts(60))
+    command = [sys.executable, "-m", "neox", "data", "tokenize", text, "--tokenizer", tokenizer_file]
+    assert neox_data(*command[4:], "--output", tmp_path / "one") == 0
+    launch = ["mpirun.openmpi", "--allow-run-as-root", "--oversubscribe", "-np", "3", *command, "--mpi"]
+    env = os.environ | {"MPI4PY_MPIABI": "openmpi"}  # `jobs launch` sets it where there are several
+    subprocess.run([*launch, "--output", tmp_path / "all" / "x"], check=True, timeout=120, env=env)
+    assert sorted(path.name for path in (tmp_path / "all").iterdir()) == ["x.bin", "x.idx", "x.manifest.json"]
+    for end in ("bin", "idx"):
+        assert (tmp_path / "all" / f"x.{end}").read_bytes() == (tmp_path / f"one.{end}").read_bytes()
+    text.write_bytes(text.read_bytes() + b"{}\n")
+    done = subprocess.run(
+        [*launch, "--output", tmp_path / "y" / "x"], capture_output=True, text=True, timeout=120, env=env
+    )
+    assert done.returncode == 2 and list((tmp_path / "y").iterdir()) == []
+    assert done.stderr.count("neox: error:") == 1 and "a.jsonl, line 61: no key 'text'" in done.stderr
