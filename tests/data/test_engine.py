@@ -162,6 +162,6 @@ def test_memory_is_bounded(nfc_file):
 
 
 def test_encoding_goes_on_after_the_cache_is_thrown_away(both, monkeypatch):
-    monkeypatch.setattr(engine, "CACHE_BYTES", -1)
+    monkeypatch.setattr(both[0], "_cache_bytes", -1)
     for text in make_texts(12):
         assert_same(both, [text])
