@@ -25,7 +25,8 @@ from jobs.warning import SAVED
 POLL_S = 0.1
 TEARDOWN_S = 5
 """How long a rank may outlive one that failed, where the launcher does not end it."""
-FIRST_PORT, NUM_PORTS = 20000, 20000
+FIRST_PORT, NUM_PORTS = 20000, 12000
+"""Below those that Linux gives to outgoing connections, from 32768."""
 ENCODED = "base64="
 FOLDER_VARIABLE = "JOBS_LAUNCH_FOLDER"
 """Where `jobs launch` was started, for ranks whose launcher starts them elsewhere."""

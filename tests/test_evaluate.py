@@ -253,7 +253,7 @@ def test_wrong_input_is_one_line(world: World, tmp_path: Path, changes: dict[str
     ("lines", "message"),
     [
         (None, r"cloze\.jsonl: No such file"),
-        ("", r"cloze\.jsonl: no document, only blank lines"),
+        ("", r"cloze\.jsonl: no document"),
         ('{"context": "a", "target": "b"}\n{"context":\n', "line 2: not JSON"),
         ('{"context": "a"}\n', "line 1: no key 'target'"),
     ],

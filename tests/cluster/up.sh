@@ -11,7 +11,7 @@ NODES=4 CPUS=8 MEM=4000
 [ "$(id -u)" = 0 ] || { echo "cluster-up: must be root (own host names for nodes need it)"; exit 2; }
 "$here/../install_packages.sh"
 [ ! -e "$ROOT/env.sh" ] || { echo "cluster-up: $ROOT is in use; run tests/cluster/down.sh $ROOT"; exit 2; }
-P=${BASEPORT:-$((20000 + RANDOM % 120 * 100))}
+P=${BASEPORT:-$((8000 + RANDOM % 120 * 100))} # below the ports of ranks
 CLUSTER=test$P
 mkdir -p "$ROOT"/{etc,log,run,state,spool,tmp}
 chmod 755 "$ROOT"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -124,7 +125,7 @@ def test_rank_environment_uses_a_compute_host() -> None:
         "LOCAL_RANK": "1",
         "LOCAL_WORLD_SIZE": "6",
         "MASTER_ADDR": "h49n16",
-        "MASTER_PORT": "26238",
+        "MASTER_PORT": "22238",
     }
 
 
@@ -261,12 +262,20 @@ while True: time.sleep(0.1)
 """
 
 
+def summit_of_any_size(folder: Path) -> Path:
+    """Summit's profile, but for what its nodes must have free."""
+    profile = folder / "site.yaml"
+    profile.write_text(re.sub(r"(memory_free_gb|disk_free_gb): \d+", r"\1: 0", SUMMIT.read_text()))
+    return profile
+
+
 def test_snakemake_goes_through_lsf_and_jsrun(fake: Path, tmp_path: Path) -> None:
     """A plain rule on a compute node, then a training that is warned, saves, is requeued and finishes."""
     (tmp_path / "Snakefile").write_text(SNAKEFILE)
     (tmp_path / "payload.py").write_text(PAYLOAD)
-    options = ["--executor", "submitit", "--submitit-site", str(SUMMIT), "--jobs", "2", "--latency-wait", "5"]
-    options += ["--config", f"site={SUMMIT}", "--seconds-between-status-checks", "2"]
+    site = summit_of_any_size(tmp_path)
+    options = ["--executor", "submitit", "--submitit-site", str(site), "--jobs", "2", "--latency-wait", "5"]
+    options += ["--config", f"site={site}", "--seconds-between-status-checks", "2"]
     done = subprocess.run(
         [sys.executable, "-m", "snakemake", *options],
         env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
@@ -284,7 +293,8 @@ def test_snakemake_goes_through_lsf_and_jsrun(fake: Path, tmp_path: Path) -> Non
 
 def test_failed_rank_ends_the_others_without_help_of_jsrun(fake: Path, tmp_path: Path) -> None:
     environ = {**os.environ, "LSB_JOBID": "1", "LSB_MCPU_HOSTS": "batch1 1 h1 42"}
-    launch = [sys.executable, "-m", "jobs", "launch", "--site", "summit", "--ranks-per-node", "2", "--"]
+    site = summit_of_any_size(tmp_path)
+    launch = [sys.executable, "-m", "jobs", "launch", "--site", str(site), "--ranks-per-node", "2", "--"]
     script = "[ $RANK = 1 ] && exit 3; echo $MASTER_ADDR $LOCAL_RANK/$LOCAL_WORLD_SIZE; exec sleep 300"
     done = subprocess.run([*launch, "bash", "-c", script], env=environ, capture_output=True, text=True, timeout=60)
     assert done.returncode == 3 and done.stdout == "h1 0/2\n"

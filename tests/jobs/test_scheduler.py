@@ -85,8 +85,8 @@ def test_nothing_in_a_job_is_interpreted(words: list[str], env: dict[str, str], 
 @example(words=["it's $(touch pwned)", AWKWARD[7] + "`id`'\"", "/a b/\n"])
 def test_the_line_that_snakemake_makes_of_words_is_one_for_a_shell(words: list[str]) -> None:
     line = shell_line(" ".join(format_cli_arg("--wait-for-files", word) for word in words))
-    done = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, encoding="utf-8", check=True)
-    assert done.stdout.split("\0")[1:-1:2] == words
+    done = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, check=True)
+    assert done.stdout.decode().split("\0")[1:-1:2] == words
 
 
 @pytest.mark.parametrize(("name", "spec"), [("full", full_spec()), ("least", JobSpec(name="x", requeue=False))])
@@ -147,7 +147,7 @@ def test_rank_environment_from_slurm() -> None:
         "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
         "SLURM_STEP_NODELIST": "frontier[00012,00030]",
         "SLURM_JOB_NODELIST": "frontier[00001-00040]",
-        "SLURM_JOB_ID": "20003",
+        "SLURM_JOB_ID": "12003",
     }
     assert rank_environment("slurm", environ) == {
         "RANK": "5",

@@ -260,7 +260,7 @@ def test_16_bits_equal_plain_16_bits_with_fp32_masters(outcomes: dict[str, list[
     """Within rounding: tensor parallelism sums partial products in 16 bits in another order."""
     case, out = case_of(name), outcomes[name][0]
     start = 0 if case.load is None else SAVE_STEP
-    dtype, allowed = (torch.bfloat16, 3e-3) if case.precision == "bf16" else (torch.float16, 6e-4)
+    dtype, allowed = (torch.bfloat16, 5e-3) if case.precision == "bf16" else (torch.float16, 6e-4)
     want = reference(case.model, dtype)
     assert largest_difference(out["losses"], want.losses[start:]) < allowed
     assert largest_difference(out["grad_norms"], want.grad_norms[start:]) < 3 * allowed
