@@ -50,7 +50,8 @@ class Allocation:
     """How long before the end of the walltime the job warns itself; 0 where the scheduler does."""
     has_successor: bool = False
     """Whether a job that goes on already waits for the end of this one, which then is not requeued."""
-    was_warned: bool = False
+    warned_s: float = 0.0
+    """When the warning came, in seconds since 1970; 0: it did not."""
     ending: str = ""
     warned: set[int] = field(default_factory=set)
     end_s: float = 0.0
@@ -99,7 +100,7 @@ class Allocation:
         name = signal.Signals(number).name
         print(f"jobs: received {name}", file=sys.stderr, flush=True)
         if number == signal.SIGUSR2:
-            self.was_warned = True
+            self.warned_s = time.time()
         else:
             self.ending = name
 
@@ -108,7 +109,7 @@ class Allocation:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True, mode=0o700)
         self.warned.clear()
-        self.was_warned = False
+        self.warned_s = 0.0
         words = {warning.RESTART_VARIABLE: str(restart), warning.END_VARIABLE: str(self.end_s)}
         environ = {**os.environ, warning.VARIABLE: str(self.folder), **words}
         process = start(self.command, environ, cwd=self.cwd, new_session=True)
@@ -122,13 +123,12 @@ class Allocation:
 
     def _warn_launches(self) -> None:
         """Passes the warning on, also to launches that begin after it came."""
-        if self.signal_delay_s and time.time() > self.end_s - self.signal_delay_s:
-            self.was_warned = True
-        if self.was_warned:
+        if self.signal_delay_s and not self.warned_s and time.time() > self.end_s - self.signal_delay_s:
+            self.warned_s = time.time()
+        if self.warned_s:
             for pid in set(warning.launches(self.folder)) - self.warned:
                 self.warned.add(pid)
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGUSR2)
+                warning.warn(self.folder, pid, self.warned_s)
 
     def _end(self, process: Process) -> None:
         """The job is ended: let launches save, then kill all, then leave.
@@ -165,7 +165,9 @@ class Allocation:
         assert scheduler.batch is not None
         if scheduler.batch.requeue is None:
             return
-        argv = scheduler.batch.requeue(os.environ[scheduler.environment["job_id"]])
+        # An array's last element has the array's own id in Slurm's variable: all elements would run again.
+        job_id = os.environ.get(warning.ID_VARIABLE) or os.environ[scheduler.environment["job_id"]]
+        argv = scheduler.batch.requeue(job_id)
         for _ in range(REQUEUE_ATTEMPTS):
             done = run(argv)
             self._leave_if_ending(120 if done.code == 0 else REQUEUE_WAIT_S)

@@ -5,5 +5,9 @@ class UserError(ValueError):
     """One line that names the file, key or option and says what is allowed."""
 
 
+class RefusalError(UserError):
+    """The scheduler has decided not to take a job: it has nothing of what was asked."""
+
+
 class PayloadError(RuntimeError):
     """The command of a job ended badly for good; the message says how."""

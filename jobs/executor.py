@@ -17,7 +17,7 @@ from typing import ClassVar
 from submitit.core import core, job_environment, utils
 from submitit.local.local import LocalExecutor, LocalJob
 
-from jobs import submission
+from jobs import submission, warning
 from jobs.errors import UserError
 from jobs.scheduler import SCHEDULERS
 from jobs.scheduler.contract import Array, Query
@@ -27,8 +27,6 @@ from jobs.spec import JobSpec
 from jobs.state import State
 
 SCHEDULER_VARIABLE = "JOBS_SCHEDULER"
-ID_VARIABLE = "JOBS_JOB_ID"
-"""The job's id as whoever submitted it knows it."""
 
 
 class SchedulerWatcher(core.InfoWatcher):
@@ -142,9 +140,11 @@ class SchedulerExecutor(core.PicklingExecutor):
         return 1  # ranks are the command's own affair: submitit would wait for one result of each
 
     def _internal_process_submissions(self, delayed_submissions: list[utils.DelayedSubmission]) -> list[core.Job[int]]:
-        if len(delayed_submissions) > 1 and self._batch.array:
-            return self._submit_array(self._batch.array, delayed_submissions)
-        return [self._submit_one(delayed) for delayed in delayed_submissions]
+        if len(delayed_submissions) == 1:
+            return [self._submit_one(delayed_submissions[0])]
+        if self._batch.array is None:  # one by one, a refusal on the way would lose those that are in the queue already
+            raise UserError(f"scheduler {self.scheduler}: takes one job at a time")
+        return self._submit_array(self._batch.array, delayed_submissions)
 
     def _submit_one(self, delayed: utils.DelayedSubmission) -> core.Job[int]:
         """Unlike submitit's own: all that the job reads is there before it is submitted, under names without its id."""
@@ -190,7 +190,10 @@ class SchedulerExecutor(core.PicklingExecutor):
         """submitit reads the pickle under the job's id, so the job, a word of its shell, gives it that name."""
         spec = self._spec(command)
         folder = shlex.quote(str(self.folder))
-        lines = (f"export {ID_VARIABLE}={job_id}", f'ln -sf {pickled} {folder}/"${ID_VARIABLE}"_submitted.pkl')
+        lines = (
+            f"export {warning.ID_VARIABLE}={job_id}",
+            f'ln -sf {pickled} {folder}/"${warning.ID_VARIABLE}"_submitted.pkl',
+        )
         return self._batch.script(replace(spec, setup=(*lines, *spec.setup)))
 
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:
@@ -209,7 +212,7 @@ class SchedulerJobEnvironment(job_environment.JobEnvironment):
         words = scheduler.environment if scheduler else {}
         ours = {"num_nodes": "num_nodes", "nodes": "nodes", "global_rank": "rank"}
         # One submitit task per job, whatever the ranks: for the rest its defaults hold, read from no variable.
-        unset = {"job_id": ID_VARIABLE, **dict.fromkeys(("num_tasks", "node", "local_rank"), "JOBS_UNSET")}
+        unset = {"job_id": warning.ID_VARIABLE, **dict.fromkeys(("num_tasks", "node", "local_rank"), "JOBS_UNSET")}
         self._env = {**unset, **{theirs: words.get(word, "JOBS_UNSET") for theirs, word in ours.items()}}  # type: ignore[misc]
 
     def _handle_signals(self, paths: utils.JobPaths, submission: utils.DelayedSubmission) -> None:
@@ -231,14 +234,19 @@ def make_executor(site: Site, folder: Path, spec: JobSpec) -> core.PicklingExecu
 
 
 def submit(site: Site, folder: Path, spec: JobSpec, function: Callable[[], int]) -> core.Job[int]:
-    """Submits one job. Raises UserError with the scheduler's own words when it refuses."""
+    """Submits one job. Raises RefusalError with the scheduler's own words, UserError for other faults."""
     executor = make_executor(site, folder, spec)
     return executor.submit(function)
 
 
 def submit_all(site: Site, folder: Path, spec: JobSpec, functions: Sequence[Callable[[], int]]) -> list[core.Job[int]]:
-    """Submits jobs that differ in what they run only, at once where the scheduler can. Raises UserError as `submit`."""
+    """Submits jobs that differ in what they run only as one, for schedulers that have arrays. Raises as `submit`."""
     return make_executor(site, folder, spec).submit_array(functions)
+
+
+def has_arrays(scheduler: str) -> bool:
+    batch = SCHEDULERS[scheduler].batch
+    return batch is not None and batch.array is not None
 
 
 def own_warning_s(scheduler: str, spec: JobSpec) -> int:

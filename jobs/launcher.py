@@ -173,7 +173,7 @@ def run(
             return warning.UNHEALTHY
         if not LAUNCHERS[site.launcher].keeps_environment:
             write_environment(launch, environ)
-        running = Running(LAUNCHERS[site.launcher], launch, environ, run_dir)
+        running = Running(LAUNCHERS[site.launcher], launch, environ, run_dir, site.signal_delay_s)
         with warning.registered(os.environ):  # a job that is ended waits for us until the segment is written
             code = combine(folder, launch.world_size, running.wait())
             warning.report_outcome(os.environ, code)
@@ -181,7 +181,7 @@ def run(
             if victim:
                 print(f"jobs: error: {victim}", file=sys.stderr, flush=True)
             if held and run_dir:
-                if code in (0, warning.SAVED):
+                if code in (0, warning.SAVED) or running.was_ended(code):
                     end = segments.warned(code, running.signals, running.left_s, site.signal_delay_s)
                 else:
                     end = segments.failed(code, victim, run_dir, log_size)
@@ -218,10 +218,16 @@ class Running:
     """A started launcher, and the signals that wait until its ranks can take them."""
 
     def __init__(
-        self, launcher: Launcher, launch: Launch, environ: Mapping[str, str], run_dir: Path | None = None
+        self,
+        launcher: Launcher,
+        launch: Launch,
+        environ: Mapping[str, str],
+        run_dir: Path | None,
+        signal_delay_s: int,
     ) -> None:
         """`run_dir`: of the run that is trained; the time that it takes to save is known from there."""
-        self.launcher, self.folder, self.run_dir = launcher, launch.folder, run_dir
+        self.launcher, self.folder, self.environ = launcher, launch.folder, environ
+        self.run_dir, self.signal_delay_s = run_dir, signal_delay_s
         self.end_s = float(environ.get(warning.END_VARIABLE, "inf"))
         self.looked_s = time.monotonic()
         self.signals: list[str] = []
@@ -234,8 +240,15 @@ class Running:
         self.process: Process = start(launcher.argv(launch), environ, new_session=True)
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.left_s = self.left_s if self.signals else self.end_s - time.time()
+        if not self.signals:
+            # The job passes its warning on to launches that begin after it came.
+            passed_on_s = warning.warned_s(self.environ) if number == signal.SIGUSR2 else None
+            self.left_s = self.end_s - (passed_on_s or time.time())
         self.signals.append(signal.Signals(number).name)
+
+    def was_ended(self, code: int) -> bool:
+        """Whether `code` is a death by a signal that was passed on: the ranks had no handler for it yet."""
+        return code in [128 + signal.Signals[_passed_on(name)] for name in self.signals[: self.num_forwarded]]
 
     def warn_in_time(self) -> None:
         """The scheduler warns a fixed time before the walltime ends; a run that needs longer to save, we do."""
@@ -245,7 +258,7 @@ class Running:
         needed_s = runs.time_to_save_s(self.run_dir)
         if needed_s is not None and time.time() > self.end_s - needed_s - SLACK_S:
             print(f"jobs: saving takes up to {needed_s:.0f} s, and the walltime ends: ranks save", file=sys.stderr)
-            self.left_s = 0.0
+            self.left_s = self.signal_delay_s  # it is that warning, come early
             self.signals.append(signal.SIGUSR2.name)
 
     def forward(self) -> None:
@@ -253,7 +266,7 @@ class Running:
         if not started_file(self.folder).exists():
             return
         while self.num_forwarded < len(self.signals):
-            name = self.signals[self.num_forwarded].replace("SIGINT", "SIGTERM")  # Ctrl-C asks to save and stop
+            name = _passed_on(self.signals[self.num_forwarded])
             if self.launcher.forwards_signals:
                 self.process.send_signal(signal.Signals[name])
             else:
@@ -267,6 +280,11 @@ class Running:
             self.forward()
             time.sleep(POLL_S)
         return exit_code(code)
+
+
+def _passed_on(name: str) -> str:
+    """What ranks get for a signal: Ctrl-C asks to save and stop."""
+    return name.replace("SIGINT", "SIGTERM")
 
 
 def ends(folder: Path, world_size: int) -> list[tuple[int, int]]:

@@ -14,7 +14,7 @@ from typing import Any
 from jobs import executor, segments
 from jobs.allocation import Allocation
 from jobs.controller import ActiveJob, ActiveJobs, Lock
-from jobs.errors import UserError
+from jobs.errors import RefusalError, UserError
 from jobs.failure import error_line
 from jobs.restarts import Restarts
 from jobs.site import Site
@@ -92,8 +92,12 @@ class Queue:
         self.found: dict[str, State] | None = None
         """What the scheduler said of the jobs that an earlier controller left."""
 
+    @property
+    def has_arrays(self) -> bool:
+        return executor.has_arrays(self.site.scheduler)
+
     def submit(self, submission: Submission) -> QueuedJob:
-        """Submits a command. Raises UserError when the scheduler refuses."""
+        """Submits a command. Raises RefusalError when the scheduler refuses, UserError when nobody knows."""
         notes = self._new_notes()
         job = QueuedJob(submission, self._key(submission), notes, self._submit(submission, notes))
         self._remember(job)
@@ -101,9 +105,9 @@ class Queue:
         return job
 
     def submit_all(self, submissions: Sequence[Submission]) -> list[QueuedJob]:
-        """Submits commands with one spec and no successors, as one job array where the scheduler has them.
+        """Submits commands with one spec and no successors as one job array, where `has_arrays`.
 
-        Raises UserError when the scheduler refuses; then it has none of them.
+        Raises RefusalError when the scheduler refuses: then it has none of them; UserError when nobody knows.
         """
         spec, notes = submissions[0].spec, [self._new_notes() for _ in submissions]
         allocations = [self._allocation(*each) for each in zip(submissions, notes, strict=True)]
@@ -160,7 +164,7 @@ class Queue:
         avoid = tuple(excluded(notes, site.health.max_excluded)) if site.health else ()
         try:
             return executor.submit(site, folder, replace(spec, exclude=avoid), allocation)
-        except UserError:
+        except RefusalError:
             if not avoid:
                 raise
             return executor.submit(site, folder, spec, allocation)  # too few nodes are left without them

@@ -23,8 +23,9 @@ from jobs.state import State
 
 LOG = Path("logs", "train.log")
 _STEP = re.compile(r'\{"step": (\d+),')
-EARLY_S = 90.0
-"""Slurm may send its warning up to 60 s early (sbatch(1), --signal); the rest is how late our own clock began."""
+EARLY_S, SLACK_S = 60.0, 40.0
+"""Slurm may send its warning up to 60 s early (sbatch(1), --signal); the rest is how late our own clock began, and how
+late a signal may be seen."""
 LOG_WAIT_S, LOG_POLL_S = 2.0, 0.1
 """What the ranks said last reaches the log through a pipe, a moment later."""
 _KINDS = {
@@ -67,6 +68,8 @@ class Held:
     restart: int
     nodes: str
     start: str
+    scheduler: str = ""
+    """Its name and, where it says so, the cluster's: ids mean nothing elsewhere."""
 
     def finish(self, run_dir: Path, end: End) -> None:
         """Appends the allocation's line, and takes its note away."""
@@ -87,9 +90,11 @@ def begin(run_dir: Path, scheduler: Scheduler, environ: Mapping[str, str]) -> He
     run_dir.mkdir(parents=True, exist_ok=True)
     words = {ours: environ.get(theirs) for ours, theirs in scheduler.environment.items()}
     restart = int(environ.get(warning.RESTART_VARIABLE, 0))
-    held = Held(words.get("job_id"), restart, words.get("nodes") or os.uname().nodename, now())
+    job_id = environ.get(warning.ID_VARIABLE) or words.get("job_id")
+    where = " ".join(filter(None, (scheduler.name, words.get("cluster"))))
+    held = Held(job_id, restart, words.get("nodes") or os.uname().nodename, now(), where)
     if before := left(run_dir):
-        before.finish(run_dir, lost(_last_state(scheduler, before.job_id)))
+        before.finish(run_dir, lost(_last_state(scheduler, before, held)))
     draft = run_dir / ".allocation.tmp"
     draft.write_text(json.dumps(asdict(held)))
     draft.replace(_note(run_dir))
@@ -113,26 +118,38 @@ def lost(state: State | None) -> End:
     return End(None, *_LOST.get(state or State.UNKNOWN, _SILENT))
 
 
-def _last_state(scheduler: Scheduler, job_id: str | None) -> State | None:
-    """How the job's last allocation that is over ended, where the scheduler keeps that and can be asked from here."""
-    if job_id is None or scheduler.batch is None or scheduler.batch.ends is None:
+def _last_state(scheduler: Scheduler, before: Held, held: Held) -> State | None:
+    """How the allocation before ours ended, where the scheduler keeps that and can be asked from here.
+
+    None also where its record says that it was queued again: those before it are about other allocations.
+    """
+    if before.job_id is None or before.scheduler != held.scheduler:
+        return None
+    if scheduler.batch is None or scheduler.batch.ends is None:
         return None
     argv, parse = scheduler.batch.ends
-    done = run(argv(job_id), timeout_s=10)
-    over = [state for state in parse(done.stdout) if not state.is_active] if done.code == 0 else []
-    return over[-1] if over else None
+    done = run(argv(before.job_id), timeout_s=10)
+    states = parse(done.stdout) if done.code == 0 else []
+    ended = states[:-1] if before.job_id == held.job_id else states  # the last record of our own job is ours
+    return ended[-1] if ended and not ended[-1].is_active else None
 
 
 def warned(code: int, signals: list[str], left_s: float, signal_delay_s: int) -> End:
-    """The end of a launch that finished, or saved after `signals`, the first `left_s` before the walltime's end."""
+    """The end of a launch that finished, or that `signals` ended, the first `left_s` before the walltime's end.
+
+    The warning that was asked for comes at its time; what comes at another was sent by who preempts or cancels.
+    """
     if code == 0:
         return End(code, "finished", "finished")
     if not signals:
         return End(code, "saved", "saved")
-    kind = {"SIGTERM": "cancelled", "SIGINT": "cancelled"}.get(signals[0], "preemption")
-    if left_s < signal_delay_s + EARLY_S:
-        kind = "walltime"
-    return End(code, kind, f"saved after {signals[0]}")
+    if signals[0] in ("SIGTERM", "SIGINT"):
+        kind = "walltime" if left_s <= SLACK_S else "cancelled"
+    else:
+        is_due = signal_delay_s - SLACK_S <= left_s <= signal_delay_s + EARLY_S + SLACK_S
+        kind = "walltime" if is_due else "preemption"
+    saved = code == warning.SAVED
+    return End(code, kind, f"saved after {signals[0]}" if saved else f"ended by {signals[0]} before it had saved")
 
 
 def log_size(run_dir: Path | None) -> int:

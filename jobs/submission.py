@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.errors import UserError
+from jobs.errors import RefusalError, UserError
 from jobs.scheduler.contract import Batch
 from jobs.shell import Result, run
 
@@ -29,7 +29,8 @@ def place(batch: Batch, argv: list[str], script: Path) -> str:
     Where the submit command fails on its way, the scheduler may have the job all the same: it is asked for the script's
     name, and only once it has answered that there is no such job is the job submitted again.
 
-    Raises UserError with the scheduler's own words when it refuses, or does not answer for PATIENCE_S.
+    Raises RefusalError with the scheduler's own words when it refuses; UserError when it does not answer for
+    PATIENCE_S, or not with an id: then it may have the job.
     """
     deadline_s, wait_s = time.monotonic() + PATIENCE_S, FIRST_WAIT_S
     while True:
@@ -37,7 +38,7 @@ def place(batch: Batch, argv: list[str], script: Path) -> str:
         if done.code == 0:
             return batch.parse_id(done.stdout)
         if batch.is_refusal(done.stderr + done.stdout):
-            raise UserError(_words(argv, done))
+            raise RefusalError(_words(argv, done))
         print(f"jobs: not submitted yet: {_words(argv, done)}", file=sys.stderr, flush=True)
         while True:
             if time.monotonic() > deadline_s:

@@ -6,13 +6,17 @@ the job knows whom to warn, and leaves its exit code, which Snakemake would hide
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 VARIABLE = "JOBS_ALLOCATION"
+ID_VARIABLE = "JOBS_JOB_ID"
+"""The job's id as whoever submitted it knows it; in an element of an array the scheduler's own variable may differ."""
 RESTART_VARIABLE = "JOBS_RESTART_COUNT"
 """How many allocations of the job began before this one."""
 END_VARIABLE = "JOBS_ALLOCATION_END"
@@ -67,6 +71,19 @@ def report_outcome(environ: Mapping[str, str], code: int) -> None:
     """Tells the job how this launch ended."""
     if folder := folder_of(environ):
         (folder / "outcome").write_text(str(code))
+
+
+def warn(folder: Path, pid: int, since_s: float) -> None:
+    """Passes on to a launch a warning that came at `since_s`, in seconds since 1970."""
+    (folder / "warned").write_text(str(since_s))
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGUSR2)
+
+
+def warned_s(environ: Mapping[str, str]) -> float | None:
+    """When the warning came that was passed on to launches; None: none was."""
+    file = folder / "warned" if (folder := folder_of(environ)) else None
+    return float(file.read_text()) if file and file.exists() else None
 
 
 def has_saved(environ: Mapping[str, str]) -> bool:

@@ -72,8 +72,8 @@ class Scheduler:
 
     name: str
     environment: Mapping[str, str]
-    """Ours → its variable: job_id, num_nodes, nodes, cpus_per_rank; in a rank also rank, world_size,
-    local_rank, tasks_per_node, step_nodes."""
+    """Ours → its variable: job_id, cluster (if it has a name), num_nodes, nodes, cpus_per_rank; in a rank also rank,
+    world_size, local_rank, tasks_per_node, step_nodes."""
     batch: Batch | None
     hosts: Callable[[str], list[str]] = expand
     """Hosts that run ranks, from the value of `nodes` or `step_nodes`."""

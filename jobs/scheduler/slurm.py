@@ -37,6 +37,7 @@ STATES = {
 
 ENVIRONMENT = {
     "job_id": "SLURM_JOB_ID",
+    "cluster": "SLURM_CLUSTER_NAME",
     "num_nodes": "SLURM_JOB_NUM_NODES",
     "nodes": "SLURM_JOB_NODELIST",
     "cpus_per_rank": "SLURM_CPUS_PER_TASK",

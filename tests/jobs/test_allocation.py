@@ -21,7 +21,7 @@ from jobs.restarts import Restarts
 from jobs.site import load_site
 from jobs.spec import JobSpec
 from jobs.state import State
-from jobs.warning import VARIABLE, follow
+from jobs.warning import SAVED, VARIABLE, follow
 from tests.jobs.test_launch import wait_for
 
 SAVE_TWICE = 'echo x >> starts; [ $(wc -l < starts) -gt 2 ] && exit 0; echo 85 > "$JOBS_ALLOCATION/outcome"; exit 1'
@@ -162,6 +162,19 @@ def test_what_is_settled_is_not_started_again(tmp_path: Path, script: str, verdi
         else:
             assert allocation(tmp_path, RUN + script)() == 0
     assert (tmp_path / "starts").read_text() == "0\n"
+
+
+def test_an_element_of_an_array_is_requeued_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last element's SLURM_JOB_ID is the id of the whole array."""
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho $* > {tmp_path}/asked; exit 1\n")
+    (tmp_path / "scontrol").chmod(0o700)
+    environ = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "120", "JOBS_JOB_ID": "120_7"}
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("jobs.allocation.REQUEUE_ATTEMPTS", 1)
+    monkeypatch.setattr("jobs.allocation.REQUEUE_WAIT_S", 0)
+    assert replace(allocation(tmp_path, SAVE_TWICE), scheduler="slurm")() == SAVED
+    assert (tmp_path / "asked").read_text() == "requeue 120_7\n"
 
 
 def test_ended_job_waits_for_its_launch(tmp_path: Path) -> None:

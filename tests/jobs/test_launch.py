@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs import warning
 from jobs.launcher import combine
 from jobs.ranks import code_file
 from jobs.runs import time_to_save_s
@@ -104,6 +105,29 @@ def test_a_warning_waits_for_the_rank_that_still_imports(tmp_path: Path) -> None
     assert (tmp_path / "saved_0").exists() and (tmp_path / "saved_1").exists()
 
 
+def test_a_launch_that_is_ended_before_it_can_save_did_not_crash(tmp_path: Path) -> None:
+    process = launch(tmp_path, "sleep", "300", options=("--run-dir", "run"))
+    wait_for(lambda: list((tmp_path / "run").glob(".launch-*/started")))
+    process.terminate()
+    process.communicate(timeout=30)
+    assert process.returncode == 143
+    line = json.loads((tmp_path / "run" / "segments.jsonl").read_text())
+    assert (line["kind"], line["cause"]) == ("cancelled", "ended by SIGTERM before it had saved")
+
+
+def test_a_warning_that_is_passed_on_keeps_its_time(tmp_path: Path) -> None:
+    """The job was warned 60 s before its end, as the site asks, and this launch began 50 s later."""
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    now_s = time.time()
+    environ = {"JOBS_ALLOCATION": str(notes), "JOBS_ALLOCATION_END": str(now_s + 10)}
+    process = start_savers(tmp_path, "--run-dir", "run", environ=environ)
+    warning.warn(notes, process.pid, now_s - 50)
+    process.communicate(timeout=30)
+    assert process.returncode == 85
+    assert json.loads((tmp_path / "run" / "segments.jsonl").read_text())["kind"] == "walltime"
+
+
 def test_ranks_save_in_time_for_the_walltime(tmp_path: Path) -> None:
     """The last save took 10 s and a step 2 s, so that 24 s and some slack before the end none is too early."""
     (tmp_path / "run").mkdir()
@@ -116,6 +140,7 @@ def test_ranks_save_in_time_for_the_walltime(tmp_path: Path) -> None:
     process = launch(tmp_path, *command, options=("--run-dir", "run"), environ=environ)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 85 and "saving takes up to 24 s" in errors
+    assert json.loads((tmp_path / "run" / "segments.jsonl").read_text())["kind"] == "walltime"
     environ = {"JOBS_ALLOCATION_END": str(time.time() + 6000)}
     process = start_savers(tmp_path, "--run-dir", "run", environ=environ)
     with pytest.raises(subprocess.TimeoutExpired):

@@ -51,7 +51,8 @@ def test_steps_of_an_allocation(tmp_path: Path, first: int, numbers: range, expe
     [
         ("echo '7|NODE_FAIL'; echo '7|RUNNING'", "node failure"),
         ("echo '7|NODE_FAIL'; echo '7|PREEMPTED'; echo '7|RUNNING'", "preemption"),
-        ("echo '7|OUT_OF_MEMORY'", "out of memory"),
+        ("echo '7|OUT_OF_MEMORY'; echo '7|RUNNING'", "out of memory"),
+        ("echo '7|NODE_FAIL'; echo '7|REQUEUED'; echo '7|RUNNING'", "unknown"),
         ("echo 'Slurm accounting storage is disabled' >&2; exit 1", "unknown"),
     ],
 )
@@ -76,13 +77,32 @@ def test_who_comes_next_writes_down_an_end_without_a_word(
     ("signals", "left_s", "kind"),
     [
         (["SIGUSR2"], 100.0, "walltime"),
+        (["SIGUSR2"], 200.0, "walltime"),
+        (["SIGUSR2"], 20.0, "preemption"),
+        (["SIGTERM"], 100.0, "cancelled"),
+        (["SIGTERM"], 5.0, "walltime"),
         (["SIGUSR2"], 3000.0, "preemption"),
         (["SIGTERM"], 3000.0, "cancelled"),
         ([], 3000.0, "saved"),
     ],
 )
 def test_walltime_is_told_from_preemption(signals: list[str], left_s: float, kind: str) -> None:
-    assert segments.warned(85, signals, left_s, 60).kind == kind
+    assert segments.warned(85, signals, left_s, 120).kind == kind
+
+
+def test_an_allocation_is_known_as_its_submitter_knows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the element's id in an array, whose records alone are asked for, and only from the cluster that has them."""
+    (tmp_path / "sacct").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked; echo "7_3|NODE_FAIL"\n')
+    (tmp_path / "sacct").chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    element = {**IN_SLURM, "SLURM_CLUSTER_NAME": "one", "JOBS_JOB_ID": "7_3"}
+    assert segments.begin(tmp_path, SCHEDULERS["slurm"], element).job_id == "7_3"
+    segments.begin(tmp_path, SCHEDULERS["slurm"], {**IN_SLURM, "SLURM_CLUSTER_NAME": "two"})
+    assert not (tmp_path / "asked").exists()
+    segments.begin(tmp_path, SCHEDULERS["slurm"], {**element, "JOBS_JOB_ID": "9"})
+    segments.begin(tmp_path, SCHEDULERS["slurm"], element)
+    assert (tmp_path / "asked").read_text().split()[-1] == "--jobs=9"
+    assert [line["kind"] for line in lines(tmp_path)] == ["unknown", "unknown", "node failure"]
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from snakemake_executor_plugin_submitit import Executor
@@ -132,6 +135,44 @@ def test_all_jobs_of_a_dead_controller_are_asked_about_at_once(slurm_commands: P
     assert [job and job.job_id for job in adopted] == ["7", "8", None, None]
     assert calls(slurm_commands, "squeue") == 1
     queue.close()
+
+
+@pytest.mark.parametrize(
+    ("said", "refusals", "submissions"),
+    [
+        ("echo what", 2, 1),  # no id: the scheduler may have taken the array
+        ("echo 'sbatch: error: Batch job submission failed: Invalid job array specification' >&2; exit 1", 0, 3),
+    ],
+)
+def test_only_a_refused_array_is_submitted_one_by_one(
+    slurm_commands: Path, monkeypatch: pytest.MonkeyPatch, said: str, refusals: int, submissions: int
+) -> None:
+    plan(slurm_commands, sbatch=f"{said}\necho 8\necho 9\n")
+    refused, registered, plugin = [], [], Executor.__new__(Executor)
+    plugin.queue = Queue(load_site("slurm"), slurm_commands / "state", 1)
+    plugin.site, plugin.logger = plugin.queue.site, logging.getLogger()
+    monkeypatch.setattr(plugin, "_refuse", lambda job, error: refused.append(job))
+    monkeypatch.setattr(plugin, "_register", lambda job, queued: registered.append(queued.job_id))
+    jobs = [SimpleNamespace(jobid=name, resources={}) for name in "ab"]
+    monkeypatch.setattr(plugin, "run_job_pre", lambda job: None)
+    monkeypatch.setattr(plugin, "_adopted_or_new", lambda job: submission_of(slurm_commands, job.jobid))
+    plugin.run_jobs(jobs)
+    assert (len(refused), calls(slurm_commands, "sbatch")) == (refusals, submissions)
+    assert registered == ["8", "9"][: submissions - 1]
+    groups = []
+    monkeypatch.setattr(plugin, "_submit", groups.append)
+    monkeypatch.setattr(plugin.queue, "site", replace(plugin.site, scheduler="flux"))
+    plugin.run_jobs(jobs)
+    assert [len(group) for group in groups] == [1, 1], "where there are no arrays, jobs are on their own from the start"
+    plugin.queue.close()
+
+
+def test_where_there_are_no_arrays_nothing_of_a_list_is_submitted(slurm_commands: Path) -> None:
+    (slurm_commands / "flux").symlink_to(slurm_commands / "sbatch")
+    several = executor.SchedulerExecutor(slurm_commands / "state", scheduler="flux")
+    with pytest.raises(UserError, match="flux: takes one job at a time"):
+        several.submit_array([str, str])
+    assert not (slurm_commands / "calls").exists()
 
 
 def test_the_plugin_may_be_asked_before_it_is_ready() -> None:

@@ -15,7 +15,7 @@ from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
 from snakemake_interface_executor_plugins.jobs import JobExecutorInterface
 from snakemake_interface_executor_plugins.settings import CommonSettings, ExecutorSettingsBase
 
-from jobs.errors import UserError
+from jobs.errors import RefusalError, UserError
 from jobs.queue import Queue, QueuedJob, Submission
 from jobs.resources import job_spec, num_successors, placed
 from jobs.site import load_site
@@ -73,7 +73,8 @@ class Executor(RemoteExecutor):
             submission = self._adopted_or_new(job)
             if submission is None:
                 continue
-            is_alone = bool(job.resources.get("launches"))  # it runs on in allocations of its own, with successors
+            # A job with launches runs on in allocations of its own, with successors.
+            is_alone = bool(job.resources.get("launches")) or not self.queue.has_arrays
             group = next((group for spec, group in alike if spec == submission.spec and not is_alone), None)
             if group is None:
                 alike.append((None if is_alone else submission.spec, group := []))
@@ -99,22 +100,19 @@ class Executor(RemoteExecutor):
         return None
 
     def _submit(self, group: list[tuple[JobExecutorInterface, Submission]]) -> None:
-        """All at once; where the scheduler refuses, or there is one, each alone."""
-        if len(group) > 1:
-            try:
-                queued = self.queue.submit_all([submission for _, submission in group])
-            except UserError as error:
+        """All at once; where the scheduler refuses that, each alone."""
+        submissions = [submission for _, submission in group]
+        try:
+            queued = self.queue.submit_all(submissions) if len(group) > 1 else [self.queue.submit(*submissions)]
+        except UserError as error:
+            if len(group) > 1 and isinstance(error, RefusalError):
                 self.logger.info(f"{len(group)} jobs are not submitted as one: {error}")
                 for one in group:
                     self._submit([one])
                 return
-        else:
-            ((job, submission),) = group
-            try:
-                queued = [self.queue.submit(submission)]
-            except UserError as error:
+            for job, _ in group:  # where nobody knows whether the scheduler has them, they must not run twice
                 self._refuse(job, error)
-                return
+            return
         for (job, _), each in zip(group, queued, strict=True):
             where = f"submitted as {self.site.scheduler} job {each.job_id} (log: {each.handle.paths.stderr})"
             self.logger.info(f"Job {job.jobid}: {where}")
