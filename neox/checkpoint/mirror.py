@@ -109,7 +109,7 @@ def _serve(pipe: Connection, folder: Path, target: Place, config: CheckpointConf
     copying, is_last, failures = Copying(Store(folder), target, config), False, 0
     while True:
         try:
-            is_behind = copying.copy_one()
+            is_behind = copying.copy_one(is_last)
             failures = 0
         except (OSError, UserError) as error:
             is_behind, failures = True, failures + 1
@@ -139,9 +139,13 @@ class Copying:
         self._store, self._target, self._config = store, target, config
         self._copied: set[int] | None = None
         """None: nobody has looked yet."""
+        self._passing: set[int] = set()
+        """Checkpoints that go when a newer one stands."""
 
-    def copy_one(self) -> bool:
+    def copy_one(self, is_last: bool = False) -> bool:
         """Copies the newest checkpoint that is not copied, if there is one; returns whether there may be another.
+
+        One that makes way for the next is gone before it could be of use there, unless it `is_last`.
 
         Raises:
             StorageError: the store failed; nothing that is visible is incomplete. UserError: it refuses.
@@ -149,7 +153,9 @@ class Copying:
         if self._copied is None:
             s3.abort_uploads(self._target)
             self._copied = set(complete_steps(self._target))
-        missing = [step for step in self._store.steps() if step not in self._copied]
+        steps = self._store.steps()
+        ignored = self._copied | (self._passing - set(steps[-1:]) if is_last else self._passing)
+        missing = [step for step in steps if step not in ignored]
         if not missing:
             return False
         begin = time.perf_counter()
@@ -158,12 +164,12 @@ class Copying:
         except UserError:
             return True  # pruned meanwhile
         with reader:
-            makes_way = manifests.read(self._store.path(missing[-1])).state.get("is_passing", False)
-            if not makes_way:  # such a one is gone before it could be of use there
-                self._copy(missing[-1])
+            if manifests.read(self._store.path(missing[-1])).state.get("is_passing", False):
+                self._passing.add(missing[-1])
+                if not (is_last and missing[-1] == steps[-1]):
+                    return True
+            self._copy(missing[-1])
         self._copied.add(missing[-1])
-        if makes_way:
-            return True
         _say(f"copied step {missing[-1]} to {self._target} in {time.perf_counter() - begin:.1f} s")
         self._prune()
         return True
@@ -184,8 +190,8 @@ class Copying:
         complete = sorted(step for step, names in there.items() if manifests.NAME in names)
         doomed = set(there) - set(complete) - set(self._store.steps())
         if self._config.keep_last is not None:
-            passing = [step for step in complete if not is_kept_for_ever(self._config, step)]
-            doomed |= set(passing[: -self._config.keep_last])
+            counted = [step for step in complete if not is_kept_for_ever(self._config, step)]
+            doomed |= set([step for step in counted if step not in self._passing][: -self._config.keep_last])
         for step in doomed:
             for name in sorted(there[step], key=lambda name: name != manifests.NAME):
                 s3.remove(self._target / step_name(step) / name)

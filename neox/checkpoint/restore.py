@@ -41,6 +41,8 @@ def restore(store: Store, source: Place, ranks: Ranks, say: Callable[[str], None
         damage = _fetch_together(store, source, step, ranks)
         if damage is None:
             say(f"fetched the checkpoint of step {step} from {source}")
+            if ranks.rank == 0 and (mistake := _attempt(lambda: _fetch_metrics(store, source))):
+                say(f"warning: the metrics up to there are not here: {mistake}")
             return
         say(f"warning: the copy of step {step} is not used: {damage}")
     if steps and held is None:
@@ -53,7 +55,7 @@ def _fetch_together(store: Store, source: Place, step: int, ranks: Ranks) -> str
     try:
         ranks.agree(_attempt(lambda: _prepare(folder, origin)) if ranks.rank == 0 else None)
         ranks.agree(_attempt(lambda: _fetch_share(folder, origin, ranks)))
-        ranks.agree(_attempt(lambda: _commit(store, step, source)) if ranks.rank == 0 else None)
+        ranks.agree(_attempt(lambda: _commit(store, step)) if ranks.rank == 0 else None)
     except UserError as error:
         if ranks.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
@@ -80,13 +82,16 @@ def _fetch_share(folder: Path, origin: Place, ranks: Ranks) -> None:
         fetch(Download(str(origin / file.name), folder / file.name, file.sha256, file.size, connections=4))
 
 
-def _commit(store: Store, step: int, source: Place) -> None:
-    metrics = store.folder.parent / METRICS
-    if not metrics.exists() and METRICS in s3.keys(source):
-        fetch(Download(str(source / METRICS), metrics))
+def _commit(store: Store, step: int) -> None:
     folder = store.temporary(step)
     flush(folder / manifests.NAME)
     flush(folder)
     generation.check(store)
     folder.rename(store.path(step))
     flush(store.folder)
+
+
+def _fetch_metrics(store: Store, source: Place) -> None:
+    """Those here end before the checkpoint, which is newer than all that were here."""
+    if METRICS in s3.keys(source):
+        fetch(Download(str(source / METRICS), store.folder.parent / METRICS))

@@ -93,8 +93,7 @@ class Saver:
             self._note_times(step, stall_s, total_s)
             self._say(f"saved step {step}: training waited {stall_s:.2f} s, on disk after {total_s:.2f} s")
             self._after_commit()
-            self._prune()
-            self.passing = [old for old in self.passing if not self._store.remove(old)] + [step] * is_passing
+            self._prune([step] * is_passing)
 
         self._writing = _Writing(self._store, self._ranks, step, copies, finish)
         self._writing.start()
@@ -155,9 +154,13 @@ class Saver:
             note = {"step": step, "stall_s": stall_s, "total_s": total_s}
             (self._store.folder.parent / "last_save.json").write_text(json.dumps(note))
 
-    def _prune(self) -> None:
+    def _prune(self, newest: list[int]) -> None:
+        """What the rules let go, and the passing ones but `newest`; one that someone reads goes the next time."""
+        old, self.passing = self.passing, self.passing + newest
         try:
-            self._store.prune(self._config)
+            self._store.prune(self._config, self.passing)
+            there = self._store.steps()
+            self.passing = [step for step in old if step in there and not self._store.remove(step)] + newest
         except (OSError, UserError) as error:
             self._say(f"warning: old checkpoints are still there: {error}")
 

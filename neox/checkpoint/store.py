@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from neox.checkpoint import manifest as manifests
@@ -67,15 +68,15 @@ class Store:
                 delete(self.path(step))
         return is_free
 
-    def prune(self, config: CheckpointConfig) -> list[int]:
+    def prune(self, config: CheckpointConfig, passing: Collection[int] = ()) -> list[int]:
         """Deletes all but the newest `keep_last`, the multiples of `keep_every` and the listed `steps`; returns those.
 
-        Steps that are kept anyway do not count towards keep_last ≥ 1, and the newest of all never goes. A checkpoint
-        that is being read stays until the next time. keep_last None deletes nothing.
+        Steps that are kept anyway, and `passing`, do not count towards keep_last ≥ 1, and the newest of all never goes.
+        A checkpoint that is being read stays until the next time. keep_last None deletes nothing.
         """
         if config.keep_last is None:
             return []
-        candidates = [step for step in self.steps() if not is_kept_for_ever(config, step)]
+        candidates = [step for step in self.steps() if step not in passing and not is_kept_for_ever(config, step)]
         return [step for step in candidates[: -config.keep_last] if self.remove(step)]
 
     def set_aside(self, step: int) -> Path:

@@ -45,11 +45,18 @@ def cut(full: dict[tuple[str, str], Tensor], tp: int, dp: int) -> Iterator[tuple
                 yield i * tp + index, piece
 
 
-def save_at(store: Store, step: int, full: dict[tuple[str, str], Tensor], tp: int = 1, dp: int = 1) -> Path:
+def save_at(
+    store: Store,
+    step: int,
+    full: dict[tuple[str, str], Tensor],
+    tp: int = 1,
+    dp: int = 1,
+    is_passing: bool = False,
+) -> Path:
     """A complete checkpoint of `full` as the ranks of a layout would write it."""
     pieces = list(cut(full, tp, dp))
     store.temporary(step).mkdir(parents=True)
     for rank in range(tp * dp):
         write_rank(store.temporary(step), rank, [piece for owner, piece in pieces if owner == rank])
-    commit(store, step, {"step": step})
+    commit(store, step, {"step": step, "is_passing": is_passing})
     return store.path(step)

@@ -1,6 +1,7 @@
 """Saves between those of a recipe: Daly's optimum against the cost that it minimises, and what becomes of them."""
 
 import math
+import shutil
 
 import pytest
 
@@ -56,13 +57,16 @@ def test_failure_rate_is_the_launcher_s():
             interval.mtbf_s({interval.VARIABLE: wrong})
 
 
-def test_passing_checkpoints_go_when_a_newer_one_stands(tmp_path):
+@pytest.mark.parametrize(("keep_last", "left"), [(None, [1, 4, 6, 7]), (1, [6, 7]), (2, [4, 6, 7])])
+def test_passing_checkpoints_go_when_a_newer_one_stands(tmp_path, keep_last, left):
     def train(ranks):
-        saver = Saver(take_over(Store(tmp_path), ranks), ranks, CheckpointConfig(), print)
-        for step, is_passing in ((1, False), (2, True), (3, True), (4, False), (5, True)):
+        saver = Saver(take_over(Store(tmp_path), ranks), ranks, CheckpointConfig(keep_last=keep_last), print)
+        for step, is_passing in ((1, False), (2, True), (3, True), (4, False), (5, True), (6, False), (7, True)):
+            if step == 6:
+                shutil.rmtree(tmp_path / "step_00000005")  # by hand: no reason to end a run
             saver.start(step, pieces_of(full_tensors(step), ranks), {"step": step}, lambda: None, is_passing)
             saver.wait()
         return saver.times, saver.passing
 
     ((times, passing),) = run_ranks(train)
-    assert Store(tmp_path).steps() == [1, 4, 5] and passing == [5] and 0 <= times[0] <= times[1]
+    assert Store(tmp_path).steps() == left and passing == [7] and 0 <= times[0] <= times[1]

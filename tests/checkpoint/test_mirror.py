@@ -71,6 +71,11 @@ def test_copies_go_by_the_same_rules_and_come_back(tmp_path, store, target):
     assert (elsewhere.folder.parent / "metrics.jsonl").read_text() == "up to 30\n"
     assert lines == [f"fetched the checkpoint of step 30 from {target}"]
     assert restored(tmp_path, target)[1] == []  # what is there is not fetched again
+    save_at(store, 40, full_tensors(40))
+    (store.folder.parent / "metrics.jsonl").write_text("up to 40\n")
+    copying.copy_one()
+    assert restored(tmp_path, target)[0].latest() == 40
+    assert (elsewhere.folder.parent / "metrics.jsonl").read_text() == "up to 40\n"  # no hole before what follows
 
 
 def test_newest_first_and_older_ones_after(store, target):
@@ -82,6 +87,18 @@ def test_newest_first_and_older_ones_after(store, target):
     copying.copy_one()
     assert complete_steps(target) == [10, 20]
     copy_all(store, target, CheckpointConfig())
+
+
+def test_of_the_saves_in_between_the_one_that_a_run_ends_with(store, target):
+    copying = Copying(store, target, KEEP_TWO)
+    for step in (10, 20, 25, 30, 35):
+        save_at(store, step, full_tensors(step), is_passing=step in (25, 35))
+        while copying.copy_one():
+            pass
+    assert complete_steps(target) == [20, 30]
+    while copying.copy_one(is_last=True):
+        pass
+    assert complete_steps(target) == [20, 30, 35]
 
 
 def test_damaged_and_half_copies_are_passed_over(tmp_path, store, target):

@@ -27,6 +27,7 @@ class CheckpointConfig:
     mirror: str | None = None
     """s3://BUCKET/PREFIX: every checkpoint is copied to PREFIX/<name of the run directory>/ behind training, and goes
     from there by the rules above; a run directory that has no checkpoint, or older ones, goes on from there (GPT-NeoX:
-    s3_path). Credentials and endpoint: AWS_* in the environment, or ~/.aws. None: no copy."""
+    s3_path). Of the saves in between only one that a run ends with is copied. Credentials and endpoint: AWS_* in the
+    environment, or ~/.aws. None: no copy."""
     mirror_part_bytes: int = 104_857_600
     """Bytes of the parts that a larger file is sent in, 5 MiB at least (GPT-NeoX: s3_chunk_size)."""
