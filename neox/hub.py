@@ -72,8 +72,10 @@ def _failures_of(repo: str) -> Iterator[None]:
     """Turns what huggingface_hub raises into a line."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
+    # What its transport, another one by its version, raises where nobody answers.
+    no_answer: type[Exception] = HfHubHTTPError.__bases__[0]
     try:
         yield
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
+    except (no_answer, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
         first = str(error).strip().partition("\n")[0]
         raise UserError(f"the Hugging Face Hub, {repo}: {first}") from error

@@ -37,8 +37,12 @@ def run(args: argparse.Namespace) -> str:
         raise UserError(f"--sha256 {args.sha256}: must be 64 hexadecimal digits")
     if args.connections < 1:
         raise UserError(f"--connections {args.connections}: must be at least 1")
+    if args.max_ratio is not None and args.max_ratio < 1:
+        raise UserError(f"--max-ratio {args.max_ratio}: must be at least 1")
+    if args.extract and args.extract.exists():
+        raise UserError(f"--extract {args.extract}: is there already")
     lines = []
-    if URL.fullmatch(args.source) or Path(args.source).exists():
+    if URL.fullmatch(args.source) or (args.source not in assets() and Path(args.source).is_file()):
         file, line = _fetch_file(args)
         lines = [line] if line else []
     else:
@@ -64,17 +68,18 @@ def _fetch_file(args: argparse.Namespace) -> tuple[Path, str | None]:
 
 def _fetch_named(args: argparse.Namespace, lines: list[str]) -> Path:
     """The folder of the asset's files, or its only file where it is to be unpacked."""
-    from neox.data.assets import RECORD, fetch_asset
+    from neox.data.assets import RECORD, fetch_asset, files_of
 
     if args.sha256 or args.size is not None:
         raise UserError("--sha256 and --size: only for a URL or a file; the registry has those of its names")
     asset = find(args.source)
+    num_files = len(asset.urls or files_of(asset)) if args.extract else 1
+    if num_files != 1:
+        raise UserError(f"--extract: {asset.name} has {num_files} files; unpack them one by one")
     folder = args.output or Path("data") / asset.name
     files = fetch_asset(asset, folder, args.mirror, args.connections)
     total = sum((folder / file.name).stat().st_size for file in files)
     lines.append(f"{folder}: {len(files)} files, {total} bytes, recorded in {folder / RECORD}")
-    if args.extract and len(files) != 1:
-        raise UserError(f"--extract: {asset.name} has {len(files)} files; unpack them one by one")
     return folder / files[0].name
 
 

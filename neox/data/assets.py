@@ -43,11 +43,15 @@ def fetch_asset(asset: Asset, folder: Path, mirror: str | None = None, connectio
         connections: as of `Download`.
 
     Raises:
-        UserError: the asset is gone, none of its sources gives a file, or a file is not what it was.
+        UserError: the asset is gone, only its publisher could list what to take from the mirror, none of its sources
+            gives a file, or a file is not what it was.
     """
+    if mirror and not asset.urls:
+        raise UserError(f"--mirror: the registry has no list of the files of {asset.name}; fetch them by their URLs")
     if asset.gone and not mirror:
         instead = f"; instead: {', '.join(asset.instead)}" if asset.instead else ""
-        raise UserError(f"{asset.name}: {asset.gone}{instead}; a copy of your own: --mirror URL")
+        own = "; a copy of your own: --mirror URL" if asset.urls else ""
+        raise UserError(f"{asset.name}: {asset.gone}{instead}{own}")
     if asset.doubt and not mirror:
         print(f"{asset.name}: {asset.doubt}", file=sys.stderr)
     files = [_from_mirror(file, mirror) for file in files_of(asset)]
@@ -134,6 +138,8 @@ def _read_text(url: str) -> str:
 
 
 def _below_common_folder(urls: Sequence[str]) -> list[RemoteFile]:
+    if wrong := [url for url in urls if not re.match(r"[a-z][a-z0-9+.-]*://[^/]+/", url)]:
+        raise UserError(f"the publisher's list of files has {wrong[0][:80]!r}, which is no URL")
     paths = [unquote(urlsplit(url).path) for url in urls]
     folder = commonpath([path.rpartition("/")[0] for path in paths]) if paths else ""
     return [RemoteFile(path.removeprefix(folder).lstrip("/"), (url,)) for url, path in zip(urls, paths, strict=True)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 
 from neox.config.errors import UserError
 from neox.data.indexed import BLOCK, IndexedReader, bin_path
-from neox.data.manifest import manifest_path
+from neox.data.manifest import manifest_path, read_manifest
 from neox.data.tokenizer import LoadedTokenizer
 
 Array = np.ndarray[Any, Any]
@@ -58,18 +57,12 @@ def check_tokens(prefix: Path, vocabulary: Vocabulary) -> Iterator[str]:
 
 
 def _check_manifest(reader: IndexedReader, tokenizer: LoadedTokenizer | None) -> None:
-    path = manifest_path(reader.prefix)
-    if not path.is_file():
-        return
-    try:
-        manifest = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: is damaged, it is not a JSON object") from error
+    manifest = read_manifest(reader.prefix)
     found = {"documents": len(reader), "tokens": len(reader.tokens), "dtype": str(reader.dtype)}
     found |= {"tokenizer_sha256": tokenizer.sha256} if tokenizer else {}
     for name, value in found.items():
         if manifest.get(name, value) != value:
-            raise UserError(f"{path}: says {name} {manifest[name]}, but it is {value}")
+            raise UserError(f"{manifest_path(reader.prefix)}: says {name} {manifest[name]}, but it is {value}")
 
 
 def _blocks(reader: IndexedReader) -> Iterator[tuple[int, Array]]:

@@ -41,7 +41,7 @@ def merge_prefixes(prefixes: Sequence[Path], output: Path) -> dict[str, Any]:
 
     UserError when they came from different tokenizers, are shards that are not all there in order, or hold no document.
     """
-    manifests = [_read_manifest(prefix) for prefix in prefixes]
+    manifests = [read_manifest(prefix) for prefix in prefixes]
     _check_mergeable(prefixes, manifests)
     readers = open_alike(prefixes)
     documents = sum(map(len, readers))
@@ -61,14 +61,14 @@ def merge_prefixes(prefixes: Sequence[Path], output: Path) -> dict[str, Any]:
         return write_manifest(writer, documents, text_bytes, counts, about)
 
 
-def _read_manifest(prefix: Path) -> dict[str, Any]:
-    """The manifest, or nothing for token files that another program made."""
+def read_manifest(prefix: str | Path) -> dict[str, Any]:
+    """The manifest, or nothing for token files that another program made; UserError when it is damaged."""
     try:
-        return dict(json.loads(manifest_path(prefix).read_text()))
+        return dict(json.loads(manifest_path(prefix).read_text(encoding="utf-8")))
     except FileNotFoundError:
         return {}
-    except ValueError as error:
-        raise UserError(f"{manifest_path(prefix)}: not JSON ({error}); tokenise the shard again") from error
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{manifest_path(prefix)}: is damaged, it is not a JSON object; tokenise again") from error
 
 
 def _check_mergeable(prefixes: Sequence[Path], manifests: Sequence[dict[str, Any]]) -> None:

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,10 @@ from neox.data.remote import TransferError, open_part
 BLOCK_BYTES = 1 << 18
 """Of tokens that are fetched at a time."""
 ATTEMPTS, BACKOFF_S = 5, 1.0
+LOOKS = 64
+"""Times that a process looks at the whole cache while it fills it once."""
+VERSION = "blocks-"
+"""How the folder of a version's blocks begins."""
 OPEN_BLOCKS = 64
 """Blocks that a process keeps in memory."""
 Array = np.ndarray[Any, Any]
@@ -39,6 +44,7 @@ def open_tokens(prefix: str, data: DataConfig) -> IndexedReader:
 
     Raises:
         UserError: as of `IndexedReader`; a URL without data.cache_dir, or one that does not give the files.
+        OSError: its server does not answer.
     """
     if "://" not in prefix:
         return IndexedReader(prefix)
@@ -56,21 +62,22 @@ class StreamedReader(IndexedReader):
         idx = idx_path(self.prefix)
         with _alone(folder):
             if not idx.is_file():
-                fetch(Download(f"{url}.idx", idx))
+                _fetch_index(f"{url}.idx", idx)
         self._map_index(idx)
         version = _version(f"{url}.bin")
         self._check_length(version.total, version.url)
-        self.tokens = RemoteTokens(version, self.dtype, folder, max_bytes)
+        self.tokens = RemoteTokens(version, self.dtype, folder, Room(cache, max_bytes))
 
 
 class RemoteTokens:
     """A file of tokens as numpy reads one: its length, slices, and arrays of places."""
 
-    def __init__(self, version: Version, dtype: np.dtype[Any], folder: Path, max_bytes: int) -> None:
+    def __init__(self, version: Version, dtype: np.dtype[Any], folder: Path, room: Room) -> None:
         self.dtype = dtype
-        self._version, self._max_bytes = version, max_bytes
+        self._version, self._room = version, room
         # Another version of the file has blocks of its own.
-        self._folder = folder / hashlib.sha256(f"{version.validator} {version.total}".encode()).hexdigest()[:16]
+        digest = hashlib.sha256(f"{version.validator} {version.total}".encode()).hexdigest()
+        self._folder = folder / f"{VERSION}{digest[:16]}"
         self._folder.mkdir(parents=True, exist_ok=True)
         self._per_block = BLOCK_BYTES // dtype.itemsize
         self._block = functools.lru_cache(OPEN_BLOCKS)(self._read_block)
@@ -90,38 +97,73 @@ class RemoteTokens:
 
     def _read_block(self, number: int) -> Array:
         path = self._folder / f"{number:08d}"
-        try:
-            held = path.read_bytes()
-            os.utime(path)  # what was read last stays longest
-        except FileNotFoundError:
-            held = self._fetch_block(number, path)
-        return np.frombuffer(held, self.dtype)
-
-    def _fetch_block(self, number: int, path: Path) -> bytes:
         start = number * BLOCK_BYTES
         stop = min(start + BLOCK_BYTES, self._version.total)
+        held = b""
+        with contextlib.suppress(OSError):
+            held = path.read_bytes()
+            os.utime(path)  # what was read last stays longest
+        if len(held) != stop - start:  # a machine that died may leave a block short
+            held = self._fetch_block(start, stop)
+            self._room.write(path, held)
+        return np.frombuffer(held, self.dtype)
+
+    def _fetch_block(self, start: int, stop: int) -> bytes:
         try:
-            held = read_part(self._version, start, stop, ATTEMPTS, BACKOFF_S)
+            return read_part(self._version, start, stop, ATTEMPTS, BACKOFF_S)
         except TransferError as error:  # no mistake of the user's: the run may go on from its checkpoint later
             raise OSError(errno.EIO, f"bytes {start} to {stop}: {error}", self._version.url) from error
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        temporary.write_bytes(held)
-        temporary.replace(path)
-        self._make_room()
-        return held
 
-    def _make_room(self) -> None:
-        """Removes what was read longest ago; other processes may do the same at the same time."""
+
+class Room:
+    """What a cache may hold in all, of every URL and of versions that are no more; other processes may use it too."""
+
+    def __init__(self, cache: Path, max_bytes: int) -> None:
+        self._cache, self._max_bytes = cache, max_bytes
+        self._unseen_bytes = max_bytes
+        """Written since this process last looked at the whole cache."""
+
+    def write(self, path: Path, block: bytes) -> None:
+        """Writes a block; where the disk takes none, as a full one, the run goes on without."""
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        try:
+            temporary.write_bytes(block)
+            temporary.replace(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+        self._unseen_bytes += len(block)
+        if self._unseen_bytes * LOOKS > self._max_bytes:
+            self._unseen_bytes = 0
+            self._clear()
+
+    def _clear(self) -> None:
+        """Removes what was read longest ago."""
         blocks = []
-        for entry in os.scandir(self._folder):
-            with contextlib.suppress(FileNotFoundError):
-                blocks.append((entry.stat().st_mtime_ns, entry.path))
-        for _, path in sorted(blocks)[: max(0, len(blocks) - max(1, self._max_bytes // BLOCK_BYTES))]:
-            Path(path).unlink(missing_ok=True)
+        for path in self._cache.glob(f"*/{VERSION}*/*"):
+            with contextlib.suppress(OSError):
+                found = path.stat()
+                blocks.append((found.st_mtime_ns, found.st_size, path))
+        excess = sum(size for _, size, _ in blocks) - self._max_bytes
+        for _, size, path in sorted(blocks):
+            if excess <= 0:
+                break
+            with contextlib.suppress(OSError):
+                path.unlink()
+            excess -= size
+
+
+def _fetch_index(url: str, output: Path) -> None:
+    try:
+        fetch(Download(url, output, attempts=ATTEMPTS, backoff_s=BACKOFF_S))
+    except UserError as error:
+        if isinstance(error.__cause__, TransferError):
+            raise OSError(errno.EIO, str(error.__cause__), url) from error
+        raise
 
 
 def _version(url: str) -> Version:
-    """Which version of a file its server has now, and how long it is."""
+    """Which version of a file its server has now, and how long it is; OSError where it does not answer."""
     for attempt in range(ATTEMPTS):
         try:
             with open_part(url, 0, 1) as answer:
@@ -130,7 +172,8 @@ def _version(url: str) -> Version:
                 return Version(url, answer.validator, answer.total)
         except TransferError as error:
             if attempt + 1 == ATTEMPTS:
-                raise UserError(f"{url}: {error}, {ATTEMPTS} attempts") from error
+                raise OSError(errno.EIO, f"{error}, {ATTEMPTS} attempts", url) from error
+            time.sleep(BACKOFF_S * 2**attempt)
     raise AssertionError("ATTEMPTS must be at least 1")
 
 

@@ -57,17 +57,21 @@ def load_tokenizer(path: Path, end_of_document: str | None = None) -> LoadedToke
         tokenizer = Tokenizer.from_buffer(content)
     except Exception as error:  # the library raises bare Exception and ValueError alike
         raise UserError(f"{path}: not a tokenizer.json of the tokenizers library ({error})") from error
+    tokenizer.no_truncation()  # a document is never cut or filled up, whatever the file says of a batch for training
+    tokenizer.no_padding()
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     end = pick_end(vocabulary, end_of_document, str(path))
     vocab_size = max(vocabulary.values()) + 1
     sha256 = hashlib.sha256(content).hexdigest()
-    return LoadedTokenizer(tokenizer, vocab_size, vocabulary[end], end, *_template(tokenizer), sha256)
+    return LoadedTokenizer(tokenizer, vocab_size, vocabulary[end], end, *_template(tokenizer, path), sha256)
 
 
-def _template(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _template(tokenizer: Tokenizer, path: Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Ids that the tokenizer adds before and behind a text."""
     whole, bare = (tokenizer.encode("a", add_special_tokens=add).ids for add in (True, False))
-    begin = next(at for at in range(len(whole) + 1) if whole[at : at + len(bare)] == bare)
+    begin = next((at for at in range(len(whole) + 1) if whole[at : at + len(bare)] == bare), None)
+    if begin is None:
+        raise UserError(f"{path}: its post_processor changes the text's own tokens; it may add some before and behind")
     return tuple(whole[:begin]), tuple(whole[begin + len(bare) :])
 
 

@@ -86,6 +86,8 @@ def test_mirrors_in_turn_and_ones_own(tmp_path, url):
     gone = asset(urls=("http://127.0.0.1:9/00.jsonl",), gone="taken down", instead=("c4",))
     with pytest.raises(UserError, match="mine: taken down; instead: c4; a copy of your own: --mirror URL"):
         fetch_asset(gone, tmp_path / "own")
+    with pytest.raises(UserError, match="--mirror: the registry has no list of the files of mine"):
+        fetch_asset(asset(hub=HubFolder("some/repo", "dataset")), tmp_path / "own", mirror=url)
     fetch_asset(gone, tmp_path / "own", mirror=f"{url}/data/")
     assert held(tmp_path / "own") == {"00.jsonl": CONTENTS["00.jsonl"]}
 
@@ -95,6 +97,9 @@ def test_listings(tmp_path, url):
     lines.write_text("".join(f"{url}/data/{name.replace(' ', '%20')}\n" for name in CONTENTS))
     fetch_asset(asset(url_list=f"{url}/urls.txt"), tmp_path / "listed")
     fetch_asset(asset(index=f"{url}/data/"), tmp_path / "linked")  # the pages that Python's own server makes
+    lines.write_text("<html>\n<p class='x'>moved https://elsewhere/</p>")
+    with pytest.raises(UserError, match="the publisher's list of files has '<html>', which is no URL"):
+        files_of(asset(url_list=f"{url}/urls.txt"))
     assert held(tmp_path / "listed") == held(tmp_path / "linked") == CONTENTS
 
 
@@ -141,9 +146,12 @@ def test_hub_folder(tmp_path, monkeypatch):
     with serve(tmp_path, fake_hub(content)) as url:
         monkeypatch.setenv("HF_ENDPOINT", url)
         fetch_asset(asset(hub=HubFolder("some/repo", "dataset", "sample")), tmp_path / "out")
-        with pytest.raises(UserError, match="the Hugging Face Hub, no/repo: ") as caught:
-            files_of(asset(hub=HubFolder("no/repo", "dataset")))
-        assert "\n" not in str(caught.value)
+        for endpoint in (url, "http://127.0.0.1:9"):  # refused, and nobody there
+            monkeypatch.setenv("HF_ENDPOINT", endpoint)
+            with pytest.raises(UserError, match="the Hugging Face Hub, no/repo: ") as caught:
+                files_of(asset(hub=HubFolder("no/repo", "dataset")))
+            assert "\n" not in str(caught.value)
+        monkeypatch.setenv("HF_ENDPOINT", url)
         published = asset(hub=HubFolder("some/repo", "dataset", "sample"), sha256={"a.parquet": "0" * 64})
         with pytest.raises(UserError, match="on the Hub, and was published with 0000"):
             files_of(published)
@@ -156,6 +164,7 @@ def test_command(tmp_path, url, capsys, monkeypatch):
     assert "books3" in capsys.readouterr().out
     assert main(["data", "fetch", "enwik", "--output", "x"]) == 2
     assert "no asset of that name; did you mean enwik8" in capsys.readouterr().err
+    Path("pile_subset").mkdir()  # hides no name
     assert main(["data", "fetch", "pile_subset", "--mirror", f"{url}/data"]) == 2
     assert "00.jsonl.zst: HTTP status 404" in capsys.readouterr().err
     assert main(["data", "fetch", f"{url}/data/00.jsonl"]) == 0
@@ -164,6 +173,13 @@ def test_command(tmp_path, url, capsys, monkeypatch):
     assert Path("copy.jsonl").read_bytes() == CONTENTS["00.jsonl"]
     assert main(["data", "fetch", "00.jsonl", "--extract", "folder"]) == 2
     assert "not an archive by its name" in capsys.readouterr().err
+    for wrong, message in [
+        (["c4", "--extract", "new"], "--extract: c4 has 1024 files"),
+        (["enwik8", "--extract", "pile_subset"], "--extract pile_subset: is there already"),
+        (["enwik8", "--extract", "new", "--max-ratio", "0"], "--max-ratio 0: must be at least 1"),
+    ]:
+        assert main(["data", "fetch", *wrong]) == 2
+        assert message in capsys.readouterr().err and not Path("data/enwik8").exists()
 
 
 def test_names_in_the_workflow(tmp_path):

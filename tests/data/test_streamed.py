@@ -39,8 +39,31 @@ def test_reads_as_a_local_file_does_and_keeps_little(served, tmp_path):
     reader.tokens._block.cache_clear()
     with pytest.raises(OSError, match=r"bytes \d+ to \d+: no answer .*refused"):
         reader.tokens[:]  # the server is gone
-    blocks = [path for path in (tmp_path / "cache").rglob("0*") if path.is_file()]
-    assert len(blocks) == 4
+    for name in ("x", "y"):  # neither of which was fetched before
+        with pytest.raises(OSError, match=r"no answer .*refused"):
+            StreamedReader(f"{url}/{name}", tmp_path / "cache", 4000)
+    assert len(blocks_in(tmp_path / "cache")) == 4
+
+
+def blocks_in(cache):
+    return sorted(path for path in cache.rglob("0*") if path.is_file())
+
+
+def test_cache_is_one_for_all_urls_and_no_need(served, tmp_path):
+    cache = tmp_path / "cache"
+    write_tokens(served / "y", SIZES)
+    with serve(served, Recorder(RangeRequestHandler).handler) as url:
+        readers = [StreamedReader(f"{url}/{name}", cache, 4000) for name in ("x", "y")]
+        expected = [reader.tokens[:].tolist() for reader in readers]
+        assert len(blocks_in(cache)) == 4
+        held, *rest = blocks_in(cache)
+        held.write_bytes(b"short")
+        for path in rest:  # no file can be written under a name that a folder has
+            path.unlink()
+            path.mkdir()
+        for reader in readers:
+            reader.tokens._block.cache_clear()
+        assert [reader.tokens[:].tolist() for reader in readers] == expected
 
 
 def test_samples_of_a_run_from_s3(served, tmp_path, bucket):  # noqa: F811

@@ -1,11 +1,14 @@
 """Training and loading tokenizers."""
 
+import json
+
 import pytest
 from data_inputs import make_texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neox.config.errors import UserError
+from neox.data.engine import GigatokenEngine, TokenizersEngine
 from neox.data.tokenizer import load_tokenizer, train_tokenizer
 
 
@@ -32,6 +35,18 @@ def test_small_text_gives_fewer_entries(tmp_path):
     assert train_tokenizer(["ab ab"], 1000, tmp_path / "t.json") < 300
 
 
+@pytest.mark.parametrize("engine", [TokenizersEngine, GigatokenEngine])
+def test_documents_are_neither_cut_nor_filled_up(tokenizer_file, tmp_path, engine):
+    tokenizer = load_tokenizer(tokenizer_file).tokenizer
+    lengths = [len(tokenizer.encode(text).ids) for text in ("a", "some words " * 20)]
+    tokenizer.enable_truncation(16)
+    tokenizer.enable_padding(length=16)
+    tokenizer.save(str(tmp_path / "t.json"))
+    loaded = load_tokenizer(tmp_path / "t.json").tokenizer
+    made = engine(tmp_path / "t.json") if engine is GigatokenEngine else engine(loaded)
+    assert [len(ids) for ids in made.encode(["a", "some words " * 20])] == lengths
+
+
 def test_wrong_input(tmp_path):
     with pytest.raises(UserError, match="vocab-size 257: must be at least 258"):
         train_tokenizer([], 257, tmp_path / "t.json")
@@ -39,6 +54,15 @@ def test_wrong_input(tmp_path):
         load_tokenizer(tmp_path / "t.json")
     (tmp_path / "t.json").write_text('{"version": "1.0"}')
     with pytest.raises(UserError, match=r"t.json: not a tokenizer.json"):
+        load_tokenizer(tmp_path / "t.json")
+    train_tokenizer(["ab"], 300, tmp_path / "t.json")
+    content = json.loads((tmp_path / "t.json").read_text())
+    text, end = {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}
+    ends = {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}}
+    template = {"type": "TemplateProcessing", "single": [text, end, text], "pair": [], "special_tokens": ends}
+    content["post_processor"] = template
+    (tmp_path / "t.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"t.json: its post_processor changes the text's own tokens"):
         load_tokenizer(tmp_path / "t.json")
 
 

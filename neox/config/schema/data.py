@@ -64,6 +64,6 @@ class DataConfig:
     """Folder for what is read of token files behind a URL (s3, https): their indices, index maps and blocks of tokens.
     Ranks of a node may share it; needed where a prefix is a URL."""
     cache_gb: float = 10.0
-    """Gigabytes of tokens that cache_dir keeps, those read last."""
+    """Gigabytes of tokens that cache_dir keeps, of all URLs together, those read last."""
     seed: int = 1234
     """Seed of the document and sample order."""
