@@ -65,7 +65,8 @@ def evaluate(
         names: tasks, groups or tags; empty: every task of the folder.
 
     Returns:
-        {"task/metric": value}: also the "metrics" of the file, beside "versions" and the harness's own "results".
+        {"task/metric": value}: also the "metrics" of the file, beside "versions", the harness's own "results", and
+        "skipped": of several tasks, those for which the held-out documents gave nothing, and their empty file.
 
     Raises:
         UserError: a folder, file or task does not exist, or a data file is malformed.
@@ -78,11 +79,11 @@ def evaluate(
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="neox-evaluate-") as scratch:
         folder = render_tasks(tasks, data, Path(scratch) / "tasks")
-        results = _run(_language_model(model, tokenizer, batch_size), folder, names, tasks)
+        results, skipped = _run(_language_model(model, tokenizer, batch_size), folder, names, tasks)
     metrics = flatten(results["results"])
     versions = {package: importlib.metadata.version(package) for package in PACKAGES}
-    report = {"metrics": metrics, "versions": versions, "model": str(model), "harness": _plain(results, folder, tasks)}
-    write_json(output, report)
+    report = {"metrics": metrics, "skipped": skipped, "versions": versions, "model": str(model)}
+    write_json(output, report | {"harness": _plain(results, folder, tasks)})
     return metrics
 
 
@@ -107,9 +108,14 @@ def check_documents(task: dict[str, Any]) -> None:
     The harness would take the name of a missing field for the text itself.
     """
     fields = (task.get("metadata") or {}).get("fields", [])
-    for file in ((task.get("dataset_kwargs") or {}).get("data_files") or {}).values():
+    for file in data_files(task):
         for field in fields:
-            deque(read_texts([Path(file)], Reading("jsonl", field, min_length=0)), maxlen=0)
+            deque(read_texts([file], Reading("jsonl", field, min_length=0)), maxlen=0)
+
+
+def data_files(task: dict[str, Any]) -> list[Path]:
+    """The files that a task's configuration names."""
+    return [Path(file) for file in ((task.get("dataset_kwargs") or {}).get("data_files") or {}).values()]
 
 
 def flatten(results: dict[str, dict[str, Any]]) -> dict[str, float]:
@@ -182,25 +188,22 @@ def _adapted(model: LanguageModel) -> Any:
     return Adapted()
 
 
-def _run(language_model: dict[str, Any], folder: Path, names: Sequence[str], tasks: Path) -> dict[str, Any]:
-    """The harness's own results."""
+def _run(
+    language_model: dict[str, Any], folder: Path, names: Sequence[str], tasks: Path
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The harness's own results, and the tasks that it was not given, with their empty file."""
     import datasets
     import lm_eval
     from lm_eval.tasks import TaskManager
 
     datasets.config.HF_DATASETS_CACHE = folder.parent / "datasets"  # not the user's home
     manager = TaskManager(include_path=folder, include_defaults=False)
-    names = names or manager.all_subtasks
-    for name in names:
-        if name not in manager.all_tasks:
-            known = ", ".join(manager.all_tasks) or "none"
-            raise UserError(f"--task {name}: no such task in {tasks}; there are: {known}")
-        check_documents(manager.task_index[name].cfg or {})
+    chosen, skipped = _with_data(manager, names or manager.all_subtasks, tasks)
     try:
         with _quiet():
             results = lm_eval.simple_evaluate(
                 **language_model,
-                tasks=list(names),
+                tasks=chosen,
                 task_manager=manager,
                 bootstrap_iters=BOOTSTRAP_ITERS,
                 log_samples=False,
@@ -208,7 +211,27 @@ def _run(language_model: dict[str, Any], folder: Path, names: Sequence[str], tas
     except (FileNotFoundError, datasets.exceptions.DatasetGenerationError) as error:
         raise UserError(f"cannot read a task's data: {error.__cause__ or error}") from None
     assert results is not None  # None on ranks that do not report; there is one
-    return dict(results)
+    return dict(results), skipped
+
+
+def _with_data(manager: Any, names: Sequence[str], tasks: Path) -> tuple[list[str], dict[str, str]]:
+    """The tasks to run, whose documents are checked, and those without any: a trained model is worth the others."""
+    configs = {}
+    for name in names:
+        if name not in manager.all_tasks:
+            known = ", ".join(manager.all_tasks) or "none"
+            raise UserError(f"--task {name}: no such task in {tasks}; there are: {known}")
+        configs[name] = manager.task_index[name].cfg or {}
+    files = {name: file for name, config in configs.items() for file in data_files(config)}
+    skipped = {name: str(file) for name, file in files.items() if file.is_file() and not file.stat().st_size}
+    if len(skipped) == len(configs):
+        skipped = {}  # nothing to run: said as of any other file that is wrong
+    for name, file in skipped.items():
+        print(f"neox: warning: task {name} skipped: {file} is empty", file=sys.stderr, flush=True)
+    chosen = [name for name in configs if name not in skipped]
+    for name in chosen:
+        check_documents(configs[name])
+    return chosen, skipped
 
 
 def _plain(results: dict[str, Any], rendered: Path, tasks: Path) -> dict[str, Any]:

@@ -266,6 +266,15 @@ def test_wrong_data_names_file_and_line(world: World, tmp_path: Path, lines: str
     assert not (tmp_path / "out.json").exists()
 
 
+def test_task_without_documents_does_not_keep_from_the_others(world: World, tmp_path: Path, capfd: Any) -> None:
+    shutil.copy(world.folder / "data" / "perplexity.jsonl", tmp_path)
+    (tmp_path / "cloze.jsonl").touch()
+    metrics = run(world, tmp_path / "out.json", names=["cloze", "heldout_bpb"], data=tmp_path)
+    assert {name.partition("/")[0] for name in metrics} == {"heldout_bpb"}
+    assert f"task cloze skipped: {tmp_path / 'cloze.jsonl'} is empty" in capfd.readouterr().err
+    assert json.loads((tmp_path / "out.json").read_text())["skipped"] == {"cloze": str(tmp_path / "cloze.jsonl")}
+
+
 def test_broken_task_file_names_its_line(world: World, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("task: mine\noutput_type: [\n")
     with pytest.raises(UserError, match=r"mine\.yaml:3"):

@@ -201,7 +201,13 @@ def _heldout(args: argparse.Namespace) -> str:
     from neox.data.split import parse_split
 
     manifest = write_heldout(args.corpus, parse_split(args.split), args.part, args.output, _reading(args))
-    return f"{args.output}: {manifest['perplexity']} documents, {manifest['cloze']} cloze passages"
+    counts = {f"{name}.jsonl": manifest[name] for name in ("perplexity", "cloze", "choice", "arithmetic")}
+    lines = [f"{args.output}: {', '.join(f'{count} in {name}' for name, count in counts.items())}"]
+    if empty := [name for name, count in counts.items() if not count]:
+        lines.append(
+            f"too little held-out prose for {', '.join(empty)}: `neox evaluate` skips the tasks that read them"
+        )
+    return "\n".join(lines)
 
 
 def _reading(args: argparse.Namespace) -> Reading:

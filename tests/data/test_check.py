@@ -12,6 +12,7 @@ from neox.__main__ import main
 from neox.config.errors import UserError
 from neox.data.check import Vocabulary, check_tokens
 from neox.data.indexed import IndexedReader, IndexedWriter
+from neox.data.manifest import read_manifest
 from neox.data.prepare import Encoding, tokenize
 from neox.data.tokenizer import load_tokenizer
 
@@ -63,6 +64,10 @@ def test_ids_are_held_against_tokenizer_and_model(tmp_path, tokenizer_file):
     (tmp_path / "x.manifest.json").write_text(json.dumps({"documents": 5}))
     with pytest.raises(UserError, match=r"x.manifest.json: says documents 5, but it is 4"):
         list(check_tokens(tmp_path / "x", Vocabulary()))
+    (tmp_path / "x.manifest.json").write_text("null")
+    for reader in (lambda: list(check_tokens(tmp_path / "x", Vocabulary())), lambda: read_manifest(tmp_path / "x")):
+        with pytest.raises(UserError, match=r"x.manifest.json: is damaged, it is not a JSON object"):
+            reader()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

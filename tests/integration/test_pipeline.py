@@ -192,6 +192,19 @@ def test_wrong_key_is_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "results").exists()
 
 
+def test_what_is_fetched_lies_where_a_failed_job_leaves_it(tmp_path: Path) -> None:
+    configuration = write_inputs(tmp_path)
+    source = tmp_path / "a b.jsonl"
+    (tmp_path / "corpus.jsonl").rename(source)
+    settings = yaml.safe_load(configuration.read_text()) | {"corpus": {"url": source.as_uri()}}
+    configuration.write_text(yaml.safe_dump(settings))
+    fetched, corpus = (tmp_path / "results" / "mini" / name for name in ("fetched", "corpus"))
+    done = snakemake(tmp_path, "--configfile", str(configuration), "--until", "fetch")
+    assert done.returncode == 0, done.stderr
+    (file,) = corpus.iterdir()
+    assert file.samefile(fetched / "url" / file.name) and file.read_bytes() == source.read_bytes()
+
+
 def test_training_waits_for_one_that_outlived_its_controller(finished: tuple[Path, str]) -> None:
     """The last test: it trains run `a` again, which is finished already."""
     folder, waiting = finished[0], "a training from before still runs here; waiting for its end\n"
