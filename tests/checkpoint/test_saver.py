@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ import shutil
 import signal
 import sys
 import threading
+import weakref
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from neox.checkpoint.ranks import SaveError
 from neox.checkpoint.reshard import TensorReader
 from neox.checkpoint.resume import newest_intact, take_over
 from neox.checkpoint.saver import Saver
+from neox.checkpoint.staging import Staging
 from neox.checkpoint.store import Store
 from neox.config.schema import CheckpointConfig
 from tests.checkpoint.pieces import cut, full_tensors, save_at
@@ -65,6 +68,28 @@ def slow_rank(monkeypatch):
 
     monkeypatch.setattr(saver, "write_rank", write_rank)
     return slow
+
+
+def test_copies_hold_one_piece_at_a_time_and_use_the_same_memory_again():
+    given, staging = [], Staging()
+
+    def pieces(step):
+        """As of quantized state, whose values are made for each piece; that before this one is still looked at."""
+        given.clear()
+        for _, piece in cut(full_tensors(step), tp=1, dp=2):
+            assert all(made() is None for made in given[:-1])
+            values = piece.tensor.clone()
+            given.append(weakref.ref(values))
+            yield dataclasses.replace(piece, tensor=values)
+            del values
+
+    places = []
+    for step in (1, 2):
+        copies = staging.copy(pieces(step))
+        want = [piece.tensor for _, piece in cut(full_tensors(step), tp=1, dp=2) if piece.numel]
+        assert all(torch.equal(copy.tensor, tensor) for copy, tensor in zip(copies, want, strict=True))
+        places.append([copy.tensor.data_ptr() for copy in copies])
+    assert places[0] == places[1] and len(set(places[0])) == len(want)
 
 
 @pytest.mark.parametrize("rank", [0, 2])
