@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 
+from neox.checkpoint.ranks import Ranks
 from neox.config.errors import UserError
 from neox.config.schema import CheckpointConfig
 
@@ -40,6 +41,19 @@ def mtbf_s(environ: Mapping[str, str] = os.environ) -> float | None:
     if hours is not None and not hours > 0:
         raise UserError(f"environment: {VARIABLE} = {text!r}: expected hours above 0")
     return None if hours is None else 3600 * hours
+
+
+def agreed_mtbf_s(ranks: Ranks) -> float | None:
+    """The first rank's `mtbf_s`, so that all save alike; every rank calls it. Raises UserError, on every rank."""
+    mtbf, mistake = None, None
+    if ranks.rank == 0:
+        try:
+            mtbf = mtbf_s()
+        except UserError as error:
+            mistake = str(error)
+    ranks.agree(mistake)
+    agreed: float | None = ranks.broadcast(mtbf)
+    return agreed
 
 
 class Passing:

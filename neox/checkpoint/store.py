@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
@@ -50,6 +51,15 @@ class Store:
     def latest(self) -> int | None:
         """The highest step with a complete checkpoint."""
         return max(self.steps(), default=None)
+
+    def passing_steps(self) -> list[int]:
+        """Those of `steps` whose checkpoint goes when a newer one stands; of a damaged one nobody knows it."""
+        found = []
+        for step in self.steps():
+            with contextlib.suppress(UserError):
+                if manifests.read(self.path(step)).state.get("is_passing"):
+                    found.append(step)
+        return found
 
     def remove_leftovers(self) -> list[Path]:
         """Deletes what a dead run was writing or removing, and returns it; one process, before any save.

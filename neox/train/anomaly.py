@@ -42,6 +42,11 @@ class Watch:
         """Whether a step is to be asked for before it changes the weights."""
         return self._cfg.on_spike == "skip"
 
+    @property
+    def may_rewind(self) -> bool:
+        """Whether a step may make the run go back to its latest checkpoint."""
+        return "rewind" in (self._cfg.on_nonfinite, self._cfg.on_spike)
+
     def is_spike(self, loss: float) -> bool:
         """Whether `loss` is more than spike_sigma standard deviations above the mean of the losses remembered.
 

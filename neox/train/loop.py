@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from neox.checkpoint.interval import Passing, mtbf_s
+from neox.checkpoint.interval import Passing, agreed_mtbf_s
 from neox.checkpoint.mirror import Mirror, mirror_of
 from neox.checkpoint.ranks import SaveError
 from neox.checkpoint.restore import restore
@@ -142,7 +142,9 @@ class Loop:
             run.store, mirror_of(cfg.checkpoint, run.folder) if engine.rank == 0 else None, cfg.checkpoint
         )
         self.saver = Saver(run.store, engine, cfg.checkpoint, self.journal.say, self.mirror.wake)
-        self.passing = Passing(cfg.checkpoint, mtbf_s())
+        mtbf_s = agreed_mtbf_s(engine)
+        # When they are made is up to the clock: what a rewind goes back to must not be.
+        self.passing = Passing(cfg.checkpoint, None if self.watch.may_rewind else mtbf_s)
 
     def resume(self) -> dict[str, Any] | None:
         """Takes over, and returns, the state of the newest checkpoint that is intact; None: the run begins.
@@ -163,7 +165,7 @@ class Loop:
         self.watch.restore(state["watch"])
         self.journal.restore(state)
         self.step, self.samples, self.saved_step = state["step"], state["samples"], state["step"]
-        self.saver.passing = [self.step] if state.get("is_passing") else []
+        self.saver.passing = self.run.store.passing_steps() if self.engine.rank == 0 else []
         # Absent: saved by a version that had no warm-up of either.
         self.tokens = state.get("tokens", self.samples * self.cfg.model.seq_length)
         self.journal.say(f"going on from {reader.directory}")

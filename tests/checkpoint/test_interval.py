@@ -57,6 +57,16 @@ def test_failure_rate_is_the_launcher_s():
             interval.mtbf_s({interval.VARIABLE: wrong})
 
 
+def test_ranks_take_the_first_one_s_failure_rate(monkeypatch):
+    """Or they would not all come to the collectives of a save."""
+    known = iter([7200.0])
+    monkeypatch.setattr(interval, "mtbf_s", lambda: next(known, None))
+    assert run_ranks(interval.agreed_mtbf_s, 3) == [7200.0] * 3
+    monkeypatch.undo()
+    monkeypatch.setenv(interval.VARIABLE, "soon")
+    assert ["NEOX_MTBF_H" in str(error) for error in run_ranks(interval.agreed_mtbf_s, 2)] == [True, True]
+
+
 @pytest.mark.parametrize(("keep_last", "left"), [(None, [1, 4, 6, 7]), (1, [6, 7]), (2, [4, 6, 7])])
 def test_passing_checkpoints_go_when_a_newer_one_stands(tmp_path, keep_last, left):
     def train(ranks):
@@ -64,9 +74,11 @@ def test_passing_checkpoints_go_when_a_newer_one_stands(tmp_path, keep_last, lef
         for step, is_passing in ((1, False), (2, True), (3, True), (4, False), (5, True), (6, False), (7, True)):
             if step == 6:
                 shutil.rmtree(tmp_path / "step_00000005")  # by hand: no reason to end a run
-            saver.start(step, pieces_of(full_tensors(step), ranks), {"step": step}, lambda: None, is_passing)
+            state = {"step": step, "is_passing": is_passing}
+            saver.start(step, pieces_of(full_tensors(step), ranks), state, lambda: None, is_passing)
             saver.wait()
         return saver.times, saver.passing
 
     ((times, passing),) = run_ranks(train)
     assert Store(tmp_path).steps() == left and passing == [7] and 0 <= times[0] <= times[1]
+    assert Store(tmp_path).passing_steps() == [7], "what a start that follows goes on with"

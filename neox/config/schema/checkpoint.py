@@ -20,7 +20,8 @@ class CheckpointConfig:
     """With keep_last: checkpoints of steps that are a multiple of this are kept for ever too."""
     between: Literal["auto", "off"] = "auto"
     """Saves between these, each of which makes way for the next: auto, where the launcher knows how often the job's
-    nodes fail (NEOX_MTBF_H, from the site's node_mtbf_h), at Daly's optimum for the measured time of a save."""
+    nodes fail (NEOX_MTBF_H, from the site's node_mtbf_h), at Daly's optimum for the measured time of a save;
+    not where train.on_nonfinite or on_spike is rewind, which would go back to wherever the clock had one made."""
     init_from: str | None = None
     """Checkpoint, or run or imported model (`neox convert`), whose weights a new run starts from; optimizer, schedule
     and data begin anew (GPT-NeoX: load with finetune). None: initialised weights."""
