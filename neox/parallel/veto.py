@@ -27,9 +27,7 @@ def refusing(zero: Any, steps: Any, is_bad: Callable[[float], bool]) -> Iterator
         if is_bad(float(steps._aggregate_total_loss())):
             zero.overflow = True
             if is_of_bf16:
-                zero._global_grad_norm = math.inf
-                zero.clear_hp_grads()
-                zero.clear_lp_grads()
+                zero._global_grad_norm = math.inf  # DeepSpeed's engine clears the gradients after every step
             else:
                 scaler = zero.loss_scaler
                 scaler_state.update({name: getattr(scaler, name) for name in SCALER_STATE if hasattr(scaler, name)})

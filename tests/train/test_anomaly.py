@@ -92,6 +92,7 @@ def weight_cases(folder: Path) -> list[Case]:
     ]
 
 
+HALF = ("bf16", "bf16 pp2", "bf16 zero2", "bf16 zero3")
 DATA_CASES = [
     Case("pp2 spike skip", (*SPIKE, "parallel.pp=2", "train.on_spike=skip")),
     Case("dp2 spike skip", (*SPIKE, "train.on_spike=skip")),
@@ -103,6 +104,8 @@ DATA_CASES = [
     Case("bf16 zero3 spike skip", (*SPIKE, "parallel.zero_stage=3", "train.precision=bf16", "train.on_spike=skip")),
     Case("dp2 spike log", SPIKE),
 ]
+SPIKE_ERRORS = {"pp2": 1e-4, "zero3": 1e-4, "offload": 1e-4} | dict.fromkeys(HALF, 0.05)
+"""Relative, by layout, of losses and gradient norms: 1.4e-5 at most was found, and 0.017 in bf16."""
 
 
 def events(outcome: dict[str, Any]) -> list[dict[str, Any]]:
@@ -182,8 +185,7 @@ def test_limits_end_the_run_as_failed(outcomes: Any) -> None:
 
 
 def test_a_spike_is_skipped_before_it_changes_the_weights(outcomes: Any) -> None:
-    half = ("bf16", "bf16 pp2", "bf16 zero2", "bf16 zero3")
-    for layout in ("dp2", "pp2", "zero3", "offload", *half):
+    for layout in ("dp2", *SPIKE_ERRORS):
         out = outcomes[f"{layout} spike skip"][0]
         bad = [e["step"] for e in events(out)]
         assert bad == [19, 24] and {e["event"] for e in events(out)} == {"skip"}
@@ -192,6 +194,16 @@ def test_a_spike_is_skipped_before_it_changes_the_weights(outcomes: Any) -> None
     logged = outcomes["dp2 spike log"][0]
     assert events(logged)[0]["event"] == "log" and logged["updates"] == 30
     assert events(logged)[0]["step"] == bad[0] and steps(logged)[: bad[0]] != []
+
+
+@pytest.mark.parametrize("layout", SPIKE_ERRORS)
+def test_a_skipped_spike_leaves_nothing_to_the_steps_after_it(outcomes: Any, layout: str) -> None:
+    """Neither gradients nor moments: losses and norms of all other steps are those of two fp32 replicas."""
+    got, want = (steps(outcomes[f"{name} spike skip"][0]) for name in (layout, "dp2"))
+    for ours, theirs in zip(got, want, strict=True):
+        if not theirs.get("skipped"):
+            assert ours["loss"] == pytest.approx(theirs["loss"], rel=SPIKE_ERRORS[layout]), ours["step"]
+            assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=SPIKE_ERRORS[layout]), ours["step"]
 
 
 def test_a_run_that_diverges_fails_with_its_reason(tmp_path: Path) -> None:
