@@ -71,7 +71,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # A sum over all chunks, so fp32; [h, vocab]: products are quickest with the smaller factor, x, transposed.
         grad_weight_t = weight.new_zeros(weight.T.shape, dtype=torch.float32) if is_training else None
         num_chunks = -(-len(x) * len(weight) // CHUNK_NUMEL)
-        num_rows = -(-len(x) // max(1, num_chunks))
+        num_rows = max(1, -(-len(x) // max(1, num_chunks)))
         for start in range(0, len(x), num_rows):
             chunk = slice(start, start + num_rows)
             losses, gradient = loss_of.with_gradient(linear(x[chunk], weight), labels[chunk])

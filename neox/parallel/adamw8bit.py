@@ -49,13 +49,13 @@ class Quantized:
     def write(self, start: int, tensor: Tensor) -> None:
         """Rounds to the nearest: whole blocks from `start` on, the last of all may be a shorter one.
 
-        What `read` gave is kept to the bit.
+        What `read` gave is kept to the bit; a block of subnormal numbers alone becomes zeros.
         """
         first, padding = start // BLOCK, -tensor.numel() % BLOCK
         blocks = torch.nn.functional.pad(tensor, (0, padding)).view(-1, BLOCK)
-        largest = blocks.abs().amax(1)
-        self._largest[first : first + len(largest)] = largest
-        shares = blocks / largest.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(1)
+        largest, tiny = blocks.abs().amax(1), torch.finfo(torch.float32).tiny
+        self._largest[first : first + len(largest)] = torch.where(largest < tiny, 0, largest)
+        shares = blocks / largest.clamp(min=tiny).unsqueeze(1)
         codes = torch.bucketize(shares.flatten()[: tensor.numel()], self._borders, out_int32=True)
         self._codes[start : start + tensor.numel()] = codes.to(torch.uint8)
 

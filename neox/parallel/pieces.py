@@ -36,8 +36,9 @@ class Piece:
     """First element, counted in the flattened shard."""
     numel: int
     tensor: Tensor
-    """fp32, one-dimensional, `numel` elements: a view of the engine's own memory on its own device, so copy it to the
-    host before the next step changes it."""
+    """fp32, one-dimensional, `numel` elements, on the engine's device: a view of its own memory, which the next step
+    changes. Copies, which cannot be written through, are gradients, and quantized state unless inside
+    `neox.parallel.adamw8bit.writable`, as in `Engine.load_pieces`."""
 
 
 @dataclass(frozen=True)

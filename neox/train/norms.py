@@ -14,6 +14,9 @@ from neox.parallel.engine import Engine
 from neox.parallel.optimizer import state_kinds
 from neox.parallel.pieces import WEIGHT, Piece
 
+PART = 1 << 24
+"""Elements that are fp64 at a time: 128 MiB."""
+
 
 class StateNorms:
     """What each tensor of a run has: its fp32 master and, as the optimizer names them, its moments."""
@@ -62,5 +65,5 @@ def tensor_sizes(cfg: Config) -> dict[str, int]:
 
 
 def square(tensor: Tensor) -> float:
-    """The squared norm, summed in fp64."""
-    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
+    """The squared norm, summed in fp64, in which only a part of the tensor is at a time."""
+    return sum(float(torch.linalg.vector_norm(part, dtype=torch.float64)) ** 2 for part in tensor.split(PART))

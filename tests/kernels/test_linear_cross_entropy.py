@@ -41,9 +41,10 @@ def test_hopeless_logits_keep_a_finite_loss() -> None:
     assert float(linear_cross_entropy(x, weight, torch.tensor([0]))) == 500.0
 
 
-def test_nothing_counted_is_no_loss_and_no_gradient() -> None:
-    x, weight = torch.randn(4, 3, requires_grad=True), torch.randn(5, 3, requires_grad=True)
-    loss = linear_cross_entropy(x, weight, torch.full((4,), -100))
+@pytest.mark.parametrize("num_rows", [4, 0])
+def test_nothing_counted_is_no_loss_and_no_gradient(num_rows: int) -> None:
+    x, weight = torch.randn(num_rows, 3, requires_grad=True), torch.randn(5, 3, requires_grad=True)
+    loss = linear_cross_entropy(x, weight, torch.full((num_rows,), -100))
     loss.backward()
     assert loss == 0 and x.grad is not None and not x.grad.any() and weight.grad is not None and not weight.grad.any()
 

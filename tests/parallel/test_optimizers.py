@@ -261,6 +261,16 @@ def test_quantized_numbers_are_the_nearest_of_their_block_and_stay(is_signed: bo
     assert torch.equal(held.read(0, 1000), got)
 
 
+def test_subnormal_blocks_are_zeros_at_once() -> None:
+    """And do not become smaller with every load, as they would where their scale cannot be divided by."""
+    x = torch.cat([torch.full((256,), 1e-39), torch.full((256,), 1e-37)])
+    held = Quantized(512, False, x.device)
+    for _ in range(3):
+        held.write(0, x)
+        x = held.read(0, 512)
+        assert not x[:256].any() and torch.equal(x[256:], torch.full((256,), 1e-37))
+
+
 @pytest.mark.parametrize("chunk", [512, 1 << 22])
 def test_eight_bit_steps_are_adamw_between_roundings(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     """Of a group with quantized moments, and of one without; a whole tensor at a time or a part."""

@@ -12,6 +12,7 @@ import torch
 from neox.checkpoint.reshard import TensorReader
 from neox.parallel.engine import StepResult
 from neox.parallel.pieces import Piece
+from neox.train import norms
 from neox.train.noise import NoiseScale
 from tests.train.launch import Launch, records, steps_of, write_config
 
@@ -34,13 +35,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_norms_are_those_of_the_whole_tensors(runs: dict[str, Path], layout: str) -> None:
     measured = {record["step"]: record for record in records(runs[layout]) if "norms" in record}
     assert list(measured) == [4, 5]
-    norms, reader = measured[5]["norms"], TensorReader(runs[layout] / "checkpoints" / "step_00000005")
+    found, reader = measured[5]["norms"], TensorReader(runs[layout] / "checkpoints" / "step_00000005")
     saved = set(reader.manifest.tensors())
-    assert set(norms) == {f"{kind}/{name}" for kind, name in saved}
+    assert set(found) == {f"{kind}/{name}" for kind, name in saved}
     for kind, name in saved:
         expected = float(torch.as_tensor(reader.read(kind, name)).double().norm())
-        assert norms[f"{kind}/{name}"] == pytest.approx(expected, rel=1e-9), name
-    assert norms["exp_avg/embed.weight"] > 0
+        assert found[f"{kind}/{name}"] == pytest.approx(expected, rel=1e-9), name
+    assert found["exp_avg/embed.weight"] > 0
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -48,7 +49,11 @@ def test_norms_of_gradients_make_up_that_of_the_step(runs: dict[str, Path], layo
     (measured,) = (record for record in records(runs[layout]) if record["step"] == 4 and "norms" in record)
     whole = next(step["grad_norm"] for step in steps_of(runs[layout]) if step["step"] == 4)
     assert math.hypot(*measured["norms"].values()) == pytest.approx(whole, rel=1e-5)
-    assert measured["zeros"]["embed.weight"] >= 0 == measured["zeros"]["layers.0.attn.out.weight"]
+    zeros = measured["zeros"]
+    assert zeros["layers.0.attn.out.weight"] == 0
+    # Those of tokens that the step has not met, unless the head's gradient, of all tokens, is the same tensor's.
+    is_tied = "model.tie_embeddings=true" in LAYOUTS[layout]
+    assert zeros["embed.weight"] == 0 if is_tied else 0 < zeros["embed.weight"] < 1
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -59,6 +64,17 @@ def test_a_run_tells_and_keeps_the_noise_of_its_gradients(runs: dict[str, Path],
     state = TensorReader(runs[layout] / "checkpoints" / "step_00000005").manifest.state["noise"]
     assert state["num_estimates"] == 2
     assert state["gradient_variance"] / (1 - 0.99**2) == pytest.approx(found[-1]["gradient_variance"])
+
+
+def test_a_square_is_summed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(norms, "PART", 64)
+    x, doubles = torch.randn(1000), []
+    real = torch.linalg.vector_norm
+    monkeypatch.setattr(
+        torch.linalg, "vector_norm", lambda part, **keys: doubles.append(len(part)) or real(part, **keys)
+    )
+    assert norms.square(x) == pytest.approx(float(x.double().square().sum()), rel=1e-12)
+    assert max(doubles) == 64 and sum(doubles) == 1000
 
 
 class OneRank:

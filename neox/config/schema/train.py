@@ -55,8 +55,7 @@ class TrainConfig:
     """Where loss or gradients are not finite, the weights are left alone, and then: skip goes on with the next step;
     rewind goes back to the latest checkpoint and on behind the data seen since; stop ends the run as failed."""
     on_spike: Literal["log", "skip", "rewind", "stop"] = "log"
-    """Where the loss is a spike: log only says so; skip leaves the weights alone; rewind and stop as
-    above."""
+    """Where the loss is a spike: log only says so; skip leaves the weights alone; rewind and stop as above."""
     spike_sigma: float = 6.0
     """A spike is a loss this many standard deviations above the mean of the last spike_window."""
     spike_window: int = 128
