@@ -36,7 +36,7 @@ TRICKY = (
     "naïve Straße Ελλάδα Привет हिन्दी ไทย 東京 한국어 ﬁ 👩‍👩‍👧‍👦 🇫🇷 \U0001f3fd",
     "\x00\x01\x7f\ufeff\ufffd\U0010ffff",
     "a" * 300 + "-" * 300 + " " * 300 + "\n" * 300,
-    "word " * 10_000,  # a tokenizer that truncates would show here
+    "word " * 10_000,
 )
 
 
