@@ -19,7 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     launch.add_argument("--run-dir", type=Path, help="append how this allocation ended to its segments.jsonl")
     launch.add_argument("--image", help="container image, instead of the one of the site's container")
     launch.add_argument(
-        "--hostfile", type=Path, help="hosts as `HOST slots=N`, a line each, where no scheduler gives any"
+        "--hostfile", type=Path, help="hosts as `HOST slots=RANKS`, a line each, where no scheduler gives any"
     )
     launch.add_argument("--dry-run", action="store_true", help="print environment and launch line, start nothing")
     tune = commands.add_parser("tune", help="find the settings of a site's `tuning` that make a command's time shorter")
@@ -65,20 +65,22 @@ def add_watching(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run_launch(arguments: argparse.Namespace) -> int:
     import os
 
-    from jobs import launcher
+    from jobs import hostfile, launcher
 
-    site, size = load_site(arguments.site), launch_size(arguments)
-    hosts = launcher.hosts_of(arguments.hostfile) if arguments.hostfile else []
+    site, (nodes, ranks) = load_site(arguments.site), launch_size(arguments)
+    hosts: list[str] = []
+    if arguments.hostfile:
+        hosts, ranks = hostfile.size_by(arguments.hostfile, site.launcher, nodes, ranks)
     if arguments.image:
         site = with_image(site, arguments.image)
     if arguments.overlay:
         site = with_overlay(site, arguments.overlay)
     if arguments.dry_run:
         folder = Path("LAUNCH_FOLDER")
-        launch = launcher.plan_launch(site, arguments.argv, *size, folder, os.environ, hosts)
+        launch = launcher.plan_launch(site, arguments.argv, nodes, ranks, folder, os.environ, hosts)
         print(launcher.describe(site, launch, os.environ))
         return 0
-    return launcher.run(site, arguments.argv, *size, arguments.run_dir, hosts)
+    return launcher.run(site, arguments.argv, nodes, ranks, arguments.run_dir, hosts)
 
 
 def run_tune(arguments: argparse.Namespace) -> int:

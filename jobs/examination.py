@@ -12,10 +12,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from jobs.health import Health, Report, report_file
+from jobs.hostfile import hostfile, hostfile_text
 from jobs.launch import LAUNCHERS
+from jobs.launch.contract import Launcher
 from jobs.ranks import write_environment
 from jobs.shell import start
-from jobs.site import Site
 from jobs.spec import Launch
 
 SLOW_FACTOR, SLOW_S = 5.0, 0.5
@@ -25,32 +26,46 @@ PER_RANK = ("--gpus-per-task", "--gpu-bind", "--cpu-bind", "--container-", "--no
 POLL_S = 0.05
 
 
-def examine(site: Site, launch: Launch, environ: Mapping[str, str]) -> dict[str, str]:
-    """Problems by node name; none if all nodes are fit. Takes at most the site's health.timeout_s."""
-    assert site.health is not None
+def examine(health: Health, launcher: str, launch: Launch, environ: Mapping[str, str]) -> dict[str, str]:
+    """Problems by node name; none if all nodes are fit. Takes at most `health.timeout_s`."""
     folder = Path(tempfile.mkdtemp(prefix="health-", dir=launch.folder))
-    health = replace(site.health, folders=(str(launch.folder), *site.health.folders))
+    health = replace(health, folders=(str(launch.folder), *health.folders))
     (folder / "health.json").write_text(json.dumps({"health": asdict(health), "gpus": launch.gpus_per_node}))
-    extra = tuple(option for option in launch.extra if not option.startswith(PER_RANK))
+    reports = ask_nodes(launcher, launch, "jobs.health", [], folder, environ, health.timeout_s)
+    return judge(reports, launch.hosts, health)
+
+
+def ask_nodes(
+    launcher: str,
+    launch: Launch,
+    module: str,
+    words: Sequence[str],
+    folder: Path,
+    environ: Mapping[str, str],
+    timeout_s: float,
+) -> list[Report]:
+    """Runs a module once on each node of a launch, with all of the node; what each wrote down in time in `folder`.
+
+    It gets `words` and the folder, which is removed, as arguments.
+    """
     probe = replace(
         launch,
-        command=(sys.executable, "-m", "jobs.health", str(folder)),
+        command=(sys.executable, "-m", module, *words, str(folder)),
         python="",
         ranks_per_node=1,
         folder=folder,
         device_choice="",
-        extra=extra,
+        extra=tuple(option for option in launch.extra if not option.startswith(PER_RANK)),
     )
     try:
-        reports = _collect(site, probe, {**environ}, health)
+        return _collect(LAUNCHERS[launcher], probe, {**environ}, timeout_s)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return judge(reports, launch.hosts, health)
 
 
-def _collect(site: Site, probe: Launch, environ: dict[str, str], health: Health) -> list[Report]:
+def _collect(launcher: Launcher, probe: Launch, environ: dict[str, str], timeout_s: float) -> list[Report]:
     """Starts one process per node and waits for what each writes down."""
-    launcher = LAUNCHERS[site.launcher]
+    hostfile(probe.folder).write_text(hostfile_text(probe))
     argv = launcher.argv(probe)
     if launcher.sets_ranks and probe.nodes == 1:  # torch need not be loaded for this
         argv = list(probe.command)
@@ -58,7 +73,7 @@ def _collect(site: Site, probe: Launch, environ: dict[str, str], health: Health)
     elif not launcher.keeps_environment:
         write_environment(probe, environ)
     process = start(argv, environ, new_session=True)
-    deadline_s = time.monotonic() + health.timeout_s
+    deadline_s = time.monotonic() + timeout_s
     files = [report_file(probe.folder, rank) for rank in range(probe.nodes)]
     while process.poll() is None and time.monotonic() < deadline_s:
         time.sleep(POLL_S)

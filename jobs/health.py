@@ -103,13 +103,17 @@ def report_file(folder: Path, rank: int) -> Path:
     return folder / f"health_{rank:05d}.json"
 
 
-def main(folder: Path) -> int:
-    """Reads what is wanted from `folder`, leaves the report there; always 0, for a launcher would end the others."""
-    wanted = json.loads((folder / "health.json").read_text())
-    report = examine(Health(**wanted["health"]), wanted["gpus"], os.environ)
+def write_report(folder: Path, report: Report) -> None:
+    """Whoever reads it finds all of it."""
     draft = report_file(folder, report.rank).with_suffix(".tmp")
     draft.write_text(json.dumps(asdict(report)))
     draft.rename(report_file(folder, report.rank))
+
+
+def main(folder: Path) -> int:
+    """Reads what is wanted from `folder`, leaves the report there; always 0, for a launcher would end the others."""
+    wanted = json.loads((folder / "health.json").read_text())
+    write_report(folder, examine(Health(**wanted["health"]), wanted["gpus"], os.environ))
     return 0
 
 

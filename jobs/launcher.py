@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -18,6 +17,7 @@ from types import FrameType
 from jobs import examination, runs, segments, staging, warning
 from jobs.container import binds, contain
 from jobs.errors import UserError
+from jobs.hostfile import hostfile, hostfile_text
 from jobs.launch import LAUNCHERS
 from jobs.launch.contract import Launcher
 from jobs.ranks import ENCODED, code_file, free_port, port_of, signal_file, started_file, write_environment
@@ -100,27 +100,6 @@ def launch_environment(site: Site, launch: Launch, environ: Mapping[str, str]) -
     return {**words, **mtbf, **({PEAK_VARIABLE: peaks} if peaks else {}), **placed, **site.environment}
 
 
-def hostfile(folder: Path) -> Path:
-    return folder / "hostfile"
-
-
-def hosts_of(file: Path) -> list[str]:
-    """The hosts of such a file, in order. Raises UserError naming the line that is none, or that names a host again."""
-    hosts: list[str] = []
-    for number, line in enumerate(file.read_text().splitlines(), 1):
-        if not (words := line.partition("#")[0].split()):
-            continue
-        if len(words) != 2 or not re.fullmatch(r"slots=\d+", words[1]) or words[0] in hosts:
-            raise UserError(f"{file}:{number}: {line!r}: must be `HOST slots=N`, each host once")
-        hosts.append(words[0])
-    return hosts
-
-
-def hostfile_text(launch: Launch) -> str:
-    """The hosts as DeepSpeed and GPT-NeoX read them: `HOST slots=RANKS`, one a line (deepspeed/launcher/runner.py)."""
-    return "".join(f"{host} slots={launch.ranks_per_node}\n" for host in launch.hosts)
-
-
 def place(site: Site, launch: Launch) -> list[str]:
     """What ranks are told of their place, as far as it is settled before the launcher runs."""
     if LAUNCHERS[site.launcher].sets_ranks and launch.nodes == 1:
@@ -154,8 +133,8 @@ def run(
     launch = plan_launch(site, command, nodes, ranks_per_node, Path(), os.environ, listed)
     if warning.has_saved(os.environ):
         return warning.SAVED  # a rule with `retries` tries again inside the allocation that is about to end
-    if site.stage and (code := _stage(site, site.stage, nodes)):
-        return code
+    if site.stage:
+        staging.require(site.stage)
     folder = Path(tempfile.mkdtemp(prefix=".launch-", dir=_shared_folder(run_dir, os.environ)))
     launch = plan_launch(site, command, nodes, ranks_per_node, folder, os.environ, listed)
     launch = replace(launch, port=launch.port or free_port())
@@ -166,7 +145,7 @@ def run(
         environ = {**os.environ, **launch_environment(site, launch, os.environ)}
         if run_dir:
             warning.follow(os.environ, run_dir)
-        if site.health and (unfit := _unfit(site, launch, environ)):
+        if unfit := _unfit(site, launch, environ):
             warning.report_outcome(os.environ, warning.UNHEALTHY)
             if held and run_dir:
                 held.finish(run_dir, segments.End(warning.UNHEALTHY, "unfit nodes", f"unfit nodes: {unfit}"))
@@ -191,16 +170,11 @@ def run(
     return code
 
 
-def _stage(site: Site, stage: staging.Stage, nodes: int) -> int:
-    """Brings the environment to the disk of every node; returns the nodes' combined exit code."""
-    staging.broadcast(stage, site.launcher)
-    bare = replace(site, stage=None, health=None, container=None)
-    return run(bare, staging.node_command(stage), nodes, 1, None)
-
-
 def _unfit(site: Site, launch: Launch, environ: Mapping[str, str]) -> str:
     """Names and problems of nodes that are not fit, which the job's next allocation avoids; "" if all are."""
-    bad = examination.examine(site, launch, environ)
+    bad = examination.examine(site.health, site.launcher, launch, environ) if site.health else {}
+    if site.stage and not bad:
+        bad = staging.stage_nodes(site.stage, site.launcher, launch, environ)
     warning.exclude(environ, bad)
     for node, problem in bad.items():
         print(f"jobs: error: node {node}: {problem}", file=sys.stderr, flush=True)

@@ -1,5 +1,5 @@
 """The software environment on every node's own disk before ranks start: thousands of imports from one shared filesystem
-take minutes. `python -m jobs.staging ARCHIVE FOLDER` is one node's part.
+take minutes. `python -m jobs.staging ARCHIVE FOLDER REPORTS` is one node's part.
 """
 
 from __future__ import annotations
@@ -8,19 +8,24 @@ import fcntl
 import os
 import re
 import shutil
+import socket
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.errors import UserError
+from jobs.examination import ask_nodes, judge
+from jobs.health import Health, Report, write_report
 from jobs.shell import run
+from jobs.spec import Launch
 
 UNPACKERS = {
     (".sqsh", ".squashfs"): ("unsquashfs", "-quiet", "-no-progress", "-force", "-dest", "{folder}", "{archive}"),
     (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.xz"): ("tar", "-xf", "{archive}", "-C", "{folder}"),
 }
-UNPACK_S = 1800.0
+UNPACK_S = 1800
 """The most that one node may take."""
 
 
@@ -34,7 +39,7 @@ class Stage:
     def expanded(self) -> Stage:
         """With the values of $USER and the like. Raises UserError where one is not set."""
         words = os.path.expandvars(self.archive), os.path.expandvars(self.folder)
-        if unset := re.search(r"\$\w+", " ".join(words)):
+        if unset := re.search(r"\$(?:\w+|\{[^}]*\})", " ".join(words)):
             raise UserError(f"stage: {unset[0]}: not set here")
         return Stage(*words)
 
@@ -68,19 +73,27 @@ def broadcast_argv(stage: Stage, launcher: str) -> list[str] | None:
     return ["sbcast", "--force", "--preserve", stage.archive, str(stage.copy)] if launcher == "srun" else None
 
 
-def broadcast(stage: Stage, launcher: str) -> None:
-    """Raises UserError for an archive that is not there; where sbcast fails, nodes read the archive where it is."""
-    stage = stage.expanded()
-    if not Path(stage.archive).is_file():
-        raise UserError(f"stage.archive: {stage.archive}: no such file")
+def require(stage: Stage) -> None:
+    """Raises UserError for an archive that is not there."""
+    if not Path(archive := stage.expanded().archive).is_file():
+        raise UserError(f"stage.archive: {archive}: no such file")
+
+
+def stage_nodes(stage: Stage, launcher: str, launch: Launch, environ: Mapping[str, str]) -> dict[str, str]:
+    """Brings the environment to the disk of every node of a launch; problems by node name, none if all have it."""
+    _broadcast(stage.expanded(), launcher)
+    folder = Path(tempfile.mkdtemp(prefix="staging-", dir=launch.folder))
+    limit_s = 2 * UNPACK_S  # another job on the node may be at it
+    words = [stage.archive, stage.folder]  # variables are the node's own
+    reports = ask_nodes(launcher, launch, "jobs.staging", words, folder, environ, limit_s)
+    return judge(reports, launch.hosts, Health(limit_s))
+
+
+def _broadcast(stage: Stage, launcher: str) -> None:
+    """Where sbcast fails, nodes read the archive where it is."""
     argv = broadcast_argv(stage, launcher)
     if argv and (done := run(argv, timeout_s=UNPACK_S, environ=os.environ)).code:
         print(f"jobs: not broadcast, read by each node: {done.stderr.strip()}", file=sys.stderr, flush=True)
-
-
-def node_command(stage: Stage) -> list[str]:
-    """One node's part; variables are the node's own."""
-    return [sys.executable, "-m", "jobs.staging", stage.archive, stage.folder]
 
 
 def unpack(stage: Stage) -> None:
@@ -96,6 +109,7 @@ def unpack(stage: Stage) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = folder / ".staged"
         if done.is_file() and done.read_text() == mark:
+            stage.copy.unlink(missing_ok=True)
             return
         is_here = stage.copy.is_file() and stage.copy.stat().st_size == seen.st_size
         draft = folder.with_name(f".{folder.name}.draft")
@@ -104,17 +118,29 @@ def unpack(stage: Stage) -> None:
         draft.mkdir(parents=True, mode=0o700)
         ended = run(unpack_argv(source, stage.copy if is_here else source, draft), timeout_s=UNPACK_S)
         stage.copy.unlink(missing_ok=True)
+        if not ended.code:
+            draft.rename(folder)
+            conda_unpack = folder / "bin" / "conda-unpack"  # the prefixes are those of the machine that packed it
+            if conda_unpack.is_file():
+                ended = run([str(folder / "bin" / "python3"), str(conda_unpack)], timeout_s=UNPACK_S)
         if ended.code:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise UserError(f"stage.archive: {source}: {(ended.stderr or ended.stdout).strip().splitlines()[-1]}")
-        draft.rename(folder)
-        if (folder / "bin" / "conda-unpack").is_file():  # its prefixes are those of the machine that packed it
-            run([str(folder / "bin" / "python3"), str(folder / "bin" / "conda-unpack")], timeout_s=UNPACK_S)
+            for leftover in (draft, folder):
+                shutil.rmtree(leftover, ignore_errors=True)
+            said = (ended.stderr or ended.stdout).strip().splitlines() or [f"exit code {ended.code}"]
+            raise UserError(f"stage.archive: {source}: {said[-1]}")
         done.write_text(mark)
 
 
-if __name__ == "__main__":
+def main(archive: str, folder: str, reports: str) -> int:
+    """Leaves what went wrong in the folder `reports`; always 0, for a launcher would end the others."""
+    problems: tuple[str, ...] = ()
     try:
-        unpack(Stage(*sys.argv[1:]).expanded())
+        unpack(Stage(archive, folder).expanded())
     except (UserError, OSError) as error:
-        sys.exit(f"jobs: error: {os.uname().nodename}: {error}")
+        problems = (str(error),)
+    write_report(Path(reports), Report(int(os.environ["RANK"]), socket.gethostname(), problems))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

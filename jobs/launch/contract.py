@@ -20,5 +20,7 @@ class Launcher:
     """Whether signals it receives reach the ranks; otherwise they go through a file in the launch folder."""
     keeps_environment: bool = True
     """Whether ranks have the launcher's environment; otherwise they read it from a file in the launch folder."""
+    hosts_from: int | None = None
+    """From how many nodes on it goes to the hosts that it is given; None: the scheduler says where its ranks are."""
     one_task: Callable[[Launch], list[str]] | None = None
     """The command as one plain process on a compute node, for sites whose batch scripts run elsewhere."""

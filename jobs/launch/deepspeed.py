@@ -31,4 +31,6 @@ def argv(launch: Launch) -> list[str]:
     )
 
 
-LAUNCHER = Launcher(name="deepspeed", argv=argv, sets_ranks=True, forwards_signals=False, keeps_environment=False)
+LAUNCHER = Launcher(
+    name="deepspeed", argv=argv, sets_ranks=True, forwards_signals=False, keeps_environment=False, hosts_from=2
+)

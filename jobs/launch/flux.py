@@ -30,4 +30,4 @@ def argv(launch: Launch) -> list[str]:
     ]
 
 
-LAUNCHER = Launcher(name="flux", argv=argv, sets_ranks=False, forwards_signals=False)
+LAUNCHER = Launcher(name="flux", argv=argv, sets_ranks=False, forwards_signals=False, hosts_from=1)

@@ -28,4 +28,5 @@ LAUNCHER = Launcher(
     sets_ranks=False,
     forwards_signals=False,  # the guide does not say which signals reach the ranks
     keeps_environment=False,
+    hosts_from=1,
 )

@@ -30,4 +30,5 @@ LAUNCHER = Launcher(
     sets_ranks=False,
     forwards_signals=False,  # TERM, our request to save, would make it kill the ranks
     keeps_environment=False,
+    hosts_from=1,
 )

@@ -37,4 +37,6 @@ def tethered(launch: Launch, line: Sequence[str]) -> list[str]:
     return [sys.executable, "-m", "jobs.tether", str(launch.folder), *line]
 
 
-LAUNCHER = Launcher(name="pdsh", argv=argv, sets_ranks=False, forwards_signals=False, keeps_environment=False)
+LAUNCHER = Launcher(
+    name="pdsh", argv=argv, sets_ranks=False, forwards_signals=False, keeps_environment=False, hosts_from=1
+)

@@ -26,4 +26,6 @@ def argv(launch: Launch) -> list[str]:
     return over_ssh(launch, [*agent, *master, *ranks, *wrapper])
 
 
-LAUNCHER = Launcher(name="torchrun", argv=argv, sets_ranks=True, forwards_signals=False, keeps_environment=False)
+LAUNCHER = Launcher(
+    name="torchrun", argv=argv, sets_ranks=True, forwards_signals=False, keeps_environment=False, hosts_from=2
+)

@@ -9,8 +9,9 @@ import pytest
 
 from jobs.container import PREFIXES, Container, contain
 from jobs.errors import UserError
+from jobs.hostfile import hostfile_text
 from jobs.launch import LAUNCHERS
-from jobs.launcher import describe, hostfile_text, launch_environment, plan_launch
+from jobs.launcher import describe, launch_environment, plan_launch
 from jobs.site import load_site, with_image
 from jobs.spec import Launch
 from tests.jobs.test_scheduler import NASTY, assert_golden

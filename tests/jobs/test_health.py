@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from jobs import health, meeting, warning
-from jobs.examination import judge
+from jobs.examination import examine, judge
 from jobs.health import Health, Report
+from jobs.launch import LAUNCHERS
+from jobs.launch.contract import Launcher
 from jobs.scheduler import lsf, slurm
-from jobs.spec import JobSpec
+from jobs.spec import JobSpec, Launch
 
 
 def fake_tool(folder: Path, name: str, script: str) -> None:
@@ -111,6 +113,16 @@ def test_bad_nodes_are_named() -> None:
     assert judge(reports[:3], hosts, wanted)["n3"] == "no answer within 20 s"
     sick = [Report(0, "n0", ("a", "b"), 0.01, 1), Report(1, "n1", (), 9.0, 0)]
     assert judge(sick, hosts[:2], wanted) == {"n0": "a; b"}, "of two nodes nobody knows which is slow"
+
+
+def test_nodes_are_asked_by_launchers_that_read_the_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def copy(launch: Launch) -> list[str]:
+        return ["cp", str(launch.folder / "hostfile"), str(tmp_path / "seen")]
+
+    monkeypatch.setitem(LAUNCHERS, "copy", Launcher("copy", copy, sets_ranks=False, forwards_signals=False))
+    launch = Launch(("train",), 2, 8, 1, tmp_path, hosts=("a", "b"))
+    assert list(examine(Health(5), "copy", launch, os.environ)) == ["a", "b"], "neither has answered"
+    assert (tmp_path / "seen").read_text() == "a slots=1\nb slots=1\n"
 
 
 def test_exclusions_are_bounded_and_reach_the_scheduler(tmp_path: Path) -> None:

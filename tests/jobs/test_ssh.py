@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from jobs.errors import UserError
+from jobs.hostfile import hosts_of, size_by
 from jobs.launch import LAUNCHERS
-from jobs.launcher import hosts_of
 from jobs.spec import Launch
 from tests.jobs.test_launch import is_alive, wait_for
 from tests.jobs.test_scheduler import NASTY, assert_golden
@@ -131,7 +131,17 @@ def test_lines() -> None:
 def test_hostfile(tmp_path: Path) -> None:
     file = tmp_path / "hosts"
     file.write_text("# ours\nn1 slots=8\n\nn2 slots=8  # slow\n")
-    assert hosts_of(file) == ["n1", "n2"]
+    assert hosts_of(file) == {"n1": 8, "n2": 8}
+    assert size_by(file, "pdsh", 2, None) == (["n1", "n2"], 8) and size_by(file, "pdsh", 2, 4)[1] == 4
+    for launcher, said in {"srun": "srun takes no hosts", "torchrun": "one node of torchrun is this machine"}.items():
+        with pytest.raises(UserError, match=said):
+            size_by(file, launcher, 1, None)
+    file.write_text("n1 slots=8\nn2 slots=4\n")
+    assert size_by(file, "pdsh", 1, None)[1] == 8
+    with pytest.raises(UserError, match=r"slots differ \(4 to 8\): give --ranks-per-node"):
+        size_by(file, "pdsh", 2, None)
+    with pytest.raises(UserError, match="no-such: No such file or directory"):
+        hosts_of(tmp_path / "no-such")
     for wrong in ("n1 slots=8\nn1 slots=8\n", "n1\nn1 slots=x\n", "ok slots=1\nn1 8\n"):
         file.write_text(wrong)
         with pytest.raises(UserError, match=r"hosts:[12]: .*: must be `HOST slots=N`, each host once"):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shutil
+import socket
 import subprocess
 import sys
 import tarfile
@@ -10,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from jobs import warning
 from jobs.errors import UserError
-from jobs.staging import Stage, broadcast, broadcast_argv, unpack, unpack_argv
+from jobs.staging import Stage, broadcast_argv, require, unpack, unpack_argv
 
 SITE = Path(__file__).parents[2] / "site_configs" / "local" / "site.yaml"
 
@@ -31,10 +36,14 @@ def pack(folder: Path, said: str) -> Path:
 
 def test_ranks_run_what_was_staged(tmp_path: Path) -> None:
     """By `jobs launch` of a site with `stage`: unpacked once, and again when it was packed anew."""
+    pack(tmp_path, "one")
+    count = "len(glob(os.environ.get('JOBS_ALLOCATION', '') + '/launch_*'))"  # a warning now is not for who stages
+    conda_unpack = f"from glob import glob; import os; raise SystemExit({count})"
+    (tmp_path / "env" / "bin" / "conda-unpack").write_text(conda_unpack)
     archive, folder = pack(tmp_path, "one"), tmp_path / "disk" / "env"
     stage = f"\nstage: {{archive: {archive}, folder: $DISK/env, source: test}}\n"
     (tmp_path / "site.yaml").write_text(SITE.read_text() + stage)
-    environ = {**os.environ, "DISK": str(tmp_path / "disk")}
+    environ = {**os.environ, "DISK": str(tmp_path / "disk"), "JOBS_ALLOCATION": str(tmp_path / "notes")}
     command = [sys.executable, "-m", "jobs", "launch", "--site", str(tmp_path / "site.yaml"), "--ranks-per-node", "1"]
 
     done = subprocess.run([*command, "--", "trainer"], cwd=tmp_path, env=environ, capture_output=True, text=True)
@@ -55,9 +64,42 @@ def test_a_damaged_archive_leaves_nothing_behind(tmp_path: Path) -> None:
         unpack(Stage(str(archive), str(tmp_path / "disk" / "env")))
     assert [path.name for path in (tmp_path / "disk").iterdir()] == ["env.lock"]
     with pytest.raises(UserError, match="no such file"):
-        broadcast(Stage("/nowhere.tar", "/x"), "torchrun")
-    with pytest.raises(UserError, match=r"\$NO_SUCH: not set here"):
-        Stage("$NO_SUCH/env.tar", "/x").expanded()
+        require(Stage("/nowhere.tar", "/x"))
+    for word in ("$NO_SUCH", "${NO_SUCH}"):
+        with pytest.raises(UserError, match=f"{re.escape(word)}: not set here"):
+            Stage(f"{word}/env.tar", "/x").expanded()
+
+
+def test_a_node_that_cannot_be_made_ready_is_avoided(tmp_path: Path) -> None:
+    """Its disk is full, say: no rank starts, the job goes on without it, and the run's segments say why."""
+    archive, notes = pack(tmp_path, "one"), tmp_path / "notes"
+    (tmp_path / "disk").write_text("no folder")
+    stage = f"\nstage: {{archive: {archive}, folder: {tmp_path}/disk/env, source: test}}\n"
+    (tmp_path / "site.yaml").write_text(SITE.read_text() + stage)
+    command = [sys.executable, "-m", "jobs", "launch", "--site", "site.yaml", "--run-dir", "run", "--", "trainer"]
+    environ = {**os.environ, "JOBS_ALLOCATION": str(notes)}
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
+    said = f"{socket.gethostname()}: [Errno 17] File exists: '{tmp_path}/disk'"
+    assert (done.returncode, done.stderr) == (warning.UNHEALTHY, f"jobs: error: node {said}\n")
+    assert warning.read_outcome(notes) == warning.UNHEALTHY and warning.launches(notes) == []
+    assert warning.excluded(notes, 4) == [socket.gethostname()]
+    line = json.loads((tmp_path / "run" / "segments.jsonl").read_text())
+    assert (line["kind"], line["cause"]) == ("unfit nodes", f"unfit nodes: {said}")
+
+
+def test_what_was_broadcast_is_taken_away_and_conda_unpack_must_do_its_work(tmp_path: Path) -> None:
+    archive = pack(tmp_path, "one")
+    stage = Stage(str(archive), str(tmp_path / "disk" / "env"))
+    for _ in range(2):  # the second time all is there already
+        stage.copy.parent.mkdir(exist_ok=True)
+        shutil.copy(archive, stage.copy)
+        unpack(stage)
+        assert not stage.copy.exists() and Path(stage.folder).is_dir()
+    (tmp_path / "env" / "bin" / "conda-unpack").write_text("raise SystemExit('no prefix here')")
+    pack(tmp_path, "two")
+    with pytest.raises(UserError, match="no prefix here"):
+        unpack(stage)
+    assert not Path(stage.folder).exists()
 
 
 def test_the_commands_are_those_of_the_manuals(tmp_path: Path) -> None:
