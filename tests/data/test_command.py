@@ -75,13 +75,13 @@ def test_term_leaves_nothing(tmp_path, tokenizer_file):
 
 
 def test_ranks_of_mpi_write_what_one_process_does(tmp_path, tokenizer_file):
-    """Open MPI's own mpirun; a wrong record on one rank is one line of one rank, and ends all of them."""
+    """Open MPI's own mpirun, workers that are not forked; a wrong record is one line of one rank, and ends all."""
     text = write_jsonl(tmp_path / "a.jsonl", make_texts(60))
     command = [sys.executable, "-m", "neox", "data", "tokenize", text, "--tokenizer", tokenizer_file]
     assert neox_data(*command[4:], "--output", tmp_path / "one") == 0
     launch = ["mpirun.openmpi", "--allow-run-as-root", "--oversubscribe", "-np", "3", *command, "--mpi"]
     env = os.environ | {"MPI4PY_MPIABI": "openmpi"}  # `jobs launch` sets it where there are several
-    subprocess.run([*launch, "--output", tmp_path / "all" / "x"], check=True, timeout=120, env=env)
+    subprocess.run([*launch, "--workers", "2", "--output", tmp_path / "all" / "x"], check=True, timeout=120, env=env)
     assert sorted(path.name for path in (tmp_path / "all").iterdir()) == ["x.bin", "x.idx", "x.manifest.json"]
     for end in ("bin", "idx"):
         assert (tmp_path / "all" / f"x.{end}").read_bytes() == (tmp_path / f"one.{end}").read_bytes()

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, normalizers
 
 from neox.config.errors import UserError
 from neox.data import engine
-from neox.data.engine import DISPUTED, GigatokenEngine, TokenizersEngine, choose_engine
+from neox.data.engine import DISPUTED, TokenizersEngine, UnequalError, make_engine, prove_equal
 from neox.data.formats.contract import Span
 from neox.data.prepare import Encoding, tokenize
 from neox.data.reading import Reading, first_texts
@@ -36,7 +36,8 @@ def nfc_file(tokenizer_file, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def both(nfc_file):
-    return GigatokenEngine(nfc_file), TokenizersEngine(load_tokenizer(nfc_file).tokenizer)
+    loaded = load_tokenizer(nfc_file)
+    return make_engine("gigatoken", nfc_file, loaded), TokenizersEngine(loaded.tokenizer)
 
 
 def without(fixed, change, path):
@@ -90,22 +91,28 @@ def test_files_are_the_same(tmp_path, nfc_file, capsys, workers):
     assert capsys.readouterr().err == ""
 
 
-def reason(capsys, path, sample=()):
-    """Why `auto` falls back, which must be what a forced gigatoken is refused for."""
-    loaded = load_tokenizer(path)
-    assert choose_engine("auto", path, loaded, sample) == "tokenizers"
-    notice = capsys.readouterr().err
-    assert notice.startswith("neox: tokenising with the slower engine `tokenizers`: ") and notice.count("\n") == 1
+def reason(capsys, path, texts=("fine",)):
+    """Why `auto` falls back on a corpus, which must be what a forced gigatoken is refused for."""
+    corpus = write_jsonl(path.with_name("corpus.jsonl"), texts)
+    for name, workers in (("tokenizers", 1), ("auto", 1), ("auto", 2)):
+        made = path.with_name(f"{name}{workers}")
+        assert (
+            tokenize([corpus], Encoding(path, engine=name), made, workers=workers)["tokenizer_engine"] == "tokenizers"
+        )
+        assert made.with_suffix(".bin").read_bytes() == path.with_name("tokenizers1.bin").read_bytes()
+    notices = capsys.readouterr().err.splitlines()
+    assert len(notices) == 2 and notices[0] == notices[1]
     with pytest.raises(UserError) as error:
-        choose_engine("gigatoken", path, loaded, sample)
-    said = notice.strip().partition("`: ")[2]
-    assert str(error.value) == f"--engine gigatoken: {said}; use --engine tokenizers"
+        tokenize([corpus], Encoding(path, engine="gigatoken"), path.with_name("none"))
+    assert not list(path.parent.glob("none.*"))
+    _, colon, said = notices[0].partition("neox: tokenising with the slower engine `tokenizers`: ")
+    assert colon and str(error.value) == f"--engine gigatoken: {said}; use --engine tokenizers"
     return said
 
 
-def test_falls_back_where_gigatoken_is_absent(nfc_file, capsys, monkeypatch):
+def test_falls_back_where_gigatoken_is_absent(nfc_file, capsys, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "gigatoken.gigatoken_rs", None)
-    assert reason(capsys, nfc_file) == "gigatoken is not installed"
+    assert reason(capsys, without(nfc_file, lambda of: None, tmp_path / "t.json")) == "gigatoken is not installed"
 
 
 def test_falls_back_where_gigatoken_knows_no_such_tokenizer(nfc_file, capsys, tmp_path):
@@ -113,15 +120,18 @@ def test_falls_back_where_gigatoken_knows_no_such_tokenizer(nfc_file, capsys, tm
     assert "Unsupported normalizer type: NFKC" in reason(capsys, path)
 
 
-def test_falls_back_where_a_tricky_text_differs(nfc_file, capsys, tmp_path):
+def test_a_tricky_text_that_differs_is_told(nfc_file, tmp_path):
     path = without(nfc_file, lambda of: of["model"].update(dropout=1.0), tmp_path / "t.json")
-    assert "gigatoken gives other tokens for ' \\t" in reason(capsys, path)
+    loaded = load_tokenizer(path)
+    with pytest.raises(UnequalError, match="gigatoken gives other tokens for ' "):
+        prove_equal(make_engine("gigatoken", path, loaded), loaded, [])
 
 
-def test_falls_back_where_the_corpus_differs(nfc_file, capsys, monkeypatch):
+def test_falls_back_where_the_corpus_differs(nfc_file, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(engine, "DISPUTED", engine.re.compile("x"))
+    path = without(nfc_file, lambda of: None, tmp_path / "t.json")
     sample = ["fine", "\U00011935\U00011930 differs"]
-    assert reason(capsys, nfc_file, sample) == f"gigatoken gives other tokens for {sample[1]!r}"
+    assert reason(capsys, path, sample) == f"gigatoken gives other tokens for {sample[1]!r}"
 
 
 def test_sample_is_the_first_documents_of_every_input(tmp_path):
@@ -141,7 +151,9 @@ import random, string, sys
 from pathlib import Path
 from neox.data import engine
 engine.CACHE_BYTES = int(sys.argv[2]) << 20
-fast, draw = engine.GigatokenEngine(Path(sys.argv[1])), random.Random(0)
+from neox.data.tokenizer import load_tokenizer
+path, draw = Path(sys.argv[1]), random.Random(0)
+fast = engine.make_engine("gigatoken", path, load_tokenizer(path))
 for _ in range(60):
     fast.encode([" ".join("".join(draw.choices(string.ascii_letters, k=9)) for _ in range(30_000))])
 print(engine.resident_bytes() >> 20)

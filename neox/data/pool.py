@@ -1,0 +1,92 @@
+"""Processes that encode side by side: started, given batches, and what they make of them in the order these came."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from multiprocessing import get_context
+from typing import Any
+
+from neox.data.encoder import EncodedBatch, Encoder
+from neox.data.formats.contract import Batch, Span
+from neox.parallel.allocator import give_back_freed_memory
+
+_encoder: Encoder
+
+
+@contextmanager
+def encoders(encoder: Encoder, workers: int) -> Iterator[Executor]:
+    """That many processes with an encoder each; for one worker it is this process, which works when asked."""
+    give_back_freed_memory()
+    if workers == 1:
+        _start(encoder)
+        yield _Here()
+        return
+    pool = ProcessPoolExecutor(workers, get_context(_start_method()), _start_worker, (encoder,))
+    try:
+        # Started before any file is: being stopped half-way through the start then leaves none.
+        pool.submit(os.getpid).result()
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def prove(pool: Executor, spans: Sequence[Span]) -> Future[None]:
+    """Has one process compare the engine with the reference, while the others begin; UnequalError is its outcome."""
+    return pool.submit(_prove, spans)
+
+
+def in_order(pool: Executor, source: Iterable[Batch], ahead: int) -> Iterator[tuple[Batch, EncodedBatch]]:
+    """Encode batches, at most `ahead` of them waiting, and give both back in the order they came."""
+    waiting: deque[tuple[Batch, Future[EncodedBatch]]] = deque()
+    for batch in source:
+        done = pool.submit(_encode, batch.span.format, batch.records)
+        waiting.append((replace(batch, records=[]), done))  # only its place is still of use
+        if len(waiting) > ahead:
+            batch, done = waiting.popleft()
+            yield batch, done.result()
+    while waiting:
+        batch, done = waiting.popleft()
+        yield batch, done.result()
+
+
+def _start_method() -> str:
+    """A fork has what its parent loaded, in no time. Not beside MPI, whose network card writes to memory by address."""
+    return "fork" if sys.platform == "linux" and "mpi4py.MPI" not in sys.modules else "spawn"
+
+
+def _start_worker(encoder: Encoder) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent's handler removes files that are the parent's
+    give_back_freed_memory()
+    _start(encoder)
+
+
+def _start(encoder: Encoder) -> None:
+    global _encoder
+    _encoder = encoder
+
+
+def _prove(spans: Sequence[Span]) -> None:
+    _encoder.prove(spans)
+
+
+def _encode(name: str, records: Sequence[bytes]) -> EncodedBatch:
+    return _encoder.encode(name, records)
+
+
+class _Here(Executor):
+    """Does what is submitted at once, in this process."""
+
+    def submit(self, work: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        try:
+            done.set_result(work(*args, **kwargs))
+        except Exception as error:
+            done.set_exception(error)
+        return done
