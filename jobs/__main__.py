@@ -77,6 +77,7 @@ def run_launch(arguments: argparse.Namespace) -> int:
         site = with_overlay(site, arguments.overlay)
     if arguments.dry_run:
         folder = Path("LAUNCH_FOLDER")
+        hosts = hosts or launcher.stand_ins(site, nodes, os.environ)
         launch = launcher.plan_launch(site, arguments.argv, nodes, ranks, folder, os.environ, hosts)
         print(launcher.describe(site, launch, os.environ))
         return 0

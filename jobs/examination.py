@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import statistics
 import sys
 import tempfile
 import time
@@ -11,28 +12,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from jobs.errors import LauncherError
 from jobs.health import Health, Report, report_file
 from jobs.hostfile import hostfile, hostfile_text
 from jobs.launch import LAUNCHERS
 from jobs.launch.contract import Launcher
+from jobs.meeting import MESSAGE
 from jobs.ranks import write_environment
-from jobs.shell import start
+from jobs.shell import exit_code, start
 from jobs.spec import Launch
 
-SLOW_FACTOR, SLOW_S = 5.0, 0.5
-"""A link is slow if it took this many times what the fastest quarter took, and this long: shared nodes are noisy."""
-PER_RANK = ("--gpus-per-task", "--gpu-bind", "--cpu-bind", "--container-", "--no-container-")
-"""Options that deal a node out to its ranks, or hide it from them; who examines it must see all of it."""
+SLOW_S = 0.1
+"""No link is called slow that took less than this: processes of shared nodes wait for their turn."""
+PER_RANK = ("--gpus-per-task", "--gpu-bind", "--cpu-bind", "--container-", "--no-container-", "--auto-resume")
+"""Options that deal a node out to its ranks, or hide it from them, of which who examines it must see all; or that wait
+for another node in its place (HyperPod)."""
 POLL_S = 0.05
 
 
 def examine(health: Health, launcher: str, launch: Launch, environ: Mapping[str, str]) -> dict[str, str]:
-    """Problems by node name; none if all nodes are fit. Takes at most `health.timeout_s`."""
+    """Problems by node name; none if all nodes are fit. Takes at most `health.timeout_s`. Raises LauncherError."""
     folder = Path(tempfile.mkdtemp(prefix="health-", dir=launch.folder))
     health = replace(health, folders=(str(launch.folder), *health.folders))
     (folder / "health.json").write_text(json.dumps({"health": asdict(health), "gpus": launch.gpus_per_node}))
-    reports = ask_nodes(launcher, launch, "jobs.health", [], folder, environ, health.timeout_s)
-    return judge(reports, launch.hosts, health)
+    reports, bad = ask_nodes(launcher, launch, "jobs.health", [], folder, environ, health.timeout_s)
+    return {**judge_links(reports, health.link_factor), **bad}
 
 
 def ask_nodes(
@@ -43,10 +47,16 @@ def ask_nodes(
     folder: Path,
     environ: Mapping[str, str],
     timeout_s: float,
-) -> list[Report]:
-    """Runs a module once on each node of a launch, with all of the node; what each wrote down in time in `folder`.
+) -> tuple[list[Report], dict[str, str]]:
+    """Runs a module once on each node of a launch, with all of the node.
 
     It gets `words` and the folder, which is removed, as arguments.
+
+    Returns:
+        What the nodes wrote down in time in `folder`, and the problems by node: its own, or that it said nothing.
+
+    Raises:
+        LauncherError: the launcher failed, and no node has answered: that is no node's fault.
     """
     probe = replace(
         launch,
@@ -55,16 +65,25 @@ def ask_nodes(
         ranks_per_node=1,
         folder=folder,
         device_choice="",
+        rank_cores=(),
         extra=tuple(option for option in launch.extra if not option.startswith(PER_RANK)),
     )
     try:
-        return _collect(LAUNCHERS[launcher], probe, {**environ}, timeout_s)
+        ended, said = _start(LAUNCHERS[launcher], probe, {**environ}, timeout_s)
+        files = {rank: report_file(folder, rank) for rank in range(probe.nodes)}
+        reports = [Report(**json.loads(file.read_text())) for file in files.values() if file.exists()]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    if ended and not reports:
+        raise LauncherError(f"{launcher} started nothing on any node (exit code {ended}){said and ': '}{said}", ended)
+    why = f"no answer within {timeout_s:g} s" if ended is None else f"no answer; {launcher} ended with code {ended}"
+    answered = {report.rank for report in reports}
+    silent = {host: why for rank, host in enumerate(launch.hosts) if rank not in answered}
+    return reports, {report.node: "; ".join(report.problems) for report in reports if report.problems} | silent
 
 
-def _collect(launcher: Launcher, probe: Launch, environ: dict[str, str], timeout_s: float) -> list[Report]:
-    """Starts one process per node and waits for what each writes down."""
+def _start(launcher: Launcher, probe: Launch, environ: dict[str, str], timeout_s: float) -> tuple[int | None, str]:
+    """Runs one process per node. Returns the launcher's exit code, None where it had to be ended, and its last line."""
     hostfile(probe.folder).write_text(hostfile_text(probe))
     argv = launcher.argv(probe)
     if launcher.sets_ranks and probe.nodes == 1:  # torch need not be loaded for this
@@ -72,31 +91,41 @@ def _collect(launcher: Launcher, probe: Launch, environ: dict[str, str], timeout
         environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
     elif not launcher.keeps_environment:
         write_environment(probe, environ)
-    process = start(argv, environ, new_session=True)
-    deadline_s = time.monotonic() + timeout_s
-    files = [report_file(probe.folder, rank) for rank in range(probe.nodes)]
-    while process.poll() is None and time.monotonic() < deadline_s:
-        time.sleep(POLL_S)
-    if process.poll() is None:
-        process.kill()
-        process.wait()
-    return [Report(**json.loads(file.read_text())) for file in files if file.exists()]
+    with (probe.folder / "stderr").open("w+b") as errors:
+        process = start(argv, environ, new_session=True, stderr=errors)
+        deadline_s = time.monotonic() + timeout_s
+        while (code := process.poll()) is None and time.monotonic() < deadline_s:
+            time.sleep(POLL_S)
+        if code is None:
+            process.kill()
+            process.wait()
+        errors.seek(0)
+        said = errors.read().decode(errors="replace")
+    print(said, end="", file=sys.stderr, flush=True)
+    return None if code is None else exit_code(code), (said.strip().splitlines() or [""])[-1]
 
 
-def judge(reports: Sequence[Report], hosts: Sequence[str], health: Health) -> dict[str, str]:
-    """Problems by node: what each says of itself, that it said nothing, or that the links to and from it are slow."""
-    bad = {report.node: "; ".join(report.problems) for report in reports if report.problems}
-    said = {report.rank for report in reports}
-    for rank, host in enumerate(hosts):
-        if rank not in said:
-            bad[host] = f"no answer within {health.timeout_s} s"
-    links = {(r.rank, r.next_rank): r.link_s for r in reports if r.link_s is not None}
-    if len(links) < 3:
-        return bad  # with two nodes either may be the slow one
-    usual_s = sorted(links.values())[len(links) // 4]
-    slow = {ends for ends, seconds in links.items() if seconds > max(SLOW_FACTOR * usual_s, SLOW_S)}
-    for report in reports:
-        touching = [ends for ends in links if report.rank in ends]
-        if touching and slow.issuperset(touching):
-            bad.setdefault(report.node, f"its links are slow: {max(links[ends] for ends in touching):.2f} s for 8 MB")
+def judge_links(reports: Sequence[Report], factor: float) -> dict[str, str]:
+    """Nodes to which or from which the way is slow, compared with the median node's, or cut."""
+    bad: dict[str, str] = {}
+    names = {report.rank: report.node for report in reports}
+    links = {(report.rank, other): seconds for report in reports for other, seconds in report.links}
+    fastest = {rank: _fastest_s(rank, links) for rank in names}
+    usual_s = statistics.median(fastest.values()) if fastest else 0.0
+    for rank, seconds in fastest.items():
+        if seconds == float("inf"):
+            bad[names[rank]] = "no data come to other nodes from it, or to it from them"
+        elif seconds > max(factor * usual_s, SLOW_S):
+            size = f"{len(MESSAGE) >> 20} MB"
+            bad[names[rank]] = f"its links are slow: {seconds:.2f} s for {size}, where {usual_s:.2f} s are usual"
+    for (sender, other), seconds in links.items():
+        their_name = names.get(other, str(other))
+        if seconds == float("inf") and not bad.keys() & {names[sender], their_name}:
+            bad[names[sender]] = f"no data come to node {their_name} from it"
     return bad
+
+
+def _fastest_s(rank: int, links: Mapping[tuple[int, int], float]) -> float:
+    """The slower of a node's two ways, out and in, each by its fastest link: one may be slow by the other end."""
+    ways = [[seconds for ends, seconds in links.items() if ends[side] == rank] for side in (0, 1)]
+    return max((min(way) for way in ways if way), default=0.0)

@@ -27,6 +27,8 @@ class Health:
     clock_offset_s: float | None = None
     folders: tuple[str, ...] = ()
     """With environment variables, which are the node's own."""
+    link_factor: float = 5.0
+    """A node is slow if even its fastest link takes this many times what the median node's does."""
     max_excluded: int = 4
 
 
@@ -37,8 +39,8 @@ class Report:
     rank: int
     node: str
     problems: tuple[str, ...]
-    link_s: float | None = None
-    next_rank: int | None = None
+    links: tuple[tuple[int, float], ...] = ()
+    """Rank of another node, and how long the data took that were sent to it, in seconds."""
 
 
 def gpu_problems(expected: int) -> Iterator[str]:
@@ -96,7 +98,7 @@ def examine(health: Health, gpus: int, environ: Mapping[str, str]) -> Report:
         problems.append(seen.problem)
     if health.clock_offset_s is not None and abs(seen.clock_offset_s) > health.clock_offset_s:
         problems.append(f"clock is {-seen.clock_offset_s:+.1f} s off the master's")
-    return Report(rank, socket.gethostname(), tuple(problems), seen.link_s, seen.next_rank)
+    return Report(rank, socket.gethostname(), tuple(problems), tuple(seen.links.items()))
 
 
 def report_file(folder: Path, rank: int) -> Path:

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from jobs import mpi
+from jobs.binding import SEPARATOR, bind
 from jobs.errors import UserError
 from jobs.scheduler import SCHEDULERS
 from jobs.shell import Process, exit_code, signal_on_parent_death, start
@@ -39,6 +40,7 @@ def wrapper_argv(launch: Launch, ranks_from: str, signals_by_file: bool = False,
     """
     options = ["--from", ranks_from, "--folder", str(launch.folder)]
     options += ["--device-choice", launch.device_choice] if launch.device_choice else []
+    options += ["--cores", SEPARATOR.join(launch.rank_cores)] if launch.rank_cores else []
     options += ["--signals-by-file"] if signals_by_file else []
     words = [*options, "--", *launch.command]
     return [launch.python or sys.executable, "-m", "jobs.ranks", *([encode(words)] if is_encoded else words)]
@@ -204,6 +206,7 @@ def main() -> int:
     parser.add_argument("--from", dest="ranks_from", required=True, choices=["torchrun", "agent", "mpi", *SCHEDULERS])
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--device-choice", help="scheduler, or the variable that shows one GPU")
+    parser.add_argument("--cores", help="of every local rank, as 0-3:4-7")
     parser.add_argument("--signals-by-file", action="store_true", help="the launcher passes no signals on")
     parser.add_argument("command", nargs="+")
     arguments = parser.parse_args(decode(sys.argv[1:]))
@@ -214,6 +217,8 @@ def main() -> int:
         environ = {**os.environ, **rank_environment(arguments.ranks_from, os.environ)}
     rank = int(environ["RANK"])
     has_agent = arguments.ranks_from in ("torchrun", "agent")
+    if arguments.cores:
+        bind(arguments.cores.split(SEPARATOR)[int(environ["LOCAL_RANK"])])
     if arguments.device_choice:
         environ |= one_device(arguments.device_choice, environ["LOCAL_RANK"])
     # Of its own session, so that a signal to the step's process group arrives once: through this wrapper.

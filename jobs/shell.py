@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 Process = subprocess.Popen[bytes]
 TIMED_OUT = 124
@@ -57,7 +58,13 @@ def plain_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environ.items() if name.startswith(KEPT) or not name.startswith(hidden)}
 
 
-def start(argv: Sequence[str], env: Mapping[str, str], cwd: Path | None = None, new_session: bool = False) -> Process:
+def start(
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    cwd: Path | None = None,
+    new_session: bool = False,
+    stderr: BinaryIO | None = None,
+) -> Process:
     """Starts a long command that dies with this process.
 
     It ignores USR1 and USR2 until it installs handlers of its own: a warning that comes while a trainer still
@@ -71,7 +78,9 @@ def start(argv: Sequence[str], env: Mapping[str, str], cwd: Path | None = None, 
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-    return subprocess.Popen(argv, env=dict(env), cwd=cwd, start_new_session=new_session, preexec_fn=prepare)
+    return subprocess.Popen(
+        argv, env=dict(env), cwd=cwd, start_new_session=new_session, stderr=stderr, preexec_fn=prepare
+    )
 
 
 def signal_on_parent_death(number: int) -> None:

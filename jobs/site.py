@@ -56,6 +56,8 @@ class Site:
     """Peak of one rank by precision, in 10¹² FLOP/s."""
     node_mtbf_h: float | None = None
     """Hours between failures of one node; None: not known."""
+    rank_cores: tuple[str, ...] = ()
+    """Cores beside the GPU of each local rank, of a launch with `ranks` on a node."""
     chain: int = 0
     """Successors that wait behind a training job; 0: it is requeued in place."""
     whole_nodes: bool = False
@@ -93,11 +95,13 @@ def load_site(name_or_path: str) -> Site:
         raise UserError(
             f"{file}: grace_s: {data['grace_s']} must be less than signal_delay_s ({data['signal_delay_s']})"
         )
+    if len(node.get("rank_cores", ())) not in (0, node["ranks"]):
+        raise UserError(f"{file}: node.rank_cores: must be {node['ranks']} items, one for each of node.ranks")
     return Site(
-        name=file.parent.name,
+        name=file.absolute().parent.name,
         scheduler=data["scheduler"],
         launcher=data["launcher"],
-        **node,
+        **{**node, "rank_cores": tuple(node.get("rank_cores", ()))},
         environment=_variables(data),
         signal_delay_s=data["signal_delay_s"],
         grace_s=data["grace_s"],

@@ -58,6 +58,8 @@ class Launch:
     """What runs the wrapper around each rank; empty: the interpreter of this process."""
     hosts: tuple[str, ...] = ()
     """One per node, in the allocation's order; this machine where there is no allocation."""
+    rank_cores: tuple[str, ...] = ()
+    """Cores of each local rank, as `0-3,8`, to which its wrapper binds it; empty: whoever starts ranks may."""
     port: int | None = None
     """MASTER_PORT; None: one that is free when the launch begins."""
 

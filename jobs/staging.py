@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.errors import UserError
-from jobs.examination import ask_nodes, judge
-from jobs.health import Health, Report, write_report
+from jobs.examination import ask_nodes
+from jobs.health import Report, write_report
 from jobs.shell import run
 from jobs.spec import Launch
 
@@ -80,13 +80,15 @@ def require(stage: Stage) -> None:
 
 
 def stage_nodes(stage: Stage, launcher: str, launch: Launch, environ: Mapping[str, str]) -> dict[str, str]:
-    """Brings the environment to the disk of every node of a launch; problems by node name, none if all have it."""
+    """Brings the environment to the disk of every node of a launch; problems by node name, none if all have it.
+
+    Raises LauncherError.
+    """
     _broadcast(stage.expanded(), launcher)
     folder = Path(tempfile.mkdtemp(prefix="staging-", dir=launch.folder))
     limit_s = 2 * UNPACK_S  # another job on the node may be at it
     words = [stage.archive, stage.folder]  # variables are the node's own
-    reports = ask_nodes(launcher, launch, "jobs.staging", words, folder, environ, limit_s)
-    return judge(reports, launch.hosts, Health(limit_s))
+    return ask_nodes(launcher, launch, "jobs.staging", words, folder, environ, limit_s)[1]
 
 
 def _broadcast(stage: Stage, launcher: str) -> None:

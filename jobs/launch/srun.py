@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jobs.binding import masks
 from jobs.launch.contract import Launcher
 from jobs.ranks import wrapper_argv
 from jobs.spec import Launch
@@ -10,17 +11,21 @@ from jobs.spec import Launch
 def argv(launch: Launch) -> list[str]:
     """The srun line of a launch.
 
-    Masks of cores say how many cores a rank has: with a number beside them Slurm cuts the step down to other cores
-    (LUMI user guide, "do not mix cpu masks with --cpus-per-task").
+    Slurm gets the cores of local ranks as masks, unless the site's options say how it binds. Masks say how many cores a
+    rank has: with a number beside them Slurm cuts the step down to other cores (LUMI user guide, "do not mix cpu masks
+    with --cpus-per-task").
     """
-    has_masks = any(option.startswith("--cpu-bind=") and "mask_cpu" in option for option in launch.extra)
-    cpus = [] if has_masks else [f"--cpus-per-task={launch.cpus_per_rank}"]  # since 22.05 not taken from sbatch
+    is_bound = any(option.startswith(("--cpu-bind", "--gpu-bind")) for option in launch.extra)
+    if launch.rank_cores and not is_bound:
+        cores = f"--cpu-bind=mask_cpu:{masks(launch.rank_cores)}"
+    else:
+        cores = f"--cpus-per-task={launch.cpus_per_rank}"  # since 22.05 not taken from sbatch
     return [
         "srun",
         f"--nodes={launch.nodes}",
         f"--ntasks={launch.world_size}",
         f"--ntasks-per-node={launch.ranks_per_node}",
-        *cpus,
+        cores,
         "--kill-on-bad-exit=1",  # one dead rank ends the step; the others would wait in a collective for ever
         "--unbuffered",
         *launch.extra,

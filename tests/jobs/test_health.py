@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from jobs import health, meeting, warning
-from jobs.examination import examine, judge
+from jobs.errors import LauncherError
+from jobs.examination import examine, judge_links
 from jobs.health import Health, Report
 from jobs.launch import LAUNCHERS
 from jobs.launch.contract import Launcher
@@ -90,29 +96,103 @@ def gather(world_size: int, present: range, limit_s: float) -> list[meeting.Meet
 
 
 def test_nodes_meet_and_pass_data_on() -> None:
-    found = gather(3, range(3), 20)
-    assert [one.problem for one in found] == ["", "", ""]
-    assert [one.next_rank for one in found] == [1, 2, 0]
-    assert all(one.link_s and one.link_s > 0 for one in found)
+    found = gather(4, range(4), 20)
+    assert [one.problem for one in found] == [""] * 4
+    assert [set(one.links) for one in found] == [{1, 2}, {2, 3}, {3, 0}, {0, 1}]
+    assert all(0 < seconds < 20 for one in found for seconds in one.links.values())
     assert all(abs(one.clock_offset_s) < 5 for one in found), "one clock"
 
 
 def test_those_who_come_do_without_the_one_who_does_not() -> None:
     found = gather(3, range(2), 2)
-    assert [(one.problem, one.next_rank) for one in found] == [("", 1), ("", 0)]
+    assert [(one.problem, set(one.links)) for one in found] == [("", {1}), ("", {0})]
     (alone,) = gather(3, range(1, 2), 0.5)
     assert alone.problem.startswith("the master localhost:") and "cannot be reached" in alone.problem
     assert "cannot be reached" in meeting.meet(1, 2, "no-such-host.invalid", 1, 0.5).problem
 
 
-def test_bad_nodes_are_named() -> None:
-    wanted, hosts = Health(20), ("n0", "n1", "n2", "n3")
-    links = (0.01, 0.9, 0.8, 0.01)
-    reports = [Report(rank, hosts[rank], (), links[rank], (rank + 1) % 4) for rank in range(4)]
-    assert judge(reports, hosts, wanted) == {"n2": "its links are slow: 0.90 s for 8 MB"}
-    assert judge(reports[:3], hosts, wanted)["n3"] == "no answer within 20 s"
-    sick = [Report(0, "n0", ("a", "b"), 0.01, 1), Report(1, "n1", (), 9.0, 0)]
-    assert judge(sick, hosts[:2], wanted) == {"n0": "a; b"}, "of two nodes nobody knows which is slow"
+def reports_of(num_nodes: int, changed: dict[tuple[int, int], float]) -> list[Report]:
+    """Of nodes whose links take 10 ms but for some."""
+    others = {rank: sorted({(rank + 1) % num_nodes, (rank + 2) % num_nodes} - {rank}) for rank in range(num_nodes)}
+    links = {rank: tuple((other, changed.get((rank, other), 0.01)) for other in others[rank]) for rank in others}
+    return [Report(rank, f"n{rank}", (), links[rank]) for rank in range(num_nodes)]
+
+
+CUT = float("inf")
+
+
+@pytest.mark.parametrize(
+    ("num_nodes", "changed", "named"),
+    [
+        (4, {}, []),
+        (4, {(1, 2): 0.9, (1, 3): 0.8}, ["n1"]),  # its way out
+        (4, {(0, 1): 0.9, (3, 1): 0.8}, ["n1"]),  # its way in
+        (4, {(1, 2): 0.9}, []),  # one link is nobody's fault
+        (3, {(1, 2): 0.9, (1, 0): 0.9, (0, 1): 0.9, (2, 1): 0.9}, ["n1"]),  # most of the links, but one node's
+        (8, {(1, 2): 0.9, (1, 3): 0.9, (0, 2): 0.9}, ["n1", "n2"]),
+        (4, {(1, 2): 0.09, (1, 3): 0.09}, []),  # too little to be told from a process that waits for its turn
+        (2, {(0, 1): 9.0}, []),  # of two nodes nobody knows which is slow
+        (4, {(0, 1): CUT, (3, 1): CUT}, ["n1"]),
+        (4, {(0, 1): CUT}, ["n0"]),
+        (2, {(0, 1): CUT}, ["n0", "n1"]),
+    ],
+)
+def test_nodes_with_slow_links_are_named(
+    num_nodes: int, changed: dict[tuple[int, int], float], named: list[str]
+) -> None:
+    assert sorted(judge_links(reports_of(num_nodes, changed), 5)) == named
+
+
+def test_how_slow_is_for_the_site_to_say() -> None:
+    slow = reports_of(4, {(1, 2): 0.3, (1, 3): 0.2})
+    assert judge_links(slow, 19) == {"n1": "its links are slow: 0.20 s for 16 MB, where 0.01 s are usual"}
+    assert judge_links(slow, 21) == {}
+
+
+NETWORK = """
+set -e
+ip link add {b} type bridge && ip link set {b} up
+for rank in 0 1 2 3; do
+    ip netns add {b}n$rank && ip link add {b}v$rank master {b} up type veth peer name eth0 netns {b}n$rank
+    ip -n {b}n$rank address add 10.211.7.$((rank + 1))/24 dev eth0
+    ip -n {b}n$rank link set eth0 up && ip -n {b}n$rank link set lo up
+done
+tc -n {b}n2 qdisc add dev eth0 root tbf rate 100mbit burst 64kb latency 50ms
+"""
+NODES = """
+for rank in 0 1 2 3; do
+    export RANK=$rank WORLD_SIZE=4 MASTER_ADDR=10.211.7.1 MASTER_PORT=29500
+    ip netns exec {b}n$rank unshare --uts bash -c 'hostname "$0"; exec "$@"' node$rank "$@" &
+done
+wait
+"""
+CLEAN = "for rank in 0 1 2 3; do ip netns delete {b}n$rank; done; ip link delete {b}"
+
+
+@pytest.fixture
+def slow_network() -> Iterator[str]:
+    """A network of four nodes, of which the third sends at 100 Mbit/s; what starts a command on each of them."""
+    if os.geteuid() != 0 or not shutil.which("tc"):
+        pytest.skip("not root, or without tc: no network can be made and slowed down")
+    name = f"b{os.getpid() % 100000}"
+    made = subprocess.run(["bash", "-c", NETWORK.format(b=name)], capture_output=True, text=True)
+    try:
+        assert made.returncode == 0, made.stderr
+        yield NODES.format(b=name)
+    finally:
+        subprocess.run(["bash", "-c", CLEAN.format(b=name)], capture_output=True)
+
+
+def test_a_node_on_a_slow_network_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow_network: str) -> None:
+    """Real links: network namespaces on a bridge, and the kernel's own traffic control."""
+
+    def on_each(launch: Launch) -> list[str]:
+        return ["bash", "-c", slow_network, "bash", *launch.command]
+
+    monkeypatch.setitem(LAUNCHERS, "namespaces", Launcher("namespaces", on_each, False, False))
+    launch = Launch(("train",), 4, 8, 1, tmp_path, hosts=("node0", "node1", "node2", "node3"))
+    found = examine(Health(60), "namespaces", launch, os.environ)
+    assert list(found) == ["node2"] and found["node2"].startswith("its links are slow: 1."), found
 
 
 def test_nodes_are_asked_by_launchers_that_read_the_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,8 +201,32 @@ def test_nodes_are_asked_by_launchers_that_read_the_hosts(tmp_path: Path, monkey
 
     monkeypatch.setitem(LAUNCHERS, "copy", Launcher("copy", copy, sets_ranks=False, forwards_signals=False))
     launch = Launch(("train",), 2, 8, 1, tmp_path, hosts=("a", "b"))
-    assert list(examine(Health(5), "copy", launch, os.environ)) == ["a", "b"], "neither has answered"
+    silent = examine(Health(5), "copy", launch, os.environ)
+    assert silent == dict.fromkeys("ab", "no answer; copy ended with code 0")
     assert (tmp_path / "seen").read_text() == "a slots=1\nb slots=1\n"
+
+
+def test_a_launcher_that_fails_at_once_is_not_the_nodes_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(launch: Launch) -> list[str]:
+        return ["bash", "-c", "echo 'srun: error: Invalid job step' >&2; exit 7"]
+
+    monkeypatch.setitem(LAUNCHERS, "broken", Launcher("broken", fail, sets_ranks=False, forwards_signals=False))
+    launch = Launch(("train",), 2, 8, 1, tmp_path, hosts=("a", "b"))
+    message = r"^broken started nothing on any node \(exit code 7\): srun: error: Invalid job step$"
+    with pytest.raises(LauncherError, match=message) as caught:
+        examine(Health(3600), "broken", launch, os.environ)
+    assert caught.value.code == 7 and "Invalid job step" in capfd.readouterr().err
+
+
+def test_nodes_that_never_answer_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang(launch: Launch) -> list[str]:
+        return ["sleep", "60"]
+
+    monkeypatch.setitem(LAUNCHERS, "stuck", Launcher("stuck", hang, sets_ranks=False, forwards_signals=False))
+    launch = Launch(("train",), 1, 8, 1, tmp_path, hosts=("a",))
+    assert examine(Health(1), "stuck", launch, os.environ) == {"a": "no answer within 1 s"}
 
 
 def test_exclusions_are_bounded_and_reach_the_scheduler(tmp_path: Path) -> None:
@@ -136,27 +240,41 @@ def test_exclusions_are_bounded_and_reach_the_scheduler(tmp_path: Path) -> None:
     assert "select[hname!='n1' && hname!='n2'] span[ptile=1]" in lsf.submit_argv(spec, Path("job.sh"))
 
 
-def test_an_unfit_machine_starts_no_rank(tmp_path: Path) -> None:
+def launch_locally(folder: Path, changes: dict[str, Any], environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """`jobs launch` of a command that leaves a trace, by the local site with some other keys."""
     source = Path(__file__).parents[2] / "site_configs" / "local" / "site.yaml"
-    (tmp_path / "site.yaml").write_text(source.read_text() + "\nhealth: {timeout_s: 20, folders: [$SCRATCH_OF_NODE]}\n")
-    command = [
-        sys.executable,
-        "-m",
-        "jobs",
-        "launch",
-        "--site",
-        "site.yaml",
-        "--run-dir",
-        "run",
-        "--",
-        "touch",
-        "started",
-    ]
-    environ = {**os.environ, "SCRATCH_OF_NODE": str(tmp_path / "scratch")}
-    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60)
+    (folder / "site.yaml").write_text(yaml.safe_dump(yaml.safe_load(source.read_text()) | changes))
+    options = ["--site", "site.yaml", "--run-dir", "run", "--", "touch", "started"]
+    command = [sys.executable, "-m", "jobs", "launch", *options]
+    return subprocess.run(
+        command, cwd=folder, env={**os.environ, **environ}, capture_output=True, text=True, timeout=60
+    )
+
+
+def test_an_unfit_machine_starts_no_rank(tmp_path: Path) -> None:
+    changes = {"health": {"timeout_s": 20, "folders": ["$SCRATCH_OF_NODE"]}}
+    environ = {"SCRATCH_OF_NODE": str(tmp_path / "scratch")}
+    done = launch_locally(tmp_path, changes, environ)
     where = f"node {socket.gethostname()}: {tmp_path}/scratch: No such file or directory"
     assert (done.returncode, done.stderr) == (84, f"jobs: error: {where}\n")
     assert not (tmp_path / "started").exists()
     (tmp_path / "scratch").mkdir()
-    assert subprocess.run(command, cwd=tmp_path, env=environ, timeout=60).returncode == 0
+    assert launch_locally(tmp_path, changes, environ).returncode == 0
     assert (tmp_path / "started").exists()
+
+
+def test_a_launch_whose_launcher_fails_ends_with_its_code_and_words(tmp_path: Path) -> None:
+    fake_tool(tmp_path, "mpirun", "echo mpirun: no such option >&2; exit 5")
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = launch_locally(tmp_path, {"launcher": "openmpi", "health": {"timeout_s": 3600}}, environ)
+    cause = "openmpi started nothing on any node (exit code 5): mpirun: no such option"
+    assert (done.returncode, done.stderr) == (5, f"mpirun: no such option\njobs: error: {cause}\n")
+    line = json.loads((tmp_path / "run" / "segments.jsonl").read_text())
+    assert (line["exit_code"], line["kind"], line["cause"]) == (5, "crash", cause)
+
+
+def test_a_launcher_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    done = launch_locally(tmp_path, {"launcher": "openmpi"}, {"PATH": ""})
+    message = "jobs: error: mpirun: command not found: site nodes starts its ranks with it\n"
+    assert (done.returncode, done.stderr) == (2, message.replace("nodes", tmp_path.name))
+    assert [file.name for file in tmp_path.iterdir()] == ["site.yaml"]

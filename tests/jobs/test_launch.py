@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from jobs import warning
-from jobs.launcher import combine
 from jobs.ranks import code_file
+from jobs.running import combine
 from jobs.runs import time_to_save_s
 
 LAUNCH = [sys.executable, "-m", "jobs", "launch", "--site", "local"]

@@ -47,6 +47,8 @@ def changed(tmp_path: Path, key: str, value: Any) -> str:
         ("node.rank", 2, r"node\.rank: unknown key; did you mean ranks"),
         ("node.ranks", 0, r"node\.ranks: 0 is less than the minimum of 1"),
         ("node.ranks", "two", r"node\.ranks: 'two' is not of type 'integer'"),
+        ("node.rank_cores", ["0-3"], r"node\.rank_cores: must be 2 items, one for each of node\.ranks"),
+        ("node.rank_cores", ["0-3", "4-"], r"node\.rank_cores\.1: '4-' does not match"),
         ("scheduler", "slrum", r"scheduler: 'slrum' is not one of slurm, local, lsf"),
         ("has_launch_node", True, r"launcher: 'torchrun' is not one of jsrun"),
         ("requeue.max_idle", None, r"requeue\.max_idle: missing"),

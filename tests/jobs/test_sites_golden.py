@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs import binding
 from jobs.errors import UserError
 from jobs.launch import LAUNCHERS
 from jobs.launcher import plan_launch
@@ -86,6 +87,25 @@ def test_walltime_goes_by_bins() -> None:
     assert extended is not None and extended.walltime_max_min == 1440
 
 
+def test_cores_are_those_of_the_sites_documentation() -> None:
+    """LUMI's masks as in its guide (lumig-job), Frontier's binding as in "Process and Thread Mapping"."""
+    assert binding.masks(load_site("lumi").rank_cores) == (
+        "fe000000000000,fe00000000000000,fe0000,fe000000,fe,fe00,fe00000000,fe0000000000"
+    )
+    by_gcd = dict(zip((4, 5, 2, 3, 6, 7, 0, 1), load_site("frontier").rank_cores, strict=True))
+    assert [by_gcd[gcd] for gcd in range(8)] == list(load_site("lumi").rank_cores), "the same node"
+    domains = ("000000ff,ffff0000,00ffffff", "ffffff00,0000ffff,ff000000")  # aws-ofi-nccl, topology/p4d-24xl-topo.xml
+    of_ranks = [int(domains[rank // 4].replace(",", ""), 16) for rank in range(8)]
+    assert binding.masks(load_site("aws").rank_cores) == ",".join(f"{mask:x}" for mask in of_ranks)
+
+
+def test_cores_are_of_full_nodes_only() -> None:
+    site = load_site("lumi")
+    lines = [LAUNCHERS["srun"].argv(plan_launch(site, ["x"], 2, ranks, Path("folder"), ALLOCATION)) for ranks in (8, 4)]
+    assert [any(word.startswith("--cpu-bind=") for word in line) for line in lines] == [True, False]
+    assert ["--cores" in line for line in lines] == [True, False] and "--cpus-per-task=14" in lines[1]
+
+
 def test_rank_that_sees_one_device() -> None:
     assert one_device("scheduler", "3") == {"LOCAL_RANK": "0"}
     assert one_device("ROCR_VISIBLE_DEVICES", "3") == {"LOCAL_RANK": "0", "ROCR_VISIBLE_DEVICES": "3"}
@@ -93,7 +113,10 @@ def test_rank_that_sees_one_device() -> None:
 
 def test_wrapper_sets_the_device(tmp_path: Path) -> None:
     options = ["--from", "torchrun", "--folder", str(tmp_path), "--device-choice", "CUDA_VISIBLE_DEVICES"]
+    options += ["--cores", "x:x:x:99999"]
     command = ["bash", "-c", "echo $RANK $LOCAL_RANK $CUDA_VISIBLE_DEVICES"]
     environ = {**os.environ, "RANK": "5", "LOCAL_RANK": "3"}
     argv = [sys.executable, "-m", "jobs.ranks", *options, "--", *command]
-    assert subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=30).stdout == "5 0 3\n"
+    done = subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=30)
+    assert done.stdout == "5 0 3\n"
+    assert done.stderr == "jobs: not bound: this node gives us none of cores 99999\n"

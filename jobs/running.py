@@ -1,0 +1,131 @@
+"""A started launcher: the signals on their way to its ranks, and how they ended."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+
+from jobs import runs, segments, warning
+from jobs.launch.contract import Launcher
+from jobs.ranks import code_file, signal_file, started_file
+from jobs.shell import Process, exit_code, start
+from jobs.spec import Launch
+
+POLL_S = 0.1
+SAVE_POLL_S, SLACK_S = 2.0, 15.0
+"""How often the time that a save takes is looked up, and what is added to it."""
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class Running:
+    """A started launcher, and the signals that wait until its ranks can take them."""
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        launch: Launch,
+        environ: Mapping[str, str],
+        run_dir: Path | None,
+        signal_delay_s: int,
+    ) -> None:
+        """`run_dir`: of the run that is trained; the time that it takes to save is known from there."""
+        self.launcher, self.folder, self.environ = launcher, launch.folder, environ
+        self.run_dir, self.signal_delay_s = run_dir, signal_delay_s
+        self.end_s = float(environ.get(warning.END_VARIABLE, "inf"))
+        self.looked_s = time.monotonic()
+        self.signals: list[str] = []
+        self.left_s = float("inf")
+        """Of the walltime, when the first signal came."""
+        self.num_forwarded = 0
+        for number in FORWARDED:
+            signal.signal(number, self.on_signal)
+        # A session of its own: Ctrl-C at a terminal reaches only us, and the ranks get to save.
+        self.process: Process = start(launcher.argv(launch), environ, new_session=True)
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        if not self.signals:
+            # The job passes its warning on to launches that begin after it came.
+            passed_on_s = warning.warned_s(self.environ) if number == signal.SIGUSR2 else None
+            self.left_s = self.end_s - (passed_on_s or time.time())
+        self.signals.append(signal.Signals(number).name)
+
+    def was_ended(self, code: int) -> bool:
+        """Whether `code` is a death by a signal that was passed on: the ranks had no handler for it yet."""
+        return code in [128 + signal.Signals[_passed_on(name)] for name in self.signals[: self.num_forwarded]]
+
+    def warn_in_time(self) -> None:
+        """The scheduler warns a fixed time before the walltime ends; a run that needs longer to save, we do."""
+        if self.signals or self.run_dir is None or time.monotonic() < self.looked_s + SAVE_POLL_S:
+            return
+        self.looked_s = time.monotonic()
+        needed_s = runs.time_to_save_s(self.run_dir)
+        if needed_s is not None and time.time() > self.end_s - needed_s - SLACK_S:
+            print(f"jobs: saving takes up to {needed_s:.0f} s, and the walltime ends: ranks save", file=sys.stderr)
+            self.left_s = self.signal_delay_s  # it is that warning, come early
+            self.signals.append(signal.SIGUSR2.name)
+
+    def end(self, code: int, victim: str, log_size: int) -> segments.End:
+        """How an allocation of the run ended whose launch says `code`; its log held `log_size` bytes before."""
+        if code in (0, warning.SAVED) or self.was_ended(code):
+            return segments.warned(code, self.signals, self.left_s, self.signal_delay_s)
+        assert self.run_dir
+        return segments.failed(code, victim, self.run_dir, log_size)
+
+    def forward(self) -> None:
+        """srun killed before its step exists would take the warning for its own; so wait for the first rank."""
+        if not started_file(self.folder).exists():
+            return
+        while self.num_forwarded < len(self.signals):
+            name = _passed_on(self.signals[self.num_forwarded])
+            if self.launcher.forwards_signals:
+                self.process.send_signal(signal.Signals[name])
+            else:
+                with signal_file(self.folder).open("a") as file:
+                    file.write(f"{name}\n")
+            self.num_forwarded += 1
+
+    def wait(self) -> int:
+        while (code := self.process.poll()) is None:
+            self.warn_in_time()
+            self.forward()
+            time.sleep(POLL_S)
+        return exit_code(code)
+
+
+def _passed_on(name: str) -> str:
+    """What ranks get for a signal: Ctrl-C asks to save and stop."""
+    return name.replace("SIGINT", "SIGTERM")
+
+
+def ends(folder: Path, world_size: int) -> list[tuple[int, int]]:
+    """Rank and exit code of the ranks that left one, first to end first."""
+    files = [(rank, file) for rank in range(world_size) if (file := code_file(folder, rank)).exists()]
+    files.sort(key=lambda item: item[1].stat().st_mtime_ns)
+    return [(rank, int(file.read_text())) for rank, file in files]
+
+
+def killed_first(folder: Path, world_size: int) -> str:
+    """Names the first rank to end if something killed it: whatever the other ranks say then is but the consequence."""
+    for rank, code in ends(folder, world_size)[:1]:
+        if code > 128 and code - 128 not in FORWARDED:
+            return f"rank {rank} was killed by {signal.Signals(code - 128).name}"
+    return ""
+
+
+def combine(folder: Path, world_size: int, launcher_code: int) -> int:
+    """One exit code: all 0 → 0; a failure (neither 0 nor 85) → the first one; else 85.
+
+    Deaths by signal count only where nothing else is to blame: they are mostly the other ranks being torn down. Ranks
+    that left no code (killed with their wrapper) make the launcher's own code count.
+    """
+    codes = [code for _, code in ends(folder, world_size)]
+    failures = sorted((code for code in codes if code not in (0, warning.SAVED)), key=lambda code: code > 128)
+    if failures:
+        return failures[0]
+    if len(codes) < world_size:
+        return launcher_code if launcher_code not in (0, warning.SAVED) else 1
+    return max(codes)
