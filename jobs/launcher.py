@@ -16,7 +16,7 @@ from jobs.container import binds, contain
 from jobs.errors import LauncherError, UserError
 from jobs.hostfile import hostfile, hostfile_text
 from jobs.launch import LAUNCHERS
-from jobs.ranks import ENCODED, free_port, port_of, write_environment
+from jobs.ranks import ENCODED, free_port, port_of
 from jobs.running import Running, combine, killed_first
 from jobs.scheduler import SCHEDULERS
 from jobs.scheduler.contract import Scheduler
@@ -90,6 +90,7 @@ def launch_environment(site: Site, launch: Launch, environ: Mapping[str, str]) -
     peaks = " ".join(f"{precision}={tflops:g}" for precision, tflops in site.rank_tflops.items())
     mtbf = {MTBF_VARIABLE: f"{site.node_mtbf_h / launch.nodes:g}"} if site.node_mtbf_h else {}
     placed = {**staging.variables(site.stage, environ), **binds(site.container, Path.cwd(), environ)}
+    words |= LAUNCHERS[site.launcher].environment
     return {**words, **mtbf, **({PEAK_VARIABLE: peaks} if peaks else {}), **placed, **site.environment}
 
 
@@ -152,8 +153,6 @@ def run(
             if held and run_dir:
                 held.finish(run_dir, segments.End(*prevented))
             return prevented[0]
-        if not LAUNCHERS[site.launcher].keeps_environment:
-            write_environment(launch, environ)
         running = Running(LAUNCHERS[site.launcher], launch, environ, run_dir, site.signal_delay_s)
         with warning.registered(os.environ):  # a job that is ended waits for us until the segment is written
             code = combine(folder, launch.world_size, running.wait())

@@ -11,7 +11,7 @@ from types import FrameType
 
 from jobs import runs, segments, warning
 from jobs.launch.contract import Launcher
-from jobs.ranks import code_file, signal_file, started_file
+from jobs.ranks import code_file, signal_file, started_file, write_environment
 from jobs.shell import Process, exit_code, start
 from jobs.spec import Launch
 
@@ -43,6 +43,8 @@ class Running:
         self.num_forwarded = 0
         for number in FORWARDED:
             signal.signal(number, self.on_signal)
+        if not launcher.keeps_environment:
+            write_environment(launch, environ)
         # A session of its own: Ctrl-C at a terminal reaches only us, and the ranks get to save.
         self.process: Process = start(launcher.argv(launch), environ, new_session=True)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from jobs.spec import Launch
 
@@ -22,5 +22,7 @@ class Launcher:
     """Whether ranks have the launcher's environment; otherwise they read it from a file in the launch folder."""
     hosts_from: int | None = None
     """From how many nodes on it goes to the hosts that it is given; None: the scheduler says where its ranks are."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables that it must have itself, beside those of its ranks; the site's own win."""
     one_task: Callable[[Launch], list[str]] | None = None
     """The command as one plain process on a compute node, for sites whose batch scripts run elsewhere."""

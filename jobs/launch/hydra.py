@@ -1,4 +1,8 @@
-"""mpiexec.hydra of MPICH, Intel MPI and MVAPICH2. Source: MPICH's guide to Hydra; run with MPICH 4.0 only."""
+"""mpiexec.hydra of MPICH, Intel MPI and MVAPICH2. Run with MPICH 4.0 only.
+
+Sources: MPICH's guide to Hydra; Intel's developer guide, "Controlling Process Placement"; MVAPICH2's user guide, "Run
+using Hydra".
+"""
 
 from __future__ import annotations
 
@@ -29,4 +33,8 @@ LAUNCHER = Launcher(
     forwards_signals=False,  # the guide does not say which signals reach the ranks
     keeps_environment=False,
     hosts_from=1,
+    environment={
+        "I_MPI_JOB_RESPECT_PROCESS_PLACEMENT": "0",  # or Intel MPI takes the job's ranks per node instead of -ppn
+        "MV2_ENABLE_AFFINITY": "0",  # or MVAPICH2 binds each rank to one core when it calls MPI_Init
+    },
 )

@@ -66,7 +66,8 @@ def test_binding_of_the_site_replaces_ours() -> None:
 @pytest.mark.parametrize("name", INSTALLED)
 def test_ranks_know_their_place_and_cores_and_share_the_environment(tmp_path: Path, name: str) -> None:
     # One write: ranks run unbuffered, and the pieces of a print would mix with another rank's.
-    values = 'str(os.environ["SECRET"] == "a b\\n$c"), *map(str, os.sched_getaffinity(0)), *map(os.environ.get, "{}".split())'
+    seen = 'str(os.environ["SECRET"] == "a b\\n$c"), *map(str, os.sched_getaffinity(0))'
+    values = seen + ', *map(os.environ.get, "{}".split())'
     line = f'import os; print(" ".join([{values}]) + "\\n", end="")'
     words = "RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR OMP_NUM_THREADS"
     process = start(tmp_path, name, sys.executable, "-c", line.format(words))
