@@ -22,6 +22,9 @@ def check_choices(model: ModelConfig, tp: int) -> None:
         )
     _check_attention(model)
     _check_positions(model)
+    for name in ("norm_eps", "init_std"):
+        if getattr(model, name) < 0:
+            raise UserError(f"model.{name} = {getattr(model, name)}: must be at least 0")
     for name in ("hidden_dropout", "attention_dropout"):
         if not 0 <= getattr(model, name) < 1:
             raise UserError(f"model.{name} = {getattr(model, name)}: must be at least 0 and below 1")
@@ -59,8 +62,13 @@ def _check_positions(model: ModelConfig) -> None:
             f"model.t5_buckets = {model.t5_buckets}: half of them must be at least 1 and below "
             f"model.t5_max_distance = {model.t5_max_distance}"
         )
+    for name in ("rotary_base", "alibi_scale"):
+        if getattr(model, name) <= 0:
+            raise UserError(f"model.{name} = {getattr(model, name)}: must be above 0")
     if model.rotary_scaling == "none":
         return
+    if model.rotary_trained_length is not None and model.rotary_trained_length < 1:
+        raise UserError(f"model.rotary_trained_length = {model.rotary_trained_length}: tokens, at least 1")
     if model.positions != "rotary" or model.rotary_factor < 1:
         raise UserError(
             f"model.rotary_scaling = {model.rotary_scaling}: needs model.positions = rotary and model.rotary_factor "

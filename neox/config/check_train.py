@@ -21,8 +21,8 @@ def check_schedule(optim: OptimConfig) -> None:
     """
     if not 0 <= optim.warmup < 1:
         raise UserError(f"optim.warmup = {optim.warmup}: a share of decay_steps, 0 ≤ warmup < 1")
-    if optim.min_lr > optim.lr:
-        raise UserError(f"optim.min_lr = {optim.min_lr} is above optim.lr = {optim.lr}")
+    if not 0 <= optim.min_lr <= optim.lr:
+        raise UserError(f"optim.min_lr = {optim.min_lr}: must be in 0…optim.lr = {optim.lr}")
     if optim.schedule not in ("wsd", "infinite"):
         return
     phases = optim.warmup + optim.anneal + (optim.cooldown if optim.schedule == "infinite" else 0.0)
@@ -36,6 +36,21 @@ def check_schedule(optim: OptimConfig) -> None:
             f"optim.constant_lr = {optim.constant_lr}: schedule infinite needs 0 < min_lr ≤ constant_lr ≤ lr, which "
             f"are {optim.min_lr} and {optim.lr}"
         )
+
+
+def check_seeds(config: Config) -> None:
+    """Seeds are what NumPy's generator takes."""
+    for name, seed in (("train.seed", config.train.seed), ("data.seed", config.data.seed)):
+        if not 0 <= seed < 1 << 32:
+            raise UserError(f"{name} = {seed}: must be in 0…2³² - 1")
+
+
+def check_scale(train: TrainConfig) -> None:
+    """The dynamic loss scale of fp16, which is a power of two."""
+    if not 0 <= train.fp16_initial_scale_power <= 127:
+        raise UserError(f"train.fp16_initial_scale_power = {train.fp16_initial_scale_power}: must be in 0…127")
+    if train.fp16_min_scale <= 0:
+        raise UserError(f"train.fp16_min_scale = {train.fp16_min_scale}: must be above 0")
 
 
 def check_anomalies(train: TrainConfig) -> None:

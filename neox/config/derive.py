@@ -8,7 +8,14 @@ from dataclasses import dataclass
 
 from neox.config.check_log import check_log
 from neox.config.check_model import check_choices
-from neox.config.check_train import check_anomalies, check_attention, check_mirror, check_schedule
+from neox.config.check_train import (
+    check_anomalies,
+    check_attention,
+    check_mirror,
+    check_scale,
+    check_schedule,
+    check_seeds,
+)
 from neox.config.check_zero import check_zero
 from neox.config.compat import check_compat
 from neox.config.errors import UserError
@@ -135,6 +142,8 @@ def check_run(config: Config, batch: Batch) -> None:
     _positive("optim", config.optim, ("decay_steps",))
     check_schedule(config.optim)
     check_anomalies(config.train)
+    check_seeds(config)
+    check_scale(config.train)
     check_attention(config)
     if config.train.valid_interval < 0 or config.train.valid_batches < 1:
         raise UserError("train.valid_interval must be ≥ 0 and train.valid_batches ≥ 1")
@@ -201,8 +210,9 @@ def _positive(section: str, values: object, names: tuple[str, ...]) -> None:
 
 def _divides(name: str, divisor: int, what: str, value: int) -> None:
     if value % divisor:
-        near = [d for d in range(1, value + 1) if value % d == 0]
-        near = sorted(sorted(near, key=lambda d: abs(d - divisor))[:4])
+        small = [d for d in range(1, math.isqrt(value) + 1) if value % d == 0]
+        near = sorted({*small, *(value // d for d in small)}, key=lambda d: abs(d - divisor))[:4]
+        near = sorted(near)
         raise UserError(
             f"{name} = {divisor} must divide {what} = {value}; nearest that do: {', '.join(map(str, near))}"
         )

@@ -14,7 +14,9 @@ from neox.config.errors import UserError
 from neox.config.legacy_convert import Flat
 from neox.config.legacy_convert_run import CONVERTERS, MODEL_CONVERTERS
 from neox.config.legacy_table import MODEL
-from neox.config.legacy_table_run import KEYS
+from neox.config.legacy_table_run import KEYS, TYPES
+from neox.config.schema import Config
+from neox.config.values import convert, hints_of
 
 SHARED = "checkpoint"
 """The one name that is both a section of ours and a GPT-NeoX key (DeepSpeed's options)."""
@@ -83,8 +85,8 @@ def translate(sources: Sources) -> tuple[dict[str, Any], list[str]]:
             notices.setdefault(key.text, []).append(name)
     flat = Flat(sources, "train_iters")
     values = {key.text: flat.get(name) for name, key in KEYS.items() if key.category == "copied"}
-    for convert in CONVERTERS:
-        values.update(convert(flat))
+    for converter in CONVERTERS:
+        values.update(converter(flat))
     lines = [f"{', '.join(names)}: {text}" for text, names in notices.items()]
     return _nested({key: value for key, value in values.items() if value is not None}), [*lines, *flat.notices]
 
@@ -97,8 +99,17 @@ def _check(sources: Sources) -> None:
             continue
         if key.category == "refused" or (key.category == "off" and not _is_off(value, key.accepted)):
             raise UserError(f"{path}: GPT-NeoX key {name} = {shown(value)}: {key.text}")
-        if key.category in ("copied", "converted") and isinstance(key.default, bool) and not isinstance(value, bool):
-            raise UserError(f"{path}: GPT-NeoX key {name} = {shown(value)}: expected true or false")
+        if (hint := _hint(name)) is not None:
+            convert(hint, value, f"{path}: GPT-NeoX key {name}")
+
+
+def _hint(name: str) -> Any:
+    """The type that a key's value has; None where its converter says, or where nothing reads it."""
+    key = KEYS[name]
+    if key.category == "copied":
+        section, _, field = key.text.partition(".")
+        return hints_of(hints_of(Config)[section])[field]
+    return TYPES.get(name, type(key.default)) if key.category in ("converted", "derived") else None
 
 
 def read_flat(files: Sequence[tuple[Path, Mapping[Any, Any]]]) -> dict[str, Any]:
@@ -124,8 +135,8 @@ def read_model(files: Sequence[tuple[Path, Mapping[Any, Any]]]) -> dict[str, Any
     _check(sources)
     flat = Flat(sources)
     values = {key.text: flat.get(name) for name, key in MODEL.items() if key.category == "copied"}
-    for convert in MODEL_CONVERTERS:
-        values.update(convert(flat))
+    for converter in MODEL_CONVERTERS:
+        values.update(converter(flat))
     nested = _nested({key: value for key, value in values.items() if value is not None})
     return dict(nested["model"])
 

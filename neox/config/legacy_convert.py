@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from neox.config.errors import UserError
@@ -38,17 +38,27 @@ class Flat:
 
     def block(self, name: str) -> Mapping[str, Any]:
         """A nested block of DeepSpeed's; empty where it is not set."""
-        value = self.get(name) or {}
+        return self.get(name) or {}
+
+    def inner_block(self, name: str, inner: str) -> Mapping[str, Any]:
+        """A block within one of DeepSpeed's; empty where it is not set."""
+        value = self.block(name).get(inner) or {}
         if not isinstance(value, Mapping):
-            raise self.refusal(name, "expected a block of keys")
+            raise self.refusal(name, "expected a block of keys", inner, value)
         return value
+
+    def only(self, name: str, block: Mapping[str, Any], known: Sequence[str]) -> None:
+        """Refuses what a block has beside the `known` keys, unless it is switched off."""
+        for key, value in block.items():
+            if key not in known and value not in (False, None):
+                raise self.refusal(name, "is not in this trainer yet: leave it out", key, value)
 
     def refusal(self, name: str, reason: str, inner: str = "", value: Any = None) -> UserError:
         """The error for one key, or one key of its block."""
         path = self.sources[name][0] if name in self.sources else self.files
         shown = repr(value if inner else self.get(name))[:60]
         origin = "" if inner or self.is_set(name) else " (not set: GPT-NeoX's default)"
-        return UserError(f"{path}: GPT-NeoX key {name}{'.' + inner if inner else ''} = {shown}{origin}: {reason}")
+        return UserError(f"{path}: GPT-NeoX key {name}{f'.{inner}' if inner else ''} = {shown}{origin}: {reason}")
 
 
 Converted = dict[str, Any]
@@ -114,10 +124,10 @@ def attention_types(flat: Flat, layers: int) -> list[str]:
                 raise flat.refusal("attention_config", f"{len(types)} types do not divide num_layers = {layers}")
             case [[_, *_] as types, "all"]:
                 return types * (layers // len(types))
-            case [[_, *_] as types, int(times)]:
+            case [[_, *_] as types, int(times)] if 0 <= times <= layers:
                 kinds += types * times
             case _:
-                raise flat.refusal("attention_config", 'expected a list of [[types], count or "all"]')
+                raise flat.refusal("attention_config", 'expected a list of [[types], count up to num_layers or "all"]')
     return kinds
 
 
@@ -183,8 +193,10 @@ def mlp_width(flat: Flat, is_gated: bool) -> int | None:
     if flat.is_set("intermediate_size") and flat.is_set("expansion_factor"):
         raise flat.refusal("expansion_factor", "give this or intermediate_size, not both")
     hidden, multiple = flat.count("hidden_size"), flat.count("mlp_multiple_of")
-    factor = flat.get("expansion_factor") or 4
-    inner = flat.get("intermediate_size") or int(factor * hidden)
+    factor = flat.get("expansion_factor") if flat.is_set("expansion_factor") else 4
+    inner = flat.count("intermediate_size") if flat.is_set("intermediate_size") else int(factor * hidden)
+    if inner < 1:
+        raise flat.refusal(name, "makes an MLP of no width")
     total = int(inner * 2 / 3) if is_gated else inner
     up = math.ceil(total / (2 * multiple)) * 2 * multiple // (2 if is_gated else 1)
     down = math.ceil((total // 2 if is_gated else total) / multiple) * multiple

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from neox.config.legacy_convert import Converted, Flat, attention, mlp, norms, pipeline, positions, shape, weights
+from neox.config.legacy_unread import unread
 from neox.config.legacy_zero import zero
 from neox.config.optimizers import REFUSED
 
@@ -41,8 +42,9 @@ WRONG_OPTIMIZERS = {
 def optimizer(flat: Flat) -> Converted:
     """GPT-NeoX's Adam, its CPU forms too, is AdamW unless adam_w_mode is false."""
     block = flat.block("optimizer")
-    kind, params = str(block.get("type", "Adam")), dict(block.get("params") or {})
+    kind, params = str(block.get("type", "Adam")), dict(flat.inner_block("optimizer", "params"))
     name = {"adam": "adamw", "cpu_adam": "adamw", "cpu_torch_adam": "adamw"}.get(kind.lower(), kind.lower())
+    flat.only("optimizer", block, ("type", "params"))
     if name not in OPTIMIZER_KEYS:
         reason = WRONG_OPTIMIZERS.get(name, "allowed are Adam, cpu_adam, cpu_torch_adam, Lion and SGD")
         raise flat.refusal("optimizer", reason, "type", kind)
@@ -86,6 +88,7 @@ def precision(flat: Flat) -> Converted:
         raise flat.refusal("precision", "allowed are fp16, bfloat16, fp32")
     found = {wanted[flat.get("precision")]} - {None}
     if bf16.get("enabled"):
+        flat.only("bf16", bf16, ("enabled",))
         found.add("bf16")
     if fp16.get("enabled"):
         found.add("bf16" if fp16.get("type") == "bfloat16" else "fp16")
@@ -122,12 +125,21 @@ def schedule(flat: Flat) -> Converted:
     return {"optim.schedule": style, "optim.decay_steps": steps}
 
 
+CURRICULUM_KEYS = (
+    ("enabled", "curriculum_type", "min_difficulty", "max_difficulty", "schedule_type", "schedule_config"),
+    ("total_curriculum_step", "difficulty_step", "root_degree", "difficulty", "max_step"),
+)
+"""Of the block, and of its schedule_config."""
+
+
 def curriculum(flat: Flat) -> Converted:
     """DeepSpeed's curriculum_learning by seqlen; what other versions of its scheduler compute otherwise is refused."""
     block = flat.block("curriculum_learning")
     if not block.get("enabled"):
         return {}
-    kind, options = block.get("schedule_type"), block.get("schedule_config") or {}
+    kind, options = block.get("schedule_type"), flat.inner_block("curriculum_learning", "schedule_config")
+    for part, known in zip((block, options), CURRICULUM_KEYS, strict=True):
+        flat.only("curriculum_learning", part, known)
     if block.get("curriculum_type", "seqlen") != "seqlen":
         raise flat.refusal("curriculum_learning", "only seqlen", "curriculum_type", block["curriculum_type"])
     flat.notices.append("curriculum_learning: validation reads whole samples; GPT-NeoX's pipeline cuts those too")
@@ -221,13 +233,6 @@ def blends(flat: Flat) -> Converted:
         values[f"data.{part}_label_paths"] = labels
     if given and flat.is_set("data_path"):
         raise flat.refusal("data_path", f"give this or {given[0]}_data_paths")
-    for name, reader, is_read in (
-        ("split", "data_path", not given),
-        ("weighted_sampler_alpha", "weight_by_num_documents", flat.get("weight_by_num_documents")),
-        ("allow_chopped", "pack_impl pack_until_overflow or unpacked", flat.get("pack_impl") != "packed"),
-    ):
-        if flat.is_set(name) and not is_read:
-            flat.notices.append(f"{name}: read only with {reader}")
     return values
 
 
@@ -269,6 +274,6 @@ MODEL_CONVERTERS: tuple[Callable[[Flat], Converted], ...] = (attention, shape, p
 
 CONVERTERS: tuple[Callable[[Flat], Converted], ...] = (
     *(*MODEL_CONVERTERS, pipeline, zero),
-    *(optimizer, precision, schedule, curriculum, checkpoints, data, blends, derived, start, logs),
+    *(optimizer, precision, schedule, curriculum, checkpoints, data, blends, derived, start, logs, unread),
 )
 """Every group, in the order its errors are reported."""

@@ -138,3 +138,15 @@ KEYS: dict[str, Key] = {
     **_copied(reset_attention_mask=("data.mask_documents", False), reset_position_ids=("data.reset_positions", False)),
 }
 """TABLE, and the keys of early GPT-NeoX and Megatron-LM that it dropped without a successor."""
+
+TYPES: dict[str, type | None] = {
+    **dict.fromkeys(["intermediate_size", "max_position_embeddings", "sliding_window_width"], int),
+    **dict.fromkeys(["lr_decay_iters", "batch_size", "zero_stage"], int),
+    **dict.fromkeys(["expansion_factor", "checkpoint_factor", "lr_decay_fraction", "clip_grad", "lr"], float),
+    **dict.fromkeys(["precision", "optimizer_type", "vocab_file"], str),
+    **dict.fromkeys(["fp16", "bf16", "zero_optimization", "optimizer", "curriculum_learning"], dict),
+    **{f"{part}_{of}": list for part in ("train", "valid", "test") for of in ("data_paths", "label_data_paths")},
+    **{f"{part}_data_weights": list for part in ("train", "valid", "test")},
+    **{"attention_config": list, "use_wandb": bool, "split": None},
+}
+"""Of the converted and derived keys whose default does not tell it; None: its converter looks."""

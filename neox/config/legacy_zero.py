@@ -34,9 +34,7 @@ def zero(flat: Flat) -> Converted:
         raise flat.refusal("zero_optimization", "allowed are 0, 1, 2, 3", "stage", stage)
     if flat.get("zero_stage") not in (None, stage):
         raise flat.refusal("zero_stage", f"zero_optimization.stage is {stage}")
-    for name, value in block.items():
-        if name not in ("stage", *SPEED, *OFFLOAD) and value not in (False, None):
-            raise flat.refusal("zero_optimization", "is not in this trainer yet: leave it out", name, value)
+    flat.only("zero_optimization", block, ("stage", *SPEED, *OFFLOAD))
     if stage == 0:
         flat.notices.append("zero_optimization.stage 0 runs as stage 1: the same computation, in less memory")
     if set(block) & set(SPEED):

@@ -7,15 +7,15 @@ import difflib
 import functools
 import hashlib
 import re
-import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 import yaml
 
 from neox.config.errors import UserError
 from neox.config.schema import Config, ModelConfig
+from neox.config.values import convert, hints_of
 
 OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=.*", re.DOTALL)
 
@@ -95,11 +95,11 @@ def load_model(files: Sequence[Path]) -> ModelConfig:
 def _read_all(paths: Sequence[Path]) -> list[tuple[str, dict[str, Any]]]:
     """What each file says in our sections, with its name; GPT-NeoX's files are one entry, the first."""
     contents = [(path, read_yaml(path)) for path in paths]
-    if not any(key not in _hints(Config) for _, data in contents for key in data):
+    if not any(key not in hints_of(Config) for _, data in contents for key in data):
         return [(str(path), data) for path, data in contents]
     from neox.config.legacy import is_flat, read_flat
 
-    flat = [is_flat(data, list(_hints(Config)), path) for path, data in contents]
+    flat = [is_flat(data, list(hints_of(Config)), path) for path, data in contents]
     num_flat = sum(flat)
     if any(flat[num_flat:]):
         late = paths[num_flat + flat[num_flat:].index(True)]
@@ -148,14 +148,9 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-@functools.cache
-def _hints(cls: Any) -> dict[str, Any]:
-    return get_type_hints(cls)
-
-
 def build(cls: Any, data: Mapping[str, Any], where: str = "", prefix: str = "", partial: bool = False) -> Any:
     """An instance of dataclass `cls` from plain data; `partial` only checks what is there and returns None."""
-    hints: dict[str, Any] = _hints(cls)
+    hints = hints_of(cls)
     values: dict[str, Any] = {}
     for key, value in data.items():
         if key not in hints:
@@ -168,7 +163,7 @@ def build(cls: Any, data: Mapping[str, Any], where: str = "", prefix: str = "", 
                 )
             values[key] = build(hint, value, where, f"{name}.", partial)
         else:
-            values[key] = _convert(hint, value, f"{where}{name}")
+            values[key] = convert(hint, value, f"{where}{name}")
     if partial:
         return None
     return cls(**{**_missing(cls, values, where, prefix), **values})
@@ -186,7 +181,7 @@ def _missing(cls: Any, values: Mapping[str, Any], where: str, prefix: str) -> di
         no_default = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
         if item.name in values or not no_default:
             continue
-        section: Any = _hints(cls)[item.name]
+        section: Any = hints_of(cls)[item.name]
         if not dataclasses.is_dataclass(section):
             raise UserError(f"{where}{prefix}{item.name} is required")
         sections[item.name] = build(section, {}, where, f"{prefix}{item.name}.")
@@ -199,9 +194,9 @@ def unknown_key(name: str) -> str:
     names = key_names()
     here = [known for known in names if section and known.startswith(f"{section}.")]
     last = {known.rpartition(".")[2]: known for known in names}
-    near = difflib.get_close_matches(name, [*names, *_hints(Config)], n=3, cutoff=0.6)
+    near = difflib.get_close_matches(name, [*names, *hints_of(Config)], n=3, cutoff=0.6)
     near += [last[m] for m in difflib.get_close_matches(name.rpartition(".")[2], list(last), n=2, cutoff=0.6)]
-    near = list(dict.fromkeys(near)) or here or list(_hints(Config))
+    near = list(dict.fromkeys(near)) or here or list(hints_of(Config))
     return f"unknown key {name!r}; nearest: {', '.join(near)}"
 
 
@@ -210,41 +205,9 @@ def key_names() -> list[str]:
     """Every dotted key there is, in the order of the schema."""
     return [
         dotted
-        for name, hint in _hints(Config).items()
+        for name, hint in hints_of(Config).items()
         for dotted in ([f"{name}.{key}" for key in section_keys(hint)] if dataclasses.is_dataclass(hint) else [name])
     ]
-
-
-def _convert(hint: Any, value: Any, name: str) -> Any:
-    """`value` as the type `hint` asks for, or a UserError that says what is allowed."""
-    origin, args = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        return _convert(next(arg for arg in args if arg is not type(None)), value, name)
-    if origin is Literal:
-        if value in args and not isinstance(value, bool):
-            return value
-        raise UserError(f"{name} = {value!r}: allowed are {', '.join(map(str, args))}")
-    if origin is tuple:
-        return _convert_tuple(args, value, name)
-    return _convert_scalar(hint, value, name)
-
-
-def _convert_tuple(args: tuple[Any, ...], value: Any, name: str) -> tuple[Any, ...]:
-    many = len(args) == 2 and args[1] is Ellipsis
-    if not isinstance(value, (list, tuple)) or not (many or len(value) == len(args)):
-        count = "a list" if many else f"a list of {len(args)}"
-        raise UserError(f"{name} = {value!r}: expected {count} of {args[0].__name__}")
-    return tuple(_convert_scalar(args[0], item, f"{name}[{i}]") for i, item in enumerate(value))
-
-
-def _convert_scalar(hint: type, value: Any, name: str) -> Any:
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
-        return value
-    raise UserError(f"{name} = {value!r}: expected {hint.__name__}, got {type(value).__name__}")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

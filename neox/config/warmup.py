@@ -38,7 +38,7 @@ def length_at(config: Config, step: int) -> int:
         return next((n for n, last in zip(lengths, train.seq_warmup_steps, strict=False) if step <= last), lengths[-1])
     first, last = lengths
     root = train.seq_warmup_root if train.seq_warmup == "root" else 1.0
-    share = (step / train.seq_warmup_steps[0]) ** (1.0 / root)
+    share = min(step / train.seq_warmup_steps[0], 1.0) ** (1.0 / root)
     length = math.floor(share * (last - first) + first)
     return min(max(length - length % train.seq_warmup_multiple, first), last)
 

@@ -12,7 +12,8 @@ from neox.__main__ import main
 from neox.config import legacy
 from neox.config.errors import UserError
 from neox.config.legacy_table import Category
-from neox.config.legacy_table_run import TABLE
+from neox.config.legacy_table_run import KEYS, TABLE
+from neox.config.legacy_unread import READERS
 from neox.config.load import key_names, load_config
 from neox.config.schema import Config
 
@@ -52,6 +53,12 @@ def load(folder: Path, **changes: Any) -> Config:
 
 def notices(**changes: Any) -> str:
     return "\n".join(legacy.translate(legacy.collect([(Path("a.yml"), {**SMALL, **changes})]))[1])
+
+
+def changed(changes: dict[str, Any]) -> str:
+    """The notices of SMALL with other values for keys that it has."""
+    hyphens = {key.replace("-", "_"): key for key in SMALL}
+    return notices(**{hyphens.get(key, key): value for key, value in changes.items()})
 
 
 def test_the_table_has_exactly_gpt_neox_keys_each_with_category_and_reason() -> None:
@@ -248,9 +255,20 @@ def test_values_become_ours(tmp_path: Path, changes: dict[str, Any], key: str, e
         ({"gradient_accumulation_steps": 4, "gas": 2}, ["'gradient_accumulation_steps' is already set"]),
         ({"amp": {"enabled": True}}, ["amp = "]),
         ({"train": {"steps": 3}}, ["'train' a section of ours"]),
-        ({"train_iters": "many"}, ["train_iters = 'many'", "whole number"]),
-        ({"no_weight_tying": "yes"}, ["no_weight_tying = 'yes'", "true or false"]),
+        ({"train_iters": "many"}, ["train_iters = 'many'", "expected int"]),
+        ({"no_weight_tying": "yes"}, ["no_weight_tying = 'yes'", "expected bool"]),
         ({"split": "1,2,3,4"}, ["split", "three"]),
+        ({"expansion_factor": 0}, ["expansion_factor = 0", "no width"]),
+        ({"attention_config": [[["global"], 10**9]]}, ["attention_config", "up to num_layers"]),
+        ({"bf16": {"enabled": True, "loss_scale": 1}}, ["bf16.loss_scale = 1"]),
+        ({"optimizer": {"type": "Adam", "params": [1e-3]}}, ["optimizer.params = [0.001]", "block of keys"]),
+        ({"optimizer": {"lr": 1e-3, "params": {"lr": 1e-3}}}, ["optimizer.lr = 0.001"]),
+        ({"curriculum_learning": {**CURRICULUM, "steps": 5}}, ["curriculum_learning.steps = 5"]),
+        ({"curriculum_learning": {**CURRICULUM, "schedule_config": [1]}}, ["schedule_config = [1]", "block of keys"]),
+        (
+            {"curriculum_learning": {**CURRICULUM, "schedule_config": {"max_steps": [1]}}},
+            ["curriculum_learning.max_steps = [1]: is not"],
+        ),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(tmp_path: Path, changes: dict[str, Any], expected: list[str]) -> None:
@@ -259,6 +277,14 @@ def test_what_cannot_be_done_is_refused_by_name(tmp_path: Path, changes: dict[st
     message = str(error.value)
     assert "flat.json" in message and "\n" not in message
     assert all(part in message for part in expected), message
+
+
+def test_a_value_of_a_wrong_type_is_refused_by_name_for_every_key_that_is_read() -> None:
+    for name, key in KEYS.items():
+        if key.category in ("copied", "converted", "derived"):
+            with pytest.raises(UserError) as error:
+                changed({name: [{"a": 1}]})
+            assert "a.yml: GPT-NeoX key" in str(error.value) and name in str(error.value)
 
 
 def test_switched_off_features_are_accepted(tmp_path: Path) -> None:
@@ -274,9 +300,15 @@ def test_what_has_no_place_here_is_noticed_and_never_silent() -> None:
             assert f"{name}: {key.text}" in notices(**{name: "something"}), name
 
 
-def test_data_keys_that_nothing_reads_are_noticed() -> None:
-    shown = notices(**BLEND, split="1,1,1", weighted_sampler_alpha=0.3, allow_chopped=False)
-    for line in ("split: read only with data_path", "weighted_sampler_alpha: read only", "allow_chopped: read only"):
+def test_keys_that_nothing_reads_are_noticed() -> None:
+    for name in READERS:
+        shape: dict[str, Any] = {"norm": "non_parametric_layernorm", "pos_emb": "none"}
+        shape |= {"norm": "rmsnorm"} if name == "layernorm_epsilon" else {}
+        value = not KEYS[name].default if isinstance(KEYS[name].default, bool) else 0.25
+        value = 7 if isinstance(KEYS[name].default, int) and not isinstance(value, bool) else value
+        assert f"{name}: read only with" in changed(shape | {name: value}), name
+    shown = notices(**BLEND, split="1,1,1", finetune=True, profile_step_stop=20)
+    for line in ("split: read only with data_path", "finetune: read only with load", "profile_step_stop: read only"):
         assert line in shown
     read = notices(split="1,1,1", pack_impl="unpacked", allow_chopped=False)
     assert "read only with data_path" not in read and "allow_chopped" not in read
