@@ -61,7 +61,7 @@ def _attention(
         shape = (q[1],) if bias == "slopes" else (q[1], q[2], kv[2])
         added = torch.randn(shape, generator=generator) if bias else None
         rows = torch.randint(1 << 62, q[:3], generator=generator) if dropout_p else None
-        return (*tensors, added, window, softcap, _documents(q[2], starts), dropout_p, rows)
+        return (*tensors, added, window, softcap, _documents(kv[2], starts), dropout_p, rows)
 
     return make
 
@@ -139,6 +139,13 @@ CASES: tuple[Case, ...] = (
     Case("attention", "documents", _attention((2, 4, 9, 8), (2, 2, 9, 8), starts=((1, 8), ()))),
     Case("attention", "documents, window, bias", _attention((1, 3, 9, 8), (1, 3, 9, 8), 3, bias=True, starts=((4,),))),
     Case("attention", "documents and a cap", _attention((1, 2, 9, 8), (1, 1, 9, 8), softcap=2.0, starts=((2, 3),))),
+    Case("attention", "documents on a cache", _attention((2, 4, 1, 8), (2, 2, 9, 8), starts=((3,), ()))),
+    Case(
+        "attention",
+        "documents, window, slopes, several new tokens",
+        _attention((2, 2, 3, 8), (2, 1, 9, 8), 5, bias="slopes", starts=((3,), (4,))),
+        keep_fp32=(3,),
+    ),
     Case("attention", "dropout", _attention((2, 4, 7, 8), (2, 2, 7, 8), dropout_p=0.4, starts=((5,), (3,)))),
     Case("bias_gelu", "odd width", _randn((2, 5, 33), (33,))),
     Case("bias_gelu", "far from zero", _randn((64, 8), (8,), scale=6.0)),

@@ -1,17 +1,16 @@
-"""Sampling text from a model with a key-value cache."""
+"""Text from a model with a key-value cache: batches of prompts of any lengths, or one text as it comes."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from kernels.attention.documents import Documents
 from neox.checkpoint import manifest
 from neox.checkpoint.config import saved_config
 from neox.checkpoint.reshard import load_model_weights
@@ -21,42 +20,10 @@ from neox.config.errors import UserError
 from neox.config.schema import ModelConfig
 from neox.data.tokenizer import LoadedTokenizer, load_tokenizer
 from neox.model.cache import KVCache
+from neox.model.context import PLAIN, Context
 from neox.model.gpt import GPT
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is picked, and how many."""
-
-    max_tokens: int = 64
-    """Most tokens to add; a document's end or a full context stops earlier."""
-    temperature: float = 1.0
-    """Divides the logits; 0 always takes the likeliest token."""
-    top_k: int | None = None
-    """Only the k likeliest tokens are candidates. None: all."""
-    top_p: float = 1.0
-    """Only the fewest likeliest tokens that together have this probability are candidates."""
-    min_p: float = 0.0
-    """Only tokens with at least this share of the likeliest one's probability are candidates."""
-    repetition_penalty: float = 1.0
-    """Logits of tokens already in the text are divided by it, negative ones multiplied (arXiv 1909.05858)."""
-    stop: tuple[str, ...] = ()
-    """The text ends before the first of these."""
-    seed: int = 0
-    """Sample number i depends on this seed and i alone, not on how many samples are drawn."""
-
-    def __post_init__(self) -> None:
-        for name, is_valid, allowed in (
-            ("max-tokens", self.max_tokens >= 1, "at least 1"),
-            ("temperature", 0 <= self.temperature < float("inf"), "at least 0"),
-            ("top-k", self.top_k is None or self.top_k >= 1, "at least 1"),
-            ("top-p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("min-p", 0 <= self.min_p < 1, "at least 0 and below 1"),
-            ("repetition-penalty", 0 < self.repetition_penalty < float("inf"), "above 0"),
-            ("stop", all(self.stop), "no empty text"),
-        ):
-            if not is_valid:
-                raise UserError(f"--{name} {getattr(self, name.replace('-', '_'))}: must be {allowed}")
+from neox.parallel.inference import join_ranks
+from neox.sampling import Sampling, before_stop, penalized, pick, random_generator, settled
 
 
 @dataclass(frozen=True)
@@ -93,92 +60,140 @@ class Generator:
         added = not text.startswith(self._begin_text)
         return list(self.tokenizer.tokenizer.encode(text, add_special_tokens=added).ids)
 
-    def samples(self, prompt: str, num_samples: int, sampling: Sampling) -> list[Sample]:
-        """`num_samples` continuations of `prompt`; the empty prompt begins a document.
-
-        Raises:
-            UserError: the prompt fills the context.
-        """
-        return self.continue_all([prompt], num_samples, sampling)
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, without special ones."""
+        text: str = self.tokenizer.tokenizer.decode(tokens, skip_special_tokens=True)
+        return text
 
     def continue_all(
         self, prompts: Sequence[str], num_samples: int, sampling: Sampling, batch_size: int = 16
     ) -> list[Sample]:
-        """`num_samples` continuations of each prompt, in their order; those of equal length run as one batch.
+        """`num_samples` continuations of each prompt, in their order; the empty prompt begins a document.
 
         Raises:
             UserError: a prompt fills the context.
         """
-        encoded = [self.encode(prompt) for prompt in prompts]
-        wanted = [(tokens or [self.begin], number) for tokens in encoded for number in range(num_samples)]
-        by_length = sorted(range(len(wanted)), key=lambda index: -len(wanted[index][0]))
+        encoded = [self.encode(prompt) or [self.begin] for prompt in prompts]
+        wanted = [(tokens, number) for tokens in encoded for number in range(num_samples)]
+        order = sorted(range(len(wanted)), key=lambda index: -len(wanted[index][0]))  # neighbours need little padding
         found: dict[int, list[int]] = {}
-        for _, group in groupby(by_length, key=lambda index: len(wanted[index][0])):
-            members = list(group)
-            for start in range(0, len(members), batch_size):
-                part = members[start : start + batch_size]
-                rows = self.rows([wanted[i][0] for i in part], sampling, [wanted[i][1] for i in part])
-                found.update(zip(part, rows, strict=True))
+        for start in range(0, len(order), batch_size):
+            part = order[start : start + batch_size]
+            rows = self.rows([wanted[i][0] for i in part], sampling, [wanted[i][1] for i in part])
+            found.update(zip(part, rows, strict=True))
         return [self._sample(prompts[i // num_samples], found[i], sampling.stop) for i in range(len(wanted))]
 
     def _sample(self, prompt: str, tokens: list[int], stops: Sequence[str]) -> Sample:
-        text = self.tokenizer.tokenizer.decode(tokens, skip_special_tokens=True)
-        cut = before_stop(text, stops)
-        return Sample(prompt, cut, tokens, finished=tokens[-1] == self.tokenizer.eod or cut != text)
+        whole = self.decode(tokens)
+        cut = before_stop(whole, stops)
+        text = self._space(prompt, tokens) + cut
+        return Sample(prompt, text, tokens, finished=tokens[-1] == self.tokenizer.eod or cut != whole)
 
-    def continuations(self, prompt: Sequence[int], num_samples: int, sampling: Sampling) -> list[list[int]]:
-        """Tokens that follow the tokens `prompt`, one list per sample, each up to and with the end of document."""
-        return self.rows([prompt] * num_samples, sampling)
+    def stream(self, prompt: str, sampling: Sampling, number: int = 0) -> Iterator[str]:
+        """The text of sample `number` of a prompt in pieces as they come, each of whole characters.
 
-    @torch.inference_mode()
+        Raises:
+            UserError: the prompt fills the context.
+        """
+        tokens: list[int] = []
+        given = ""
+        for found in self.steps([self.encode(prompt) or [self.begin]], sampling, [number]):
+            tokens += found.values()
+            text = settled(before_stop(self.decode(tokens), sampling.stop), sampling.stop)
+            if len(text) > len(given):
+                yield (self._space(prompt, tokens) if not given else "") + text[len(given) :]
+                given = text
+        yield before_stop(self.decode(tokens), sampling.stop)[len(given) :]
+
+    def _space(self, prompt: str, tokens: Sequence[int]) -> str:
+        """The space that decoders in SentencePiece's manner drop where a text begins; one that goes on needs it."""
+        before = self.tokenizer.tokenizer.encode("a", add_special_tokens=False).ids if prompt else []
+        behind = self.decode([*before, *tokens]).removeprefix(self.decode(before))
+        return " " if behind.startswith(" ") and not self.decode(tokens).startswith(" ") else ""
+
     def rows(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, numbers: Sequence[int] | None = None
     ) -> list[list[int]]:
-        """What follows each of the prompts, which are of one length and so run as one batch without padding.
+        """The tokens that `steps` gives each of the prompts, which run as one batch."""
+        found: list[list[int]] = [[] for _ in prompts]
+        for tokens in self.steps(prompts, sampling, numbers):
+            for row, token in tokens.items():
+                found[row].append(token)
+        return found
 
-        `numbers`: which sample each row is, for its random numbers; None: 0, 1, …
+    @torch.inference_mode()
+    def steps(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, numbers: Sequence[int] | None = None
+    ) -> Iterator[dict[int, int]]:
+        """The next token of every prompt that goes on, by its index: up to and with the end of document, or the token
+        that completes a stop.
+
+        Shorter prompts are padded in front; nothing looks at the padding, and positions do not count it.
+
+        Args:
+            prompts: tokens, at least one in each.
+            numbers: which sample each is, for its random numbers; None: 0, 1, …
+
+        Raises:
+            UserError: a prompt fills the context.
         """
-        length = len(prompts[0])
-        num_tokens = min(sampling.max_tokens, self.cfg.seq_length - length)
-        if num_tokens < 1:
-            raise UserError(f"--prompt: {length} tokens leave no room in a context of {self.cfg.seq_length}")
-        device = next(self.model.parameters()).device
+        longest = max(map(len, prompts))
+        if longest >= self.cfg.seq_length:
+            raise UserError(f"--prompt: {longest} tokens leave no room in a context of {self.cfg.seq_length}")
         generators = [random_generator(sampling.seed, number) for number in numbers or range(len(prompts))]
-        cache = KVCache(self.cfg.num_layers, length + num_tokens)
-        text = tokens = torch.tensor([list(prompt) for prompt in prompts])
-        is_done = torch.zeros(len(prompts), dtype=torch.bool)
-        for _ in range(num_tokens):
-            hidden = self.model.hidden(tokens.to(device), cache=cache)[:, -1]
-            logits = self.model.logits(hidden)[:, : self.tokenizer.vocab_size].float().cpu()
-            tokens = pick(penalized(logits, text, sampling.repetition_penalty), sampling, generators)[:, None]
+        room = [min(sampling.max_tokens, self.cfg.seq_length - len(prompt)) for prompt in prompts]
+        cache = KVCache(self.cfg.num_layers, longest + max(room))
+        # A row's own first token: the repetition penalty falls on no other.
+        text = tokens = torch.tensor([[prompt[0]] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
+        padding = torch.tensor([longest - len(prompt) for prompt in prompts])
+        live = list(range(len(prompts)))
+        while live:
+            logits = self._next_logits(tokens, padding, cache)
+            picked = pick(
+                penalized(logits, text, sampling.repetition_penalty), sampling, [generators[row] for row in live]
+            )
+            yield dict(zip(live, picked.tolist(), strict=True))
+            tokens = picked[:, None]
             text = torch.cat([text, tokens], 1)
-            is_done |= tokens[:, 0] == self.tokenizer.eod
-            if sampling.stop:
-                is_done |= torch.tensor([self._is_stopped(row, sampling.stop) for row in text[:, length:].tolist()])
-            if is_done.all():
-                break
-        return [self._until_end(row, sampling.stop) for row in text[:, length:].tolist()]
+            added = text[:, longest:].tolist()
+            kept = [
+                i
+                for i, row in enumerate(live)
+                if len(added[i]) < room[row] and not self._is_over(added[i], sampling.stop)
+            ]
+            if len(kept) < len(live):
+                live = [live[i] for i in kept]
+                text, tokens, padding = text[kept], tokens[kept], padding[kept]
+                cache.select(kept)
 
-    def _is_stopped(self, tokens: list[int], stops: Sequence[str]) -> bool:
-        text = self.tokenizer.tokenizer.decode(tokens, skip_special_tokens=True)
+    def _next_logits(self, tokens: Tensor, padding: Tensor, cache: KVCache) -> Tensor:
+        """[rows, vocab] fp32 on the CPU, behind tokens [rows, new]; `padding` [rows] of those in the cache are none."""
+        device = next(self.model.parameters()).device
+        context = PLAIN
+        if padding.any():
+            places = torch.arange(cache.length + tokens.shape[1]) - padding[:, None]
+            positions = places[:, cache.length :].clamp(min=0)
+            context = Context(Documents((places >= 0).long()), positions).to(device)
+        hidden = self.model.hidden(tokens.to(device), context, cache=cache)[:, -1]
+        return self.model.logits(hidden)[:, : self.tokenizer.vocab_size].float().cpu()
+
+    def _is_over(self, tokens: Sequence[int], stops: Sequence[str]) -> bool:
+        """Whether the last token ended the document or completed a stop."""
+        if tokens[-1] == self.tokenizer.eod:
+            return True
+        text = self.decode(tokens) if stops else ""
         return before_stop(text, stops) != text
 
-    def _until_end(self, tokens: list[int], stops: Sequence[str]) -> list[int]:
-        """Up to and with the end of document, or the token that completes a stop."""
-        eod = self.tokenizer.eod
-        tokens = tokens[: tokens.index(eod) + 1] if eod in tokens else tokens
-        if not stops or not self._is_stopped(tokens, stops):
-            return tokens
-        return next(tokens[:end] for end in range(1, len(tokens) + 1) if self._is_stopped(tokens[:end], stops))
 
-
-def load_generator(checkpoint: Path, tokenizer: Path | None) -> Generator:
+def load_generator(checkpoint: Path, tokenizer: Path | None, world_size: int = 1) -> Generator:
     """The model of a checkpoint folder, on the accelerator where there is one, in fp32.
 
-    Without `tokenizer` it is the one that the checkpoint's configuration names.
+    Args:
+        tokenizer: None: the one that the checkpoint's configuration names.
+        world_size: ranks, each of which has its part of every weight and all of what is generated.
 
     Raises:
-        UserError: `checkpoint` is none or is damaged, or `tokenizer` is none or does not fit.
+        UserError: `checkpoint` is none or is damaged, `tokenizer` is none or does not fit, or the ranks are too many.
     """
     found = manifest.read(checkpoint)
     saved = saved_config(found)
@@ -189,49 +204,9 @@ def load_generator(checkpoint: Path, tokenizer: Path | None) -> Generator:
     loaded = load_tokenizer(path, saved.data.end_of_document)
     special = special_tokens(found.state, path, loaded)
     begin, end = map(loaded.tokenizer.token_to_id, (special.begin, special.end))
-    model = GPT(cfg, padded_vocab(cfg))
-    load_model_weights(model, checkpoint)
+    tensor = join_ranks(cfg, world_size)
+    with torch.device("meta"):
+        model = GPT(cfg, padded_vocab(cfg))
+    load_model_weights(model, checkpoint, tensor)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     return Generator(model, cfg, dataclasses.replace(loaded, eod=end, eod_token=special.end), begin)
-
-
-def random_generator(seed: int, index: int) -> torch.Generator:
-    """The random numbers of sample `index`."""
-    digest = hashlib.sha256(f"{seed}:{index}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-
-
-def pick(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Generator]) -> Tensor:
-    """The next token of each row: logits [rows, vocab] fp32 on the CPU → [rows] int64; one generator per row."""
-    if sampling.temperature == 0:
-        return logits.argmax(-1)
-    scaled = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature  # ≤ 0: no overflow, however cold
-    probabilities = candidates(scaled, sampling.top_k, sampling.top_p, sampling.min_p).softmax(-1)
-    drawn = [torch.multinomial(row, 1, generator=g) for row, g in zip(probabilities, generators, strict=True)]
-    return torch.cat(drawn)
-
-
-def candidates(logits: Tensor, top_k: int | None, top_p: float, min_p: float = 0.0) -> Tensor:
-    """`logits` [rows, vocab] with -inf where top-k, top-p (Holtzman et al. 2020), then min-p leave a token out."""
-    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
-    if top_k is not None:
-        ordered[:, top_k:] = -torch.inf
-    probabilities = ordered.softmax(-1)
-    before = probabilities.cumsum(-1) - probabilities  # of the tokens likelier than this one: 0 for the first
-    ordered[before >= top_p] = -torch.inf
-    ordered[probabilities < min_p * probabilities[:, :1]] = -torch.inf
-    return torch.empty_like(logits).scatter_(-1, order, ordered)
-
-
-def penalized(logits: Tensor, text: Tensor, penalty: float) -> Tensor:
-    """Logits [rows, vocab] less inclined to the tokens of text [rows, length]."""
-    if penalty == 1:
-        return logits
-    text = text.clamp(max=logits.shape[-1] - 1)
-    found = logits.gather(-1, text)
-    return logits.scatter(-1, text, torch.where(found < 0, found * penalty, found / penalty))
-
-
-def before_stop(text: str, stops: Sequence[str]) -> str:
-    """The text before the first of the stops in it."""
-    return text[: min((text.index(stop) for stop in stops if stop in text), default=len(text))]

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from neox.config.errors import UserError
-from neox.generate import Generator, Sampling, before_stop
+from neox.generate import Generator
+from neox.sampling import Sampling, before_stop
 from neox.score import Request, Scorer
 
 MAX_TOKENS = 256
@@ -39,25 +40,24 @@ class LanguageModel:
     def generate_until(self, requests: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
         """Greedy answers to (context, {"until": [stop, …], "max_gen_toks": n}), without the stop.
 
-        Contexts of equal length run as one batch; one that leaves no room for its answer loses its first tokens.
+        A context that leaves no room for its answer loses its first tokens.
         """
         answers: list[str] = [""] * len(requests)
-        groups: dict[tuple[int, int], list[tuple[int, list[int]]]] = defaultdict(list)
+        groups: dict[Sampling, list[tuple[int, list[int]]]] = defaultdict(list)
         for number, (context, options) in enumerate(requests):
             if options.get("do_sample") or options.get("temperature"):
                 raise UserError("a task samples its answers: only greedy ones are given here")
             num_tokens = int(options.get("max_gen_toks") or MAX_TOKENS)
             tokens = self._encode(context)[-max(1, self._length - num_tokens) :] or [self._begin]
-            groups[len(tokens), num_tokens].append((number, tokens))
-        for (_, num_tokens), members in groups.items():
+            greedy = Sampling(num_tokens, temperature=0.0, stop=stops_of(options))
+            groups[greedy].append((number, tokens))
+        for sampling, members in groups.items():
+            members.sort(key=lambda member: -len(member[1]))
             for start in range(0, len(members), self._batch_size):
                 part = members[start : start + self._batch_size]
-                stops = {stop for number, _ in part for stop in stops_of(requests[number][1])}
-                shared = all(set(stops_of(requests[number][1])) == stops for number, _ in part)
-                sampling = Sampling(num_tokens, temperature=0.0, stop=tuple(sorted(stops)) if shared else ())
-                for (number, _), row in zip(part, self._generator.rows([t for _, t in part], sampling), strict=True):
-                    text = self._generator.tokenizer.tokenizer.decode(row, skip_special_tokens=True)
-                    answers[number] = before_stop(text, stops_of(requests[number][1]))
+                rows = self._generator.rows([tokens for _, tokens in part], sampling)
+                for (number, _), row in zip(part, rows, strict=True):
+                    answers[number] = before_stop(self._generator.decode(row), sampling.stop)
         return answers
 
     def _request(self, context: str, continuation: str) -> Request:
@@ -81,7 +81,7 @@ class LanguageModel:
         return windows
 
 
-def stops_of(options: dict[str, Any]) -> list[str]:
+def stops_of(options: dict[str, Any]) -> tuple[str, ...]:
     """The texts that end an answer."""
     until = options.get("until") or []
-    return [stop for stop in ([until] if isinstance(until, str) else until) if stop]
+    return tuple(stop for stop in ([until] if isinstance(until, str) else until) if stop)

@@ -77,7 +77,7 @@ class Scorer:
         longest = max(map(len, continuations))
         cache = KVCache(self.model.cfg.num_layers, len(context) - 1 + longest)
         self.model.hidden(self._padded([context[:-1]]), cache=cache)
-        cache.repeat(len(continuations))
+        cache.select([0] * len(continuations))
         hidden = self.model.hidden(self._padded([(context[-1], *c[:-1]) for c in continuations]), cache=cache)
         return self._judge([hidden[i, : len(c)] for i, c in enumerate(continuations)], continuations)
 

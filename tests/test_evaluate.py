@@ -25,7 +25,8 @@ from neox.config.schema import ModelConfig
 from neox.data.questions import arithmetic_questions
 from neox.data.tokenizer import LoadedTokenizer, load_tokenizer, train_tokenizer
 from neox.evaluate import evaluate, flatten
-from neox.generate import Generator, Sampling
+from neox.generate import Generator
+from neox.sampling import Sampling
 from neox.model.gpt import GPT
 from neox.model.init import init_weights
 from tests.checkpoint.test_huggingface import rows_of, save_checkpoint
@@ -156,7 +157,7 @@ def test_imported_models_score_as_with_transformers(world: World, tmp_path: Path
     for index, passage in enumerate(world.passages):
         choices = [" stone bridge", " amber", " river", " copper thistle", " amber"][: 2 + index % 4]
         prompt = [1, *world.tokenizer.tokenizer.encode(passage["context"]).ids][-19:]  # 1: what begins texts
-        (row,) = generator.continuations(prompt, 1, Sampling(max_tokens=5, temperature=0.0))
+        (row,) = generator.rows([prompt], Sampling(max_tokens=5, temperature=0.0))
         said = world.tokenizer.tokenizer.decode(row).split(" stone")[0].split("\n")[0]
         said = said if index % 3 else "nothing of the kind"
         documents.append({"context": passage["context"], "choices": choices, "answer": index % 2, "said": said})

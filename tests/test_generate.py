@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from neox.__main__ import main
@@ -20,10 +22,11 @@ from neox.config.errors import UserError
 from neox.config.load import to_dict
 from neox.config.schema import Config, ModelConfig
 from neox.data.tokenizer import load_tokenizer, train_tokenizer
-from neox.generate import Generator, Sampling, candidates, pick, random_generator
+from neox.generate import Generator
 from neox.model.gpt import GPT
 from neox.model.init import init_weights
 from neox.parallel.pieces import Piece
+from neox.sampling import Sampling, candidates, pick, random_generator
 from tests.checkpoint.test_huggingface import rows_of
 
 CFG = ModelConfig(num_layers=3, hidden_size=48, num_heads=3, seq_length=48, vocab_size=280, vocab_multiple=64)
@@ -59,7 +62,7 @@ def greedy_without_cache(generator: Generator, tokens: list[int], count: int) ->
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_greedy_with_cache_is_recomputation(generator: Generator, prompt: str) -> None:
     tokens = generator.tokenizer.tokenizer.encode(prompt).ids
-    (found,) = generator.continuations(tokens, 1, Sampling(max_tokens=40, temperature=0))
+    (found,) = generator.rows([tokens], Sampling(max_tokens=40, temperature=0))
     assert found == greedy_without_cache(generator, tokens, min(40, CFG.seq_length - len(tokens)))
     assert len(set(found)) > 5  # not one token for ever
 
@@ -71,31 +74,7 @@ def test_greedy_is_that_of_transformers(generator: Generator, tokenizer: Path, t
         tokens = generator.tokenizer.tokenizer.encode(prompt).ids
         count = min(24, CFG.seq_length - len(tokens))
         expected = theirs.generate(torch.tensor([tokens]), max_new_tokens=count, do_sample=False)[0, len(tokens) :]
-        assert generator.continuations(tokens, 1, Sampling(count, temperature=0)) == [expected.tolist()]
-
-
-def test_ragged_batches_are_those_of_transformers(generator: Generator, tokenizer: Path, tmp_path: Path) -> None:
-    """Prompts of several lengths, with a penalty and without: transformers pads them on the left."""
-    export(CFG, rows_of(generator.model), tokenizer, tmp_path / "hf")
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
-    prompts = ["a", "the river and", "xxxxxxxx", "the", "and the other"]
-    encoded = [generator.tokenizer.tokenizer.encode(p).ids for p in prompts]
-    longest = max(map(len, encoded))
-    assert len({len(row) for row in encoded}) > 2
-    tokens = torch.tensor([[0] * (longest - len(row)) + row for row in encoded])
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in encoded])
-    for penalty in (1.0, 1.7):
-        sampling = Sampling(12, temperature=0, repetition_penalty=penalty)
-        ours = [s.tokens for s in generator.continue_all(prompts, 1, sampling, batch_size=2)]
-        if penalty == 1:
-            expected = theirs.generate(tokens, attention_mask=mask, max_new_tokens=12, do_sample=False)[:, longest:]
-            assert ours == expected.tolist()
-            continue
-        for row, found in zip(encoded, ours, strict=True):  # transformers would punish the padding too
-            expected = theirs.generate(
-                torch.tensor([row]), max_new_tokens=12, do_sample=False, repetition_penalty=penalty
-            )
-            assert found == expected[0, len(row) :].tolist()
+        assert generator.rows([tokens], Sampling(count, temperature=0)) == [expected.tolist()]
 
 
 def test_filters_are_those_of_transformers() -> None:
@@ -112,9 +91,9 @@ def test_filters_are_those_of_transformers() -> None:
 
 
 def test_stops_before_a_text(generator: Generator) -> None:
-    whole = generator.samples("the river", 1, Sampling(20, temperature=0))[0]
+    whole = generator.continue_all(["the river"], 1, Sampling(20, temperature=0))[0]
     middle = whole.text[5:8]
-    found = generator.samples("the river", 1, Sampling(20, temperature=0, stop=("never said", middle)))[0]
+    found = generator.continue_all(["the river"], 1, Sampling(20, temperature=0, stop=("never said", middle)))[0]
     assert found.text == whole.text[: whole.text.index(middle)] and found.finished
     assert found.tokens == whole.tokens[: len(found.tokens)] and len(found.tokens) < len(whole.tokens)
 
@@ -128,26 +107,26 @@ def test_stops_at_the_end_of_document(generator: Generator, tokenizer: Path, tmp
     expected = said[: said.index(end) + 1]
     calls = []
     hook = generator.model.head.register_forward_hook(lambda *_: calls.append(1))
-    assert other.continuations(tokens, 1, Sampling(12, temperature=0)) == [expected]
+    assert other.rows([tokens], Sampling(12, temperature=0)) == [expected]
     hook.remove()
     assert len(calls) == len(expected)  # nothing is computed beyond
-    sample = other.samples("the river", 1, Sampling(12, temperature=0))[0]
+    sample = other.continue_all(["the river"], 1, Sampling(12, temperature=0))[0]
     assert sample.finished and sample.tokens == expected
-    assert not generator.samples("the river", 1, Sampling(2, temperature=0))[0].finished
+    assert not generator.continue_all(["the river"], 1, Sampling(2, temperature=0))[0].finished
 
 
 def test_rows_of_a_batch_end_on_their_own(generator: Generator) -> None:
     sampling = Sampling(max_tokens=30, temperature=3.0, seed=4)
     eod = 40  # any common token
     other = Generator(generator.model, CFG, dataclasses.replace(generator.tokenizer, eod=eod))
-    rows = other.continuations([5, 6], 64, sampling)
+    rows = other.rows([[5, 6]] * 64, sampling)
     assert len({len(row) for row in rows}) > 2
     assert all(eod not in row[:-1] and (row[-1] == eod or len(row) == 30) for row in rows)
 
 
 def test_samples_depend_on_seed_and_number_alone(generator: Generator) -> None:
     def rows(num_samples: int, seed: int) -> list[list[int]]:
-        return generator.continuations([5, 6], num_samples, Sampling(16, seed=seed))
+        return generator.rows([[5, 6]] * num_samples, Sampling(16, seed=seed))
 
     assert rows(3, 1) == rows(3, 1) == rows(5, 1)[:3]
     first, second = rows(4, 1), rows(4, 2)
@@ -156,21 +135,21 @@ def test_samples_depend_on_seed_and_number_alone(generator: Generator) -> None:
 
 def test_empty_prompt_begins_a_document(generator: Generator) -> None:
     sampling = Sampling(8, temperature=0)
-    assert generator.samples("", 1, sampling)[0].tokens == generator.continuations([0], 1, sampling)[0]
-    assert generator.samples("", 1, sampling)[0].prompt == ""
+    assert generator.continue_all([""], 1, sampling)[0].tokens == generator.rows([[0]], sampling)[0]
+    assert generator.continue_all([""], 1, sampling)[0].prompt == ""
 
 
 def test_text_is_the_tokens_decoded(generator: Generator) -> None:
-    sample = generator.samples("the river", 1, Sampling(16, seed=3))[0]
+    sample = generator.continue_all(["the river"], 1, Sampling(16, seed=3))[0]
     assert sample.text == generator.tokenizer.tokenizer.decode(sample.tokens)
     assert max(sample.tokens) < generator.tokenizer.vocab_size < padded_vocab(CFG)
 
 
 def test_full_context_ends_the_text(generator: Generator) -> None:
     tokens = list(range(10, 10 + CFG.seq_length - 3))
-    assert len(generator.continuations(tokens, 1, Sampling(50, temperature=0))[0]) == 3
+    assert len(generator.rows([tokens], Sampling(50, temperature=0))[0]) == 3
     with pytest.raises(UserError, match="context of 48"):
-        generator.continuations([*tokens, 1, 2, 3], 1, Sampling(50))
+        generator.rows([[*tokens, 1, 2, 3]], Sampling(50))
 
 
 def test_candidates_by_hand() -> None:
@@ -207,41 +186,101 @@ def test_very_cold_is_greedy() -> None:
     assert pick(logits, Sampling(temperature=1e-38), [random_generator(0, 0)]).tolist() == [1]
 
 
+def checkpoint_of(generator: Generator, folder: Path) -> Path:
+    store = Store(folder)
+    store.temporary(7).mkdir()
+    parameters = [(name, tuple(p.shape), p.detach().flatten()) for name, p in generator.model.named_parameters()]
+    pieces = [Piece("weight", name, shape, None, 0, 1, 0, len(flat), flat) for name, shape, flat in parameters]
+    write_rank(store.temporary(7), 0, pieces)
+    commit(store, 7, {"config": to_dict(Config(generator.cfg))})
+    return store.path(7)
+
+
+SAMPLED = ["--max-tokens", "9", "--temperature", "0.8", "--top-k", "50", "--top-p", "0.9", "--seed", "5"]
+
+
 def test_command_prints_blocks_or_writes_lines(
     generator: Generator, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store = Store(tmp_path)
-    whole = [(name, tuple(p.shape), p.detach().flatten()) for name, p in generator.model.named_parameters()]
-    store.temporary(7).mkdir()
-    write_rank(
-        store.temporary(7), 0, [Piece("weight", n, shape, None, 0, 1, 0, len(flat), flat) for n, shape, flat in whole]
-    )
-    commit(store, 7, {"config": to_dict(Config(CFG))})
-    arguments = [
-        "generate",
-        str(store.path(7)),
-        "--tokenizer",
-        str(tokenizer),
-        "--prompt",
-        "the river",
-        "--prompt",
-        "a",
-    ]
-    arguments += ["--num-samples", "2", "--max-tokens", "9", "--temperature", "0.8", "--top-k", "50", "--top-p", "0.9"]
+    base = ["generate", str(checkpoint_of(generator, tmp_path)), "--tokenizer", str(tokenizer), *SAMPLED]
+    arguments = [*base, "--prompt", "the river", "--prompt", "a", "--num-samples", "2"]
     sampling = Sampling(9, temperature=0.8, top_k=50, top_p=0.9, seed=5)
-    expected = [s for prompt in ("the river", "a") for s in generator.samples(prompt, 2, sampling)]
-    assert main([*arguments, "--seed", "5"]) == 0
+    expected = [s for prompt in ("the river", "a") for s in generator.continue_all([prompt], 2, sampling)]
+    assert main(arguments) == 0
     blocks = capsys.readouterr().out.split("--- sample ")[1:]
     assert blocks == [f"{i} of 4 ---\n{s.prompt}{s.text}\n" for i, s in enumerate(expected, 1)]
-    assert main([*arguments, "--seed", "5", "--output", str(tmp_path / "out" / "samples.jsonl")]) == 0
+    assert main([*arguments, "--stream"]) == 0
+    assert capsys.readouterr().out.split("--- sample ")[1:] == blocks
+    assert main([*arguments, "--output", str(tmp_path / "out" / "samples.jsonl")]) == 0
     lines = (tmp_path / "out" / "samples.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [dataclasses.asdict(sample) for sample in expected]
     (tmp_path / "in.jsonl").write_text('{"prompt": "the river"}\n{"prompt": "a"}\n')
-    from_file = [*arguments[:4], *arguments[8:], "--input", str(tmp_path / "in.jsonl"), "--seed", "5"]
-    assert main([*from_file, "--output", str(tmp_path / "again.jsonl")]) == 0
-    assert (tmp_path / "again.jsonl").read_text().splitlines() == lines
-    assert main([*arguments, "--top-p", "2"]) == 2
-    assert "--top-p 2.0" in capsys.readouterr().err
+    (tmp_path / "in.txt").write_text("the river##\n\n## a\n##")
+    for name in ("in.jsonl", "in.txt"):
+        from_file = [*base, "--input", str(tmp_path / name), "--prompt-end", "##", "--num-samples", "2"]
+        assert main([*from_file, "--output", str(tmp_path / "again.jsonl")]) == 0
+        assert (tmp_path / "again.jsonl").read_text().splitlines() == lines
+    for wrong, named in ((["--top-p", "2"], "--top-p 2.0"), (["--stream", "--output", "x"], "--output: --stream")):
+        assert main([*arguments, *wrong]) == 2
+        assert named in capsys.readouterr().err
+
+
+def test_prompts_are_asked_for_until_there_are_no_more(
+    generator: Generator,
+    tokenizer: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arguments = ["generate", str(checkpoint_of(generator, tmp_path)), "--tokenizer", str(tokenizer), *SAMPLED]
+    sampling = Sampling(9, temperature=0.8, top_k=50, top_p=0.9, seed=5)
+    prompts = ["the river", "", "two\nlines", "last"]
+    texts = [generator.continue_all([prompt], 1, sampling)[0].text for prompt in prompts]
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"the river#\n#\ntwo\nlines#\n{'x ' * 60}#\nlast"))
+    assert main([*arguments, "--interactive", "--prompt-end", "#"]) == 0
+    said = capsys.readouterr()
+    assert said.out.replace("prompt> ", "") == "".join(f"{text}\n" for text in [*texts[:3], texts[3]]) + "\n"
+    assert said.err.count("leave no room") == said.err.count("\n") == 1  # and the next is asked for
+    assert main([*arguments, "--interactive", "--prompt", "a"]) == 2
+
+
+class Spoken:
+    """Gives these tokens, whatever it is asked."""
+
+    def __init__(self, tokens: list[int]) -> None:
+        self.tokens = tokens
+
+    def steps(self, *_: Any) -> Any:
+        yield from ({0: token} for token in self.tokens)
+
+
+@pytest.mark.parametrize("stop", [(), ("wort\n", "!"), ("ü",), ("thing €",)])
+def test_pieces_are_whole_characters_and_never_the_beginning_of_a_stop(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch, stop: tuple[str, ...]
+) -> None:
+    text = "Grüße, the other thing € 🌊 wor wort!\nhe"
+    tokens = generator.encode(text)
+    assert any(generator.decode(tokens[:count]).endswith("\ufffd") for count in range(len(tokens)))
+    monkeypatch.setattr(generator, "steps", Spoken(tokens).steps)
+    pieces = list(generator.stream("the", Sampling(stop=stop)))
+    assert "".join(pieces) == text[: min((text.index(s) for s in stop if s in text), default=len(text))]
+    assert len(pieces) > 1 and not any("\ufffd" in piece for piece in pieces)
+    monkeypatch.setattr(generator, "steps", Spoken(generator.encode("🌊")[:2]).steps)
+    assert list(generator.stream("the", Sampling())) == ["\ufffd"]  # the end of what is left of a character
+
+
+def test_words_keep_the_space_before_them(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in Llama's tokenizer, where a word's space is part of it and decoding drops the first."""
+    words = {"<|endoftext|>": 0, "a": 1, "▁a": 2, "▁the": 3, "▁river": 4}
+    tokenizer = Tokenizer(models.WordLevel(words, "a"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    loaded = dataclasses.replace(generator.tokenizer, tokenizer=tokenizer, eod=0, vocab_size=5)
+    speaking = Generator(generator.model, CFG, loaded)
+    monkeypatch.setattr(speaking, "steps", Spoken([3, 4]).steps)
+    for prompt, text in (("the", " the river"), ("", "the river")):
+        assert "".join(speaking.stream(prompt, Sampling())) == text
+        assert speaking.continue_all([prompt], 1, Sampling())[0].text == text
 
 
 @pytest.mark.parametrize(

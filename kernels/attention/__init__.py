@@ -27,7 +27,7 @@ def attention(
             gradient: -slope · distance of query and key is added.
         window: keys that a query sees, its own included; None: all.
         softcap: cap(s) = softcap · tanh(s / softcap) (Gemma 2, arXiv 2408.00118); None: cap(s) = s.
-        documents: what a query sees is of its own document; needs as many queries as keys. None: one per sample.
+        documents: of the keys; what a query sees is of its own document. None: one per sample.
         dropout_p, dropout_rows: `kernels.dropout.dropout` of the probabilities, with a key for each row of them,
             [batch, heads, queries] int64; None: no dropout.
 

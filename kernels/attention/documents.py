@@ -14,15 +14,16 @@ class Documents:
     def __init__(self, numbers: Tensor) -> None:
         """numbers [batch, seq] int64, never falling along a sample: tokens of one number see each other."""
         self.numbers = numbers
-        self._masks: dict[int | None, Tensor] = {}
+        self._masks: dict[tuple[int, int | None], Tensor] = {}
 
-    def mask(self, window: int | None) -> Tensor:
-        """[batch, 1, seq, seq] bool, true where a query may look: at its own document, up to itself, in its window."""
-        if window not in self._masks:
+    def mask(self, num_queries: int, window: int | None) -> Tensor:
+        """[batch, 1, queries, seq] bool, true where one of the last `num_queries` tokens may look: at its own document,
+        up to itself, in its window."""
+        if (num_queries, window) not in self._masks:
             length, device = self.numbers.shape[1], self.numbers.device
-            same = self.numbers[:, None, :, None] == self.numbers[:, None, None, :]
-            self._masks[window] = same & visible(length, length, window, device)
-        return self._masks[window]
+            same = self.numbers[:, None, length - num_queries :, None] == self.numbers[:, None, None, :]
+            self._masks[num_queries, window] = same & visible(num_queries, length, window, device)
+        return self._masks[num_queries, window]
 
     @cached_property
     def bounds(self) -> Tensor:

@@ -37,7 +37,11 @@ def attention(
         scores = softcap * (scores / softcap).tanh()
     if bias is not None:
         scores = scores + widen(score_bias(bias, q.shape[-2], k.shape[-2]))
-    mask = visible(q.shape[-2], k.shape[-2], window, q.device) if documents is None else documents.mask(window)
+    num_queries, num_keys = q.shape[-2], k.shape[-2]
+    if documents is None:
+        mask = visible(num_queries, num_keys, window, q.device)
+    else:
+        mask = documents.mask(num_queries, window)
     probabilities = scores.masked_fill(~mask, -math.inf).softmax(-1)
     if dropout_rows is not None:
         probabilities = dropout(probabilities, dropout_p, dropout_rows)

@@ -32,7 +32,7 @@ def attention(
     # PyTorch's is_causal aligns the first query with the first key; a cache needs the last with the last.
     mask: Tensor | None = None
     if documents is not None:
-        mask = documents.mask(window)
+        mask = documents.mask(num_queries, window)
     elif num_queries > 1 or not reaches_all:
         mask = visible(num_queries, num_keys, window, q.device)
     if bias is not None:

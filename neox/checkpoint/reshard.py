@@ -8,13 +8,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from neox.checkpoint import manifest as manifests
 from neox.checkpoint.manifest import SliceInfo
 from neox.checkpoint.reading import hold
 from neox.checkpoint.tensor_file import TensorFile
 from neox.config.errors import UserError
+from neox.model.gpt import GPT
+from neox.parallel.groups import TensorGroup
+from neox.parallel.inference import deal
 from neox.parallel.pieces import Piece
 
 Runs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
@@ -150,15 +153,16 @@ def _locate(piece: Runs, points: NDArray[np.int64]) -> tuple[NDArray[np.bool_], 
     return is_inside, piece[1][index] + offset
 
 
-def load_model_weights(model: nn.Module, directory: Path | str) -> None:
-    """Fills the single-device model from a checkpoint of any layout.
+def load_model_weights(model: GPT, directory: Path | str, tensor: TensorGroup | None = None) -> None:
+    """Fills the model, which may be on the meta device, from a checkpoint of any layout: with this rank's part of it.
 
     Raises:
         UserError: a parameter is missing from the checkpoint or has another shape.
     """
     reader = TensorReader(directory)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            shape = tuple(parameter.shape)
-            whole = Piece("weight", name, shape, None, 0, 1, 0, parameter.numel(), parameter)
-            parameter.copy_(reader.read_piece(whole).view(shape))
+
+    def load(name: str, shape: tuple[int, ...]) -> Tensor:
+        whole = Piece("weight", name, shape, None, 0, 1, 0, math.prod(shape), torch.empty(0))
+        return reader.read_piece(whole).view(shape)
+
+    deal(model, tensor or TensorGroup(), load)

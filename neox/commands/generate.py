@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from neox.config.errors import UserError
+
+if TYPE_CHECKING:
+    from neox.generate import Generator, Sample
+    from neox.sampling import Sampling
 
 HELP = "sample text from a checkpoint"
 
@@ -19,7 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="text to continue, may be repeated (default: none)",
     )
-    parser.add_argument("--input", type=Path, metavar="FILE", help='JSON lines {"prompt"} or {"text"} to continue')
+    help = 'to continue: JSON lines {"prompt"} or {"text"}, or a .txt of prompts'
+    parser.add_argument("--input", type=Path, metavar="FILE", help=help)
+    parser.add_argument("--interactive", action="store_true", help="ask for prompts, until Ctrl-D")
+    help = "what ends a prompt of a .txt or of --interactive (default: the end of its line)"
+    parser.add_argument("--prompt-end", default="\n", metavar="TEXT", help=help)
     parser.add_argument("--num-samples", type=int, default=1, metavar="N", help="samples per prompt (default 1)")
     parser.add_argument("--max-tokens", type=int, default=64, metavar="N", help="most tokens to add (default 64)")
     parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0 is greedy (default 1)")
@@ -30,43 +45,124 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="ends the text, may be repeated")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="samples at a time (default 16)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the random numbers (default 0)")
+    parser.add_argument("--stream", action="store_true", help="print text as it comes, one sample after another")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write JSON lines here instead of printing text")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints one block of text per sample, or writes {"prompt", "text", "tokens", "finished"} lines to --output."""
-    import dataclasses
-    import json
+    """Prints one block of text per sample, or writes {"prompt", "text", "tokens", "finished"} lines to --output.
 
-    from neox.config.errors import UserError
-    from neox.data.durable import replacing
-    from neox.generate import Sampling, load_generator
+    Under a launcher the model is dealt to the ranks, and the first one prints and writes.
+    """
+    from neox.commands.train import world_size
+    from neox.generate import load_generator
+    from neox.sampling import Sampling
 
     names = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
     sampling = Sampling(stop=tuple(args.stop), **{name: getattr(args, name) for name in names})
-    if args.batch_size < 1:
-        raise UserError(f"--batch-size {args.batch_size}: must be at least 1")
-    prompts = args.prompt + (read_prompts(args.input) if args.input else []) or [""]
-    generator = load_generator(args.checkpoint, args.tokenizer)
-    samples = generator.continue_all(prompts, args.num_samples, sampling, args.batch_size)
-    if args.output is not None:
-        with replacing(args.output) as (temporary,):
-            lines = [json.dumps(dataclasses.asdict(sample), ensure_ascii=False) + "\n" for sample in samples]
-            temporary.write_text("".join(lines), encoding="utf-8")
-        return 0
-    for number, sample in enumerate(samples, 1):
-        print(f"--- sample {number} of {len(samples)} ---\n{sample.prompt}{sample.text}")
+    _check(args)
+    prompts = [] if args.interactive else args.prompt + (read_prompts(args) if args.input else []) or [""]
+    generator = load_generator(args.checkpoint, args.tokenizer, world_size())
+    if args.interactive:
+        _converse(generator, sampling, args.prompt_end)
+    elif args.stream:
+        numbered = [(prompt, number) for prompt in prompts for number in range(args.num_samples)]
+        for place, (prompt, number) in enumerate(numbered, 1):
+            _say(f"--- sample {place} of {len(numbered)} ---\n{prompt}")
+            _say_all(generator.stream(prompt, sampling, number))
+    else:
+        samples = generator.continue_all(prompts, args.num_samples, sampling, args.batch_size)
+        if is_first_rank():
+            _deliver(samples, args.output)
     return 0
 
 
-def read_prompts(path: Path) -> list[str]:
-    """The text of each line: of its key "prompt", or of "text" where the first line has none."""
-    from neox.config.errors import UserError
+def is_first_rank() -> bool:
+    """Whether this process is the one of the launch that prints and writes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _check(args: argparse.Namespace) -> None:
+    """UserError where options do not go together."""
+    for name in ("batch_size", "num_samples"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
+    if not args.prompt_end:
+        raise UserError("--prompt-end: must not be empty")
+    if args.output and (args.stream or args.interactive):
+        raise UserError("--output: --stream and --interactive print text as it comes")
+    if args.interactive and (args.prompt or args.input or args.num_samples > 1):
+        raise UserError(
+            "--interactive: asks for prompts and gives each one sample; no --prompt, --input, --num-samples"
+        )
+
+
+def _deliver(samples: list[Sample], output: Path | None) -> None:
+    from neox.data.durable import replacing
+
+    if output is None:
+        for number, sample in enumerate(samples, 1):
+            _say(f"--- sample {number} of {len(samples)} ---\n{sample.prompt}{sample.text}\n")
+        return
+    with replacing(output) as (temporary,):
+        lines = [json.dumps(dataclasses.asdict(sample), ensure_ascii=False) + "\n" for sample in samples]
+        temporary.write_text("".join(lines), encoding="utf-8")
+
+
+def _converse(generator: Generator, sampling: Sampling, prompt_end: str) -> None:
+    """Continues each prompt from the keyboard, until there are no more; a prompt that is too long is complained of."""
+    from neox.__main__ import complain
+    from neox.parallel.inference import first_says
+
+    while (prompt := first_says(ask(prompt_end) if is_first_rank() else None)) is not None:
+        try:
+            _say_all(generator.stream(prompt, sampling))
+        except UserError as error:
+            complain(str(error))
+    _say("\n")
+
+
+def ask(prompt_end: str) -> str | None:
+    """What is typed up to `prompt_end`; None: nothing more comes."""
+    text = ""
+    while prompt_end not in text:
+        try:
+            text += input("" if text else "prompt> ") + "\n"
+        except EOFError:
+            return text.removesuffix("\n") or None
+    return text.split(prompt_end)[0]
+
+
+def _say_all(pieces: Iterator[str]) -> None:
+    for piece in pieces:
+        _say(piece)
+    _say("\n")
+
+
+def _say(text: str) -> None:
+    if is_first_rank():
+        print(text, end="", flush=True)
+
+
+def read_prompts(args: argparse.Namespace) -> list[str]:
+    """The text of each line: of its key "prompt", or of "text" where the first line has none.
+
+    Of a .txt, what lies between prompt ends, as GPT-NeoX's input-file reads it: stripped, and blank ones left out.
+    """
     from neox.data.reading import Reading, read_texts
 
+    if args.input.suffix == ".txt":
+        try:
+            parts = args.input.read_text(encoding="utf-8").split(args.prompt_end)
+        except UnicodeDecodeError as error:
+            raise UserError(f"{args.input}: not UTF-8 ({error.reason} at byte {error.start})") from None
+        found = [part.strip() for part in parts if part.strip()]
+        if not found:
+            raise UserError(f"{args.input}: no prompt in it")
+        return found
     try:
-        return list(read_texts([path], Reading("jsonl", "prompt", min_length=0)))
+        return list(read_texts([args.input], Reading("jsonl", "prompt", min_length=0)))
     except UserError as error:
         if "'prompt'" not in str(error):
             raise
-        return list(read_texts([path], Reading("jsonl", min_length=0)))
+        return list(read_texts([args.input], Reading("jsonl", min_length=0)))

@@ -31,10 +31,10 @@ class LayerCache:
         keys, values = self._buffers
         return keys[:, :, : self.length], values[:, :, : self.length]
 
-    def repeat(self, count: int) -> None:
-        """Makes one sequence `count` equal ones."""
+    def select(self, rows: list[int]) -> None:
+        """Keeps these sequences alone, in this order; one may be named several times."""
         if self._buffers is not None:
-            keys, values = (buffer.repeat(count, 1, 1, 1) for buffer in self._buffers)
+            keys, values = (buffer[rows] for buffer in self._buffers)
             self._buffers = keys, values
 
 
@@ -50,7 +50,7 @@ class KVCache:
         """Tokens seen so far."""
         return self.layers[0].length
 
-    def repeat(self, count: int) -> None:
-        """Makes the one sequence seen so far `count` equal ones, which then go on differently."""
+    def select(self, rows: list[int]) -> None:
+        """Goes on with these of the sequences alone; those named several times then go on differently."""
         for layer in self.layers:
-            layer.repeat(count)
+            layer.select(rows)

@@ -16,7 +16,7 @@ class Context:
     """Travels beside the activations through every block, whole on every rank whatever part of them it holds."""
 
     documents: Documents | None = None
-    """Attention does not cross from one to the next. None: every sample is one document."""
+    """Attention does not cross from one to the next. None: every sample is one document. Of the cached tokens too."""
     positions: Tensor | None = None
     """[b, s] int64: place of each token. None: 0…s - 1, or after the cache."""
     keys: Tensor | None = None

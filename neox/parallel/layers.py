@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kernels.linear import linear
 from neox.model.block import Block
+from neox.model.cache import LayerCache
 from neox.model.context import PLAIN, Context
 from neox.parallel.collectives import enter_region, gather_stretches, leave_region
 from neox.parallel.groups import TensorGroup
@@ -116,7 +117,9 @@ def branch(
     return y if row.bias is None else y + row.bias
 
 
-def side_by_side(block: Block, tensor: TensorGroup, x: Tensor, context: Context = PLAIN) -> Tensor:
+def side_by_side(
+    block: Block, tensor: TensorGroup, x: Tensor, context: Context = PLAIN, cache: LayerCache | None = None
+) -> Tensor:
     """A block with parallel residual, both branches' outputs in one sum over the ranks; shapes as of `branch`.
 
     As GPT-NeoX has it (megatron/model/transformer.py: `reduce` where gpt_j_residual). Branches that start from one norm
@@ -124,7 +127,7 @@ def side_by_side(block: Block, tensor: TensorGroup, x: Tensor, context: Context 
     """
     normed = enter(block.attn_norm(x), tensor)
     mlp_in = normed if block.mlp_norm is None else enter(block.mlp_norm(x), tensor)
-    y = x + leave_region(block.attn(normed, context) + block.mlp(mlp_in), tensor)
+    y = x + leave_region(block.attn(normed, context, cache) + block.mlp(mlp_in), tensor)
     for bias in (row_layer(block.attn).bias, row_layer(block.mlp).bias):
         y = y if bias is None else y + bias
     return y

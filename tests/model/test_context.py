@@ -38,8 +38,8 @@ def test_masks_and_positions_are_megatrons() -> None:
     sees, positions = megatron_masks(tokens, END)
     context = Ends(END, mask_documents=True, reset_positions=True).context(tokens)
     assert context.documents is not None and context.positions is not None
-    assert torch.equal(context.documents.mask(None).squeeze(1), sees)
-    assert torch.equal(context.documents.mask(3).squeeze(1), sees & torch.ones(12, 12).triu(-2).bool())
+    assert torch.equal(context.documents.mask(12, None).squeeze(1), sees)
+    assert torch.equal(context.documents.mask(12, 3).squeeze(1), sees & torch.ones(12, 12).triu(-2).bool())
     assert torch.equal(context.positions, positions)
 
 
