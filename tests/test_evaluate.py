@@ -26,9 +26,9 @@ from neox.data.questions import arithmetic_questions
 from neox.data.tokenizer import LoadedTokenizer, load_tokenizer, train_tokenizer
 from neox.evaluate import evaluate, flatten
 from neox.generate import Generator
-from neox.sampling import Sampling
 from neox.model.gpt import GPT
 from neox.model.init import init_weights
+from neox.sampling import Sampling
 from tests.checkpoint.test_huggingface import rows_of, save_checkpoint
 
 TASKS = Path(__file__).parents[1] / "workflow" / "eval_tasks"
