@@ -70,6 +70,19 @@ def test_a_damaged_archive_leaves_nothing_behind(tmp_path: Path) -> None:
             Stage(f"{word}/env.tar", "/x").expanded()
 
 
+@pytest.mark.skipif(not shutil.which("mksquashfs"), reason="squashfs-tools are not installed")
+def test_a_squashfs_file_is_unpacked(tmp_path: Path) -> None:
+    pack(tmp_path, "one")
+    archive, folder = tmp_path / "env.sqsh", tmp_path / "disk" / "env"
+    subprocess.run(["mksquashfs", str(tmp_path / "env"), str(archive), "-quiet", "-no-progress"], check=True)
+    unpack(Stage(str(archive), str(folder)))
+    assert subprocess.run([folder / "bin" / "trainer"], capture_output=True, text=True).stdout == "one\n"
+    archive.write_bytes(b"x" * 4096)
+    with pytest.raises(UserError, match=r"env\.sqsh: FATAL ERROR"):
+        unpack(Stage(str(archive), str(folder)))
+    assert not folder.exists()
+
+
 def test_a_node_that_cannot_be_made_ready_is_avoided(tmp_path: Path) -> None:
     """Its disk is full, say: no rank starts, the job goes on without it, and the run's segments say why."""
     archive, notes = pack(tmp_path, "one"), tmp_path / "notes"
