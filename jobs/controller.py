@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.errors import UserError
@@ -70,7 +70,7 @@ class ActiveJobs:
     def add(self, key: Path, job: ActiveJob) -> None:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         draft = key.with_suffix(".tmp")
-        draft.write_text(json.dumps(asdict(job), default=str))
+        draft.write_text(json.dumps(vars(job), default=str))
         draft.replace(key)
 
     def find(self, key: Path) -> ActiveJob | None:
@@ -89,7 +89,7 @@ class ActiveJobs:
             successors=tuple((job_id, Path(folder)) for job_id, folder in data["successors"]),
         )
 
-    def all(self) -> list[ActiveJob]:
-        """Every job on its way, whoever submitted it."""
+    def all(self) -> dict[Path, ActiveJob]:
+        """Every job on its way, whoever submitted it, by its file."""
         files = [file for file in self.folder.glob("*") if not file.suffix]
-        return [job for file in files if (job := self.find(file))]
+        return {file: job for file in files if (job := self.find(file))}

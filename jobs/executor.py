@@ -17,11 +17,11 @@ from typing import ClassVar
 from submitit.core import core, job_environment, utils
 from submitit.local.local import LocalExecutor, LocalJob
 
-from jobs import submission, warning
+from jobs import inquiry, submission, warning
 from jobs.errors import UserError
 from jobs.scheduler import SCHEDULERS
-from jobs.scheduler.contract import Array, Query
-from jobs.shell import TIMED_OUT, run
+from jobs.scheduler.contract import NOTHING, Array, Status
+from jobs.shell import run
 from jobs.site import Site
 from jobs.spec import JobSpec
 from jobs.state import State
@@ -30,48 +30,22 @@ SCHEDULER_VARIABLE = "JOBS_SCHEDULER"
 
 
 class SchedulerWatcher(core.InfoWatcher):
-    """States of all jobs of one scheduler, by its queries: one command for any number of jobs."""
+    """What submitit asks when it is asked for the state of a job."""
 
     def __init__(self, scheduler: str) -> None:
         super().__init__(delay_s=10)
-        self.queries = SCHEDULERS[scheduler].batch.queries  # type: ignore[union-attr]
-        self.states: dict[str, State] = {}
-        self.reasons: dict[str, str] = {}
-
-    def ask(self, job_ids: Sequence[str]) -> bool:
-        """Asks about jobs; False when the scheduler does not answer (then nothing changes)."""
-        known: dict[str, State] = {}
-        for i, query in enumerate(self.queries):
-            missing = [job_id for job_id in job_ids if known.get(job_id, State.UNKNOWN) is State.UNKNOWN]
-            if not missing:
-                break
-            answer = self._answer(query, missing)
-            if answer is not None:
-                known.update(query.parse(answer))
-                self.reasons.update(query.reasons(answer))
-            elif i == 0:
-                return False
-        self.states.update({job_id: known.get(job_id, State.UNKNOWN) for job_id in job_ids})
-        return True
-
-    def _answer(self, query: Query, job_ids: Sequence[str]) -> str | None:
-        """Standard output of the query's first way that is answered; a scheduler that is stuck is not asked again."""
-        for argv in query.argvs:
-            self._num_calls += 1
-            done = run(argv(job_ids))
-            if query.is_answer(done.code, done.stdout + done.stderr):
-                return done.stdout
-            if done.code == TIMED_OUT:
-                break
-        return None
+        self.batch = SCHEDULERS[scheduler].batch
+        self.states: dict[str, Status] = {}
 
     def update(self) -> None:
-        self.ask(sorted(self._registered - self._finished))
+        assert self.batch is not None
+        self._num_calls += 1
+        self.states.update(inquiry.ask(self.batch, sorted(self._registered - self._finished)) or {})
         self._last_status_check = time.time()
 
     def get_state(self, job_id: str, mode: str = "standard") -> str:
         self.get_info(job_id, mode)
-        return self.states.get(job_id, State.UNKNOWN).name
+        return self.states.get(job_id, NOTHING).state.name
 
 
 class SchedulerJob(core.Job[int]):
@@ -140,6 +114,7 @@ class SchedulerExecutor(core.PicklingExecutor):
         return 1  # ranks are the command's own affair: submitit would wait for one result of each
 
     def _internal_process_submissions(self, delayed_submissions: list[utils.DelayedSubmission]) -> list[core.Job[int]]:
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if len(delayed_submissions) == 1:
             return [self._submit_one(delayed_submissions[0])]
         if self._batch.array is None:  # one by one, a refusal on the way would lose those that are in the queue already
@@ -150,8 +125,7 @@ class SchedulerExecutor(core.PicklingExecutor):
         """Unlike submitit's own: all that the job reads is there before it is submitted, under names without its id."""
         name = uuid.uuid4().hex
         self._dump(delayed, name)
-        script = self._file(f"{name}.sh")
-        script.write_text(self._make_submission_file_text(self._submitit_command_str, name))
+        script = self._write(f"{name}.sh", self._make_submission_file_text(self._submitit_command_str, name))
         job_id = submission.place(self._batch, self._make_submission_command(script), script)
         return self.job_class(folder=self.folder, job_id=job_id, tasks=[0])
 
@@ -162,21 +136,20 @@ class SchedulerExecutor(core.PicklingExecutor):
         name, count = uuid.uuid4().hex, len(delayed_submissions)
         for number, delayed in enumerate(delayed_submissions):
             self._dump(delayed, f"{name}_{number}")
-        script = self._file(f"{name}.sh")
-        script.write_text(self._array_text(array, name))
+        script = self._write(f"{name}.sh", self._array_text(array, name))
         base_id = submission.place(self._batch, array.submit(self._spec(), script, count), script)
         ids = (array.job_id(base_id, str(number)) for number in range(count))
         return [self.job_class(folder=self.folder, job_id=job_id, tasks=[0]) for job_id in ids]
 
     def _dump(self, delayed: utils.DelayedSubmission, name: str) -> None:
         delayed.set_timeout(self.parameters.get("runtime_min", 10), self.max_num_timeout)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        delayed.dump(self._file(f"{name}.pkl"))
+        delayed.dump(self._write(f"{name}.pkl"))
 
-    def _file(self, name: str) -> Path:
+    def _write(self, name: str, text: str = "") -> Path:
         """A new file that is the user's alone, whatever the umask."""
         file = self.folder / name
-        file.touch(mode=0o600, exist_ok=False)
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+            stream.write(text)
         return file
 
     def _make_submission_file_text(self, command: str, uid: str) -> str:
@@ -287,23 +260,22 @@ def cancel(scheduler: str, jobs: Sequence[core.Job[int]]) -> str:
 
 def read_result(job: core.Job[int]) -> int | str | None:
     """None while the job has left no result; what it returned; or what it raised, in one line."""
-    if not job.paths.result_pickle.exists():
+    try:
+        outcome, result = utils.pickle_load(job.paths.result_pickle)
+    except (FileNotFoundError, EOFError):
         return None
-    outcome, result = job._get_outcome_and_result()
     return int(result) if outcome == "success" else str(result).strip().splitlines()[-1]
 
 
-def ask(scheduler: str, jobs: Sequence[core.Job[int]]) -> dict[str, State] | None:
-    """States by job id, from one query for all; None when the scheduler does not answer."""
-    if SCHEDULERS[scheduler].batch is None:
-        return {job.job_id: local_state(job) for job in jobs}
-    watcher = job_class(scheduler).watcher
-    assert isinstance(watcher, SchedulerWatcher)
-    ids = [job.job_id for job in jobs]
-    return {job_id: watcher.states[job_id] for job_id in ids} if watcher.ask(ids) else None
+def ask(scheduler: str, jobs: Sequence[core.Job[int]]) -> dict[str, Status] | None:
+    """What is said of each job, by its id, from one query for all; None when the scheduler does not answer."""
+    batch = SCHEDULERS[scheduler].batch
+    if batch is None:
+        return {job.job_id: Status(local_state(job)) for job in jobs}
+    return inquiry.ask(batch, [job.job_id for job in jobs])
 
 
-def reasons(scheduler: str) -> dict[str, str]:
-    """Why jobs wait, by job id, as far as the last `ask` was told."""
-    watcher = job_class(scheduler).watcher if SCHEDULERS[scheduler].batch is not None else None
-    return watcher.reasons if isinstance(watcher, SchedulerWatcher) else {}
+def places(scheduler: str) -> dict[str, inquiry.Place]:
+    """Where the waiting jobs of all users are in their queues, by job id, as far as the scheduler says."""
+    batch = SCHEDULERS[scheduler].batch
+    return inquiry.places(batch) if batch else {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import sys
 import time
@@ -12,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from jobs import executor, segments
+from jobs.adoption import Adoption
 from jobs.allocation import Allocation
 from jobs.controller import ActiveJob, ActiveJobs, Lock
 from jobs.errors import RefusalError, UserError
 from jobs.failure import error_line
 from jobs.restarts import Restarts
+from jobs.scheduler.contract import NOTHING, Status
 from jobs.site import Site
 from jobs.spec import JobSpec
 from jobs.state import State
@@ -24,15 +28,11 @@ from jobs.warning import SAVED, excluded, runs_of
 
 CONFIRMATIONS = 2
 """Answers that must agree that a job without a result ended: shared files lag, and so does a requeue."""
-MAX_UNKNOWN = 30
-"""Answers without a word about a job before it is given up."""
+UNKNOWN_S = 600.0
+"""How long answers may say nothing of a job before it is given up."""
 MIN_INTERVAL_S, MAX_INTERVAL_S = 2.0, 60.0
 BACKOFF = 1.5
 """By how much longer the next question waits after an answer without news."""
-ADOPTION_PATIENCE_S, ADOPTION_WAIT_S = 300.0, 5.0
-"""How long the scheduler may be silent about the jobs of an earlier controller, and how often it is asked."""
-
-
 LOST = (State.TIMEOUT, State.NODE_FAIL, State.PREEMPTED)
 """Ends that are the machine's doing: the job is submitted anew until it gets nowhere."""
 
@@ -61,9 +61,21 @@ class QueuedJob:
     """submitit's job."""
     successors: list[Any] = field(default_factory=list)
     """submitit's jobs that wait for its end, in order."""
-    state: State = State.UNKNOWN
+    status: Status = NOTHING
+    result: int | str | None = None
+    """What it returned, or raised, as of the last look."""
     num_ended: int = 0
-    num_unknown: int = 0
+    """Answers in a row by which it has ended."""
+    known_s: float = field(default_factory=time.monotonic)
+    """When an answer last knew it."""
+
+    def __post_init__(self) -> None:
+        self.take(self.handle)
+
+    def take(self, handle: Any) -> None:
+        """Goes on as another of submitit's jobs."""
+        self.handle = handle
+        self.folder, self.result_file = str(handle.paths.folder), str(handle.paths.result_pickle)
 
     @property
     def job_id(self) -> str:
@@ -89,8 +101,7 @@ class Queue:
         self.active = ActiveJobs(folder / "active")
         self.asked_s = float("-inf")
         self.wait_s = interval_s
-        self.found: dict[str, State] | None = None
-        """What the scheduler said of the jobs that an earlier controller left."""
+        self.adoption = Adoption(site.scheduler, self.active)
 
     @property
     def has_arrays(self) -> bool:
@@ -175,54 +186,41 @@ class Queue:
         Raises UserError while the scheduler does not answer: the job may run still, and must not run twice.
         """
         key = self._key(submission)
-        found = self.active.find(key)
+        found = self.adoption.find(key)
         if found is None:
             return None
-        if self.found is None:
-            self.found = self._ask_about_found()
-        states = self.found
-        alive = [one for one in found.chain if states.get(one[0]) in (State.PENDING, State.RUNNING)]
-        if not alive:
-            key.unlink()
-            return None
-        first, *waiting = (executor.attach(self.site.scheduler, folder, job_id) for job_id, folder in alive)
-        return QueuedJob(submission, key, found.notes, first, waiting, states[alive[0][0]])
-
-    def _ask_about_found(self) -> dict[str, State]:
-        """States of all jobs that an earlier controller left, with one call for any number of them."""
-        scheduler = self.site.scheduler
-        left = [job for job in self.active.all() if job.scheduler == scheduler]
-        deadline_s = time.monotonic() + ADOPTION_PATIENCE_S
-        while True:
-            handles = [executor.attach(scheduler, folder, job_id) for job in left for job_id, folder in job.chain]
-            states = executor.ask(scheduler, handles)
-            if states is not None:
-                return states
-            if time.monotonic() > deadline_s:
-                what = f"whether job {', '.join(job.job_id for job in left)} still runs"
-                raise UserError(f"{scheduler} does not say {what}; try again later")
-            time.sleep(ADOPTION_WAIT_S)
+        first, *waiting = found.handles
+        return QueuedJob(submission, key, found.notes, first, waiting, Status(found.state))
 
     def refresh(self, jobs: Sequence[QueuedJob]) -> None:
-        """Asks the scheduler about all jobs at once: when due, or sooner when one of them left an error."""
+        """Asks the scheduler about all jobs at once, when due, or sooner when one of them left an error; then looks for
+        results, by one listing of each folder.
+        """
         waited_s = time.monotonic() - self.asked_s
-        wait_s = MIN_INTERVAL_S if any(executor.read_result(job.handle) for job in jobs) else self.wait_s
+        wait_s = MIN_INTERVAL_S if any(job.result for job in jobs) else self.wait_s
         if jobs and waited_s >= wait_s:
             self._ask(jobs)
+        files: set[str] = set()
+        for folder in {job.folder for job in jobs}:
+            with contextlib.suppress(FileNotFoundError):
+                files.update(file.path for file in os.scandir(folder))
+        for job in jobs:
+            job.result = executor.read_result(job.handle) if job.result_file in files else None
 
     def _ask(self, jobs: Sequence[QueuedJob]) -> bool:
         """False, and nothing is changed, when the scheduler does not answer."""
         self.asked_s = time.monotonic()
         self.wait_s = min(BACKOFF * self.wait_s, max(MAX_INTERVAL_S, self.interval_s))
-        states = executor.ask(self.site.scheduler, [job.handle for job in jobs])
-        if states is None:
+        said = executor.ask(self.site.scheduler, [job.handle for job in jobs])
+        if said is None:
             return False
-        if any(states[job.job_id] is not job.state for job in jobs):
+        if any(said[job.job_id].state is not job.status.state for job in jobs):
             self.wait_s = self.interval_s
         for job in jobs:
-            job.state = states[job.job_id]
-            job.num_ended = 0 if job.state.is_active else job.num_ended + 1
-            job.num_unknown = job.num_unknown + 1 if job.state is State.UNKNOWN else 0
+            job.status = said[job.job_id]
+            job.num_ended = 0 if job.status.state.is_active else job.num_ended + 1
+            if job.status.state is not State.UNKNOWN:
+                job.known_s = self.asked_s
         return True
 
     def end(self, job: QueuedJob, logs: Sequence[Path]) -> str | None:
@@ -231,11 +229,11 @@ class Queue:
         An error result alone is no end: the scheduler may have killed the command and queued the job again. A job that
         ended through no fault of its own is submitted anew, and is the same job still.
         """
-        result = executor.read_result(job.handle)
+        result = job.result
         if result == 0:
             self._forget(job)
             return ""
-        if job.num_ended < (CONFIRMATIONS if result is None else 1) and job.num_unknown < MAX_UNKNOWN:
+        if job.num_ended < (CONFIRMATIONS if result is None else 1) and self.asked_s < job.known_s + UNKNOWN_S:
             return None
         refusal = ""
         if self._may_run_on(job, result):
@@ -244,24 +242,26 @@ class Queue:
                 return None
         self._note_end(job)
         self._forget(job)
-        how = result.rpartition("PayloadError: ")[2] if isinstance(result, str) else f"{job.state.value}, no result"
-        why = refusal or error_line([*job.logs, *logs]) or executor.reasons(self.site.scheduler).get(job.job_id, "")
+        silent = f"{job.status.state.value}, no result"
+        how = result.rpartition("PayloadError: ")[2] if isinstance(result, str) else silent
+        why = refusal or error_line([*job.logs, *logs]) or job.status.reason
         return f"job {job.job_id} failed ({how})" + (f": {why}" if why else "")
 
     def _may_run_on(self, job: QueuedJob, result: int | str | None) -> bool:
         """Whether the end is one to go on after: saved but not requeued, lost, or dead without a word after a save."""
         if result is not None:
             return result == SAVED
-        if job.state is State.TIMEOUT and not runs_of(job.notes):
+        state = job.status.state
+        if state is State.TIMEOUT and not runs_of(job.notes):
             return False  # what does not save would only time out again
-        died = job.state in (State.FAILED, State.OUT_OF_MEMORY)
-        return job.state in LOST or (died and Restarts(job.notes, self.site.max_idle).has_progress())
+        died = state in (State.FAILED, State.OUT_OF_MEMORY)
+        return state in LOST or (died and Restarts(job.notes, self.site.max_idle).has_progress())
 
     def _note_end(self, job: QueuedJob) -> None:
         """Writes down how the job's last allocation ended, where it could not do so itself."""
         for run in runs_of(job.notes):
             if (held := segments.left(run)) and held.job_id == job.job_id:
-                held.finish(run, segments.lost(job.state))
+                held.finish(run, segments.lost(job.status.state))
 
     def _forget(self, job: QueuedJob) -> None:
         """Nobody shall adopt it, and none of its successors is wanted."""
@@ -271,15 +271,15 @@ class Queue:
 
     def _run_on(self, job: QueuedJob) -> str:
         """The job's successor takes its place, or it is submitted anew; returns why not, if the scheduler refuses."""
-        old, how = job.job_id, job.state.value
+        old, how = job.job_id, job.status.state.value
         self._note_end(job)
         try:
-            job.handle = job.successors.pop(0) if job.successors else self._submit(job.submission, job.notes)
+            job.take(job.successors.pop(0) if job.successors else self._submit(job.submission, job.notes))
         except UserError as error:
             return f"not submitted anew: {error}"
         self._remember(job)
         self._fill_chain(job)
-        job.state, job.num_ended, job.num_unknown = State.UNKNOWN, 0, 0
+        job.status, job.result, job.num_ended, job.known_s = NOTHING, None, 0, time.monotonic()
         print(f"jobs: job {old} ended ({how}) and runs on as job {job.job_id}", file=sys.stderr, flush=True)
         return ""
 

@@ -14,8 +14,9 @@ from typing import BinaryIO
 Process = subprocess.Popen[bytes]
 TIMED_OUT = 124
 """Exit code of `run` for a command that did not answer, as of timeout(1)."""
-VIEWS = ("SQUEUE_", "SACCT_", "SINFO_")
-"""Variables by which users narrow or reshape what these commands show them; we must see all of it, in our form."""
+VIEWS = ("SQUEUE_", "SACCT_", "SINFO_", "BSUB_", "LSB_BJOBS_")
+"""Variables by which users narrow or reshape what these commands show them; we must see all of it, in our form.
+BSUB_QUIET would hide a job's id, BSUB_BLOCK wait for its end."""
 KEPT = ("SLURM_CONF", "SLURM_CLUSTERS")
 """Which cluster it is."""
 _PR_SET_PDEATHSIG = 1
@@ -39,10 +40,12 @@ def run(argv: Sequence[str], timeout_s: float = 60, environ: Mapping[str, str] |
     env = plain_environment(os.environ) if environ is None else dict(environ)
     try:
         done = subprocess.run(
-            argv, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL, env=env
+            argv, capture_output=True, text=True, errors="replace", timeout=timeout_s, stdin=subprocess.DEVNULL, env=env
         )
     except FileNotFoundError:
         return Result(127, "", f"{argv[0]}: command not found")
+    except OSError as error:
+        return Result(126, "", f"{argv[0]}: {error.strerror}")
     except subprocess.TimeoutExpired:
         return Result(TIMED_OUT, "", f"{argv[0]}: no answer within {timeout_s:.0f} s")
     return Result(done.returncode, done.stdout, done.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 import time
@@ -15,6 +16,8 @@ from jobs.shell import Result, run
 PATIENCE_S = 600.0
 """How long a scheduler may be silent before a submission is given up: a restart of its controller takes minutes."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 2.0, 30.0
+EMPTY_S = 75.0
+"""How long a list without any job is not believed: a command that fails may print nothing, and say that all is well."""
 CANCEL_ATTEMPTS, CANCEL_WAIT_S = 4, 3.0
 _ROW = re.compile(r"^ *([^\s|]+) *\|", re.MULTILINE)
 _ALREADY_OVER = re.compile(
@@ -27,30 +30,36 @@ def place(batch: Batch, argv: list[str], script: Path) -> str:
     """Submits `script`, whose name no other submission has, and returns the job's id.
 
     Where the submit command fails on its way, the scheduler may have the job all the same: it is asked for the script's
-    name, and only once it has answered that there is no such job is the job submitted again.
+    name, and only once it has answered that there is no such job is the job submitted again. Where the command
+    succeeds without an id, the scheduler has the job: it is looked for, and never submitted again.
 
     Raises RefusalError with the scheduler's own words when it refuses; UserError when it does not answer for
-    PATIENCE_S, or not with an id: then it may have the job.
+    PATIENCE_S, or does not list what it took.
     """
     deadline_s, wait_s = time.monotonic() + PATIENCE_S, FIRST_WAIT_S
     while True:
         done = run(argv)
         if done.code == 0:
-            return batch.parse_id(done.stdout)
-        if batch.is_refusal(done.stderr + done.stdout):
+            with contextlib.suppress(UserError):
+                return batch.parse_id(done.stdout)
+        elif batch.is_refusal(done.stderr + done.stdout):
             raise RefusalError(_words(argv, done))
         print(f"jobs: not submitted yet: {_words(argv, done)}", file=sys.stderr, flush=True)
+        failed_s = time.monotonic()
         while True:
             if time.monotonic() > deadline_s:
                 raise UserError(f"given up after {PATIENCE_S:.0f} s: {_words(argv, done)}")
             time.sleep(wait_s)
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
             listed = run(batch.listing)
-            if listed.code == 0:
+            if not batch.queries[0].is_answer(listed.code, listed.stdout + listed.stderr):
+                continue
+            if found := find(listed.stdout, script):
+                print(f"jobs: it was: as job {found}", file=sys.stderr, flush=True)
+                return found
+            is_list = _ROW.search(listed.stdout) or time.monotonic() > failed_s + EMPTY_S
+            if done.code != 0 and is_list:
                 break
-        if found := find(listed.stdout, script):
-            print(f"jobs: it was: as job {found}", file=sys.stderr, flush=True)
-            return found
 
 
 def find(listed: str, script: Path) -> str | None:

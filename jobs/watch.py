@@ -5,14 +5,16 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from jobs import executor
 from jobs.controller import ActiveJob, ActiveJobs
 from jobs.errors import UserError
+from jobs.inquiry import Place
 from jobs.runs import SUMMARY, Progress, find_runs, read_progress
+from jobs.scheduler.contract import Status
 from jobs.segments import LOG
 from jobs.state import State
 
@@ -26,25 +28,30 @@ class Row:
 
     name: str
     state: str
+    """For people; of a job on its way what the scheduler calls it."""
     job_id: str
     progress: Progress | None
+    status: Status | None = None
+    """What the scheduler says of its job; None where there is none, or no answer."""
+    place: Place | None = None
+    """In the queue, while it waits there."""
 
 
 def overview(folders: Sequence[Path], state_folder: Path) -> list[Row]:
-    """Every run below `folders` and every other job on its way; one call to the scheduler, however many there are.
+    """Every run below `folders` and every other job on its way.
 
-    `state_folder` is the executor's (.snakemake/submitit). Raises UserError when a folder is not there.
+    One call to the scheduler, however many there are, and one more where some of them wait. `state_folder` is the
+    executor's (.snakemake/submitit). Raises UserError when a folder is not there.
     """
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder; name the results of a workflow, or a run directory")
-    active = ActiveJobs(state_folder / "active").all()
-    words = _states(active)
+    active = list(ActiveJobs(state_folder / "active").all().values())
+    said = _ask(active)
     by_run = {run_of(job): job for job in active if run_of(job) is not None}
     runs = {*find_runs(folders), *(run for run in by_run if run is not None)}
-    rows = [_run_row(run, by_run.get(run), words) for run in sorted(runs)]
-    others = [job for job in active if run_of(job) is None]
-    return rows + [Row(job.name, words[job.job_id], job.job_id, None) for job in others]
+    rows = [_run_row(run, by_run.get(run), said) for run in sorted(runs)]
+    return rows + [replace(said[job.job_id], name=job.name) for job in active if run_of(job) is None]
 
 
 def run_of(job: ActiveJob) -> Path | None:
@@ -52,33 +59,31 @@ def run_of(job: ActiveJob) -> Path | None:
     return next((Path(output).parent for output in job.outputs if Path(output).name == SUMMARY), None)
 
 
-def _states(active: Sequence[ActiveJob]) -> dict[str, str]:
-    """What to say of each job, by job id."""
-    words: dict[str, str] = {}
+def _ask(active: Sequence[ActiveJob]) -> dict[str, Row]:
+    """What is known of each job, by its id."""
+    rows: dict[str, Row] = {}
     for scheduler, group in itertools.groupby(sorted(active, key=_scheduler), key=_scheduler):
         jobs = [executor.attach(scheduler, job.folder, job.job_id) for job in group]
-        states = executor.ask(scheduler, jobs)
-        reasons = executor.reasons(scheduler)
-        for job in jobs:
-            if states is None:
-                words[job.job_id] = f"{scheduler} does not answer"
-            elif states[job.job_id] is State.PENDING and job.job_id in reasons:
-                words[job.job_id] = f"pending: {reasons[job.job_id]}"
-            else:
-                words[job.job_id] = states[job.job_id].value
-    return words
+        said = executor.ask(scheduler, jobs)
+        waits = said is not None and any(status.state is State.PENDING for status in said.values())
+        places = executor.places(scheduler) if waits else {}
+        for job_id in (job.job_id for job in jobs):
+            status = said[job_id] if said else None
+            state = status.state.value if status else f"{scheduler} does not answer"
+            rows[job_id] = Row("", state, job_id, None, status, places.get(job_id))
+    return rows
 
 
 def _scheduler(job: ActiveJob) -> str:
     return job.scheduler
 
 
-def _run_row(run: Path, job: ActiveJob | None, words: dict[str, str]) -> Row:
+def _run_row(run: Path, job: ActiveJob | None, said: dict[str, Row]) -> Row:
     progress = read_progress(run)
+    if job and not progress.is_finished:
+        return replace(said[job.job_id], name=str(run), progress=progress)
     if progress.is_finished:
         state = "finished"
-    elif job:
-        state = words[job.job_id]
     elif _is_locked(run / "lock"):
         state = "running"
     else:
@@ -104,11 +109,11 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
 def _cells(row: Row) -> list[str]:
     at = row.progress
     if at is None:
-        return [row.name, row.state, row.job_id, *[""] * 7]
+        return [row.name, _state(row), row.job_id, *[""] * 7]
     saved = "" if at.saved_step is None else f"{at.saved_step} ({_duration(at.saved_ago_s)} ago)"
     return [
         row.name,
-        row.state,
+        _state(row),
         row.job_id,
         f"{at.step or 0}/{at.steps}" if at.steps else "",
         "" if at.loss is None else f"{at.loss:.4f}",
@@ -118,6 +123,14 @@ def _cells(row: Row) -> list[str]:
         saved,
         str(at.segments),
     ]
+
+
+def _state(row: Row) -> str:
+    """`pending, 3 of 17 in batch: Priority, starts 2026-11-21T10:00:00`, as much of it as is known."""
+    place = f", {row.place.position} of {row.place.length}" if row.place else ""
+    queue = f" in {row.place.name}" if row.place and row.place.name else ""
+    why = [row.status.reason, f"starts {row.status.start}" if row.status.start else ""] if row.status else []
+    return f"{row.state}{place}{queue}" + (": " if any(why) else "") + ", ".join(filter(None, why))
 
 
 def _duration(seconds: float | None) -> str:
@@ -133,7 +146,10 @@ def record(row: Row) -> dict[str, Any]:
     """A row for --json: everything that is known, under the names of its fields."""
     progress = asdict(row.progress) if row.progress else {}
     progress.pop("folder", None)
-    return {"name": row.name, "state": row.state, "job_id": row.job_id or None, **progress}
+    waits = {"reason": row.status.reason, "estimated_start": row.status.start} if row.status else {}
+    waits |= {f"queue_{key}": value for key, value in asdict(row.place).items()} if row.place else {}
+    known = {"name": row.name, "state": row.state, "job_id": row.job_id, **waits}
+    return {key: None if value == "" else value for key, value in known.items()} | progress
 
 
 def find_run(name: str, results: Path) -> Path:
@@ -165,7 +181,7 @@ def log_text(run: Path, follow: bool) -> Iterator[str]:
 
 def cancel(runs: Sequence[Path], state_folder: Path) -> list[ActiveJob]:
     """Cancels the training jobs of some runs, which save first; returns them. Raises UserError if a run has none."""
-    active = ActiveJobs(state_folder / "active").all()
+    active = ActiveJobs(state_folder / "active").all().values()
     by_run = {run.resolve(): job for job in active if (run := run_of(job))}
     missing = [str(run) for run in runs if run.resolve() not in by_run]
     if missing:

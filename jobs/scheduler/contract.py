@@ -16,17 +16,30 @@ def exited_well(code: int, text: str) -> bool:
 
 
 @dataclass(frozen=True)
+class Status:
+    """What a scheduler says of a job."""
+
+    state: State
+    reason: str = ""
+    """Why it waits or, where that is told too, why it failed; in the scheduler's words."""
+    start: str = ""
+    """When it is expected to start, where the scheduler has an opinion."""
+
+
+NOTHING = Status(State.UNKNOWN)
+"""What is said of a job that the scheduler does not know, or not now."""
+
+
+@dataclass(frozen=True)
 class Query:
     """One question about the states of many jobs."""
 
     argvs: tuple[Callable[[Sequence[str]], list[str]], ...]
     """Ways to ask it, for different versions: the first that is answered is believed."""
-    parse: Callable[[str], dict[str, State]]
-    """States by job id, from the standard output of any of them."""
+    parse: Callable[[str], dict[str, Status]]
+    """What is said of each job, by its id, from the standard output of any of them. Raises ValueError for rubbish."""
     is_answer: Callable[[int, str], bool] = exited_well
     """Whether an exit code and the output with it is an answer at all; "no such job" is one."""
-    reasons: Callable[[str], dict[str, str]] = lambda output: {}
-    """Why jobs wait, by job id, where the output says so."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +73,8 @@ class Batch:
     """Runs the same job again under the same id; None where the scheduler cannot."""
     ends: tuple[Callable[[str], list[str]], Callable[[str], list[State]]] | None = None
     """Prints how each allocation of a job ended, in order, and its parser; None: nobody keeps that."""
+    waiting: tuple[str, ...] = ()
+    """Prints `ID|QUEUE` for each waiting job of all users, the next to start first; empty: nobody can tell."""
     array: Array | None = None
     """None where the scheduler has no job arrays, or ours does not use them."""
     warns: bool = True

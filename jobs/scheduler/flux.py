@@ -6,11 +6,12 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from jobs.errors import UserError
-from jobs.scheduler.contract import Batch, Query, Scheduler
+from jobs.scheduler.contract import Batch, Query, Scheduler, Status
 from jobs.scheduler.script import render_script
 from jobs.spec import JobSpec
 from jobs.state import State
@@ -131,8 +132,12 @@ def _records(output: str) -> list[dict[str, Any]]:
     return list(data["jobs"]) if "jobs" in data else [data]
 
 
-def parse_states(output: str) -> dict[str, State]:
-    return {str(record["id"]): state_of(record) for record in _records(output)}
+def parse(output: str) -> dict[str, Status]:
+    """Raises ValueError for anything but records of jobs."""
+    try:
+        return {str(record["id"]): _status(record) for record in _records(output)}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not a list of jobs: {output[:80]!r}") from error
 
 
 def state_of(record: Mapping[str, Any]) -> State:
@@ -142,17 +147,23 @@ def state_of(record: Mapping[str, Any]) -> State:
     return STATES.get(record["status"], State.UNKNOWN)
 
 
-def parse_reasons(output: str) -> dict[str, str]:
-    """Why a job waits, as the scheduler or its dependencies say, and why one failed that Flux gave up."""
-    return {str(record["id"]): why for record in _records(output) if (why := _reason(record))}
+def _status(record: Mapping[str, Any]) -> Status:
+    estimate = record.get("annotations", {}).get("sched", {}).get("t_estimate")
+    start = datetime.fromtimestamp(estimate).isoformat(timespec="seconds") if estimate else ""
+    return Status(state_of(record), _reason(record), start)
 
 
 def _reason(record: Mapping[str, Any]) -> str:
+    """Why a job waits, as the scheduler or its dependencies say, and why one failed that Flux gave up."""
     exception = record.get("exception", {})
     if exception.get("occurred"):
         return f"{exception.get('type', '')}: {exception.get('note', '')}"
     waits_for = record.get("dependencies") or []
     return ", ".join(waits_for) or record.get("annotations", {}).get("sched", {}).get("reason_pending", "")
+
+
+# Sorted by priority, then age (flux-jobs(1)); without those that wait for other jobs.
+WAITING = ("flux", "jobs", "-A", "--filter=sched", "--no-header", "--count=0", "--format={id.dec}|{queue}")
 
 
 def cancel_argv(job_ids: Sequence[str]) -> list[str]:
@@ -166,10 +177,11 @@ SCHEDULER = Scheduler(
         script=script,
         submit=submit_argv,
         parse_id=parse_id,
-        queries=(Query((jobs_argv,), parse_states, is_answer, parse_reasons),),
+        queries=(Query((jobs_argv,), parse, is_answer),),
         listing=LISTING,
         is_refusal=is_refusal,
         cancel=cancel_argv,
+        waiting=WAITING,
         requeue=None,  # Flux has no requeue: whoever submitted a job submits it anew
         warns=False,
     ),

@@ -6,21 +6,21 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jobs.errors import UserError
-from jobs.scheduler.contract import Batch, Query, Scheduler
+from jobs.scheduler.contract import Batch, Query, Scheduler, Status
 from jobs.scheduler.script import render_script
 from jobs.spec import JobSpec
 from jobs.state import State
 
 STATES = {
     **dict.fromkeys(("PEND", "PSUSP", "WAIT", "PROV"), State.PENDING),
-    **dict.fromkeys(("RUN", "USUSP", "SSUSP"), State.RUNNING),
+    # UNKWN, ZOMBI: its host does not answer; LSF knows it still, and it may come back, or be run again.
+    **dict.fromkeys(("RUN", "USUSP", "SSUSP", "UNKWN", "ZOMBI"), State.RUNNING),
     "DONE": State.COMPLETED,
     "EXIT": State.FAILED,
-    **dict.fromkeys(("UNKWN", "ZOMBI"), State.UNKNOWN),  # its host does not answer; it may come back, or be run again
 }
 
 # What EXIT means by its reason ("Termination reasons displayed by bacct, bhist, and bjobs"); FAILED for any other.
@@ -47,7 +47,6 @@ ENVIRONMENT = {
 _ID = re.compile(r"^Job <(\d+)> is submitted to ", re.MULTILINE)
 _NO_JOB = re.compile(r"^Job <\S+> is not found|^No (?:unfinished )?job found", re.MULTILINE)
 _REASON = re.compile(r"TERM_\w+")
-FIELDS = "jobid stat exit_reason"
 
 
 def submit_argv(spec: JobSpec, script: Path) -> list[str]:
@@ -98,21 +97,31 @@ def parse_id(output: str) -> str:
 
 LISTING = ["bjobs", "-a", "-noheader", "-o", "jobid command delimiter='|'"]
 _REFUSED = re.compile(r"Job not submitted|Request aborted|[Nn]o such (?:queue|project)|[Uu]nknown option|[Ii]llegal")
+# What bsub says before the same `Job not submitted` where LSF's daemons do not answer just now.
+_NOT_NOW = re.compile(
+    r"LSF library call|LSF is down|LIM (?:is down|configuration)|not respond|still trying|try (?:again )?later"
+    r"|[Tt]imed? ?out|[Cc]onnection (?:refused|reset)|[Ss]ocket|[Cc]ommunication|concurrent query|threshold"
+)
 
 
 def is_refusal(said: str) -> bool:
-    """Whether bsub was told no; what it says where the daemons do not answer is none of these phrases."""
-    return _REFUSED.search(said) is not None
+    """Whether bsub was told no: `gpux: No such queue. Job not submitted.`"""
+    return _REFUSED.search(said) is not None and not _NOT_NOW.search(said)
 
 
 def bjobs_json_argv(job_ids: Sequence[str]) -> list[str]:
     """All of the user's jobs, and for CLEAN_PERIOD those that ended: one short line for any number of them."""
-    return ["bjobs", "-a", "-json", "-o", FIELDS]
+    return ["bjobs", "-a", "-json", "-o", "jobid stat exit_reason pend_reason"]
 
 
 def bjobs_text_argv(job_ids: Sequence[str]) -> list[str]:
     """The same of an LSF before 10.1.0.2, which knows no -json."""
-    return ["bjobs", "-a", "-noheader", "-o", f"{FIELDS} delimiter='|'"]
+    return ["bjobs", "-a", "-noheader", "-o", "jobid stat exit_reason delimiter='|'"]
+
+
+def bjobs_wide_argv(job_ids: Sequence[str]) -> list[str]:
+    """The same of an LSF before 9.1, which knows no -o: the table that every version prints, with no word cut off."""
+    return ["bjobs", "-a", "-w"]
 
 
 def is_answer(code: int, text: str) -> bool:
@@ -120,14 +129,38 @@ def is_answer(code: int, text: str) -> bool:
     return code == 0 or (code == 255 and (_NO_JOB.search(text) is not None or '"RECORDS"' in text))
 
 
-def parse_states(output: str) -> dict[str, State]:
-    """States from either form of bjobs. Jobs that LSF has forgotten are absent, or have an ERROR instead of a state."""
-    if '"RECORDS"' in output:
-        records = json.loads(output[output.index("{") : output.rindex("}") + 1])["RECORDS"]
-        rows = [[str(record.get(key, "")) for key in ("JOBID", "STAT", "EXIT_REASON")] for record in records]
-    else:
-        rows = [row for line in output.splitlines() if len(row := line.split("|")) == 3]
-    return {job_id: state_of(stat, reason) for job_id, stat, reason in rows if job_id.isdigit() and stat}
+def parse(output: str) -> dict[str, Status]:
+    """Every form of bjobs. Jobs that LSF has forgotten are absent, or have an ERROR instead of a state.
+
+    Raises ValueError for anything that is none of the forms.
+    """
+    if "{" in output:
+        return _parse_json(output[output.index("{") : output.rindex("}") + 1])
+    lines = [line for line in output.splitlines() if line.strip() and not _NO_JOB.match(line)]
+    rows = [line.split("|", 2) if "|" in line else _columns(line) for line in lines]
+    known = {row[0]: Status(state_of(row[1], row[2])) for row in rows if len(row) == 3 and row[0].isdigit()}
+    if lines and not known:
+        raise ValueError(f"not a list of jobs: {output[:80]!r}")
+    return known
+
+
+def _parse_json(text: str) -> dict[str, Status]:
+    try:
+        records = [record for record in json.loads(text)["RECORDS"] if record.get("STAT")]
+        return {str(record["JOBID"]): _status(record) for record in records}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not records of jobs: {text[:80]!r}") from error
+
+
+def _status(record: Mapping[str, str]) -> Status:
+    state = state_of(record["STAT"], record.get("EXIT_REASON", ""))
+    return Status(state, record.get("PEND_REASON", "").strip(" -;") if state is State.PENDING else "")
+
+
+def _columns(line: str) -> list[str]:
+    """`123 user RUN queue from_host exec_host name time`: id, state and no reason."""
+    words = line.split()
+    return [words[0], words[2], ""] if len(words) > 3 and words[2] in STATES else []
 
 
 def state_of(stat: str, reason: str) -> State:
@@ -135,6 +168,10 @@ def state_of(stat: str, reason: str) -> State:
     state = STATES.get(stat, State.UNKNOWN)
     match = _REASON.search(reason)
     return EXIT_REASONS.get(match[0], state) if match and stat == "EXIT" else state
+
+
+# Waiting jobs come in the order in which they are considered for dispatch (bjobs(1), default output).
+WAITING = ("bjobs", "-u", "all", "-p", "-noheader", "-o", "jobid queue delimiter='|'")
 
 
 def cancel_argv(job_ids: Sequence[str]) -> list[str]:
@@ -159,11 +196,12 @@ SCHEDULER = Scheduler(
         script=render_script,
         submit=submit_argv,
         parse_id=parse_id,
-        queries=(Query((bjobs_json_argv, bjobs_text_argv), parse_states, is_answer),),
+        queries=(Query((bjobs_json_argv, bjobs_text_argv, bjobs_wide_argv), parse, is_answer),),
         listing=LISTING,
         is_refusal=is_refusal,
         cancel=cancel_argv,
         requeue=requeue_argv,
+        waiting=WAITING,
     ),
     hosts=compute_hosts,
 )

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from jobs.errors import UserError
-from jobs.scheduler.contract import Array, Batch, Query, Scheduler
+from jobs.scheduler.contract import Array, Batch, Query, Scheduler, Status
 from jobs.scheduler.script import render_script
 from jobs.spec import JobSpec
 from jobs.state import State
@@ -127,17 +127,24 @@ def state_of(word: str) -> State:
     return STATES.get(first, State.UNKNOWN)
 
 
-def parse_states(output: str) -> dict[str, State]:
-    """Lines of `ID|STATE`, where ID may be `12_3`; lines about job steps (`12.batch`) and rubbish are passed over."""
-    rows = (line.split("|") for line in output.splitlines())
-    return {row[0]: state_of(row[1]) for row in rows if len(row) >= 2 and _ID.fullmatch(row[0])}
+def parse(output: str) -> dict[str, Status]:
+    """Lines of `ID|STATE`, where ID may be `12_3`, and of `ID|STATE|START|REASON`.
+
+    Lines about job steps (`12.batch`) and rubbish are passed over. Raises ValueError where there is nothing else.
+    """
+    rows = [line.split("|", 3) for line in output.splitlines()]
+    known = {row[0]: _status(*row[1:]) for row in rows if len(row) >= 2 and _ID.fullmatch(row[0])}
+    if output.strip() and not any(len(row) >= 2 for row in rows):
+        raise ValueError(f"not a list of jobs: {output[:80]!r}")
+    return known
 
 
-def parse_reasons(output: str) -> dict[str, str]:
-    """Lines of `ID|STATE|START|REASON` → why a job waits, and when the scheduler means to start it."""
-    rows = (line.split("|", 3) for line in output.splitlines())
-    waiting = [row for row in rows if len(row) == 4 and state_of(row[1]) is State.PENDING]
-    return {row[0]: row[3] if row[2] == "N/A" else f"{row[3]}, starts {row[2]}" for row in waiting}
+def _status(word: str, start: str = "N/A", reason: str = "None") -> Status:
+    """Only of waiting jobs squeue says when they start and why they do not."""
+    state = state_of(word)
+    if state is not State.PENDING:
+        return Status(state)
+    return Status(state, "" if reason == "None" else reason, "" if start == "N/A" else start)
 
 
 def squeue_argv(job_ids: Sequence[str]) -> list[str]:
@@ -147,6 +154,10 @@ def squeue_argv(job_ids: Sequence[str]) -> list[str]:
     `--states=all` includes ended jobs for MinJobAge, so accounting is rarely asked and its lag rarely seen.
     """
     return ["squeue", "--me", "--noheader", "--states=all", "--array", "--format=%i|%T|%S|%r"]
+
+
+# As squeue(1) has it for "the same order considered for scheduling".
+WAITING = ("squeue", "--priority", "--sort=-p,i", "--states=PENDING", "--noheader", "--array", "--format=%i|%P")
 
 
 def sacct_argv(job_ids: Sequence[str]) -> list[str]:
@@ -179,12 +190,13 @@ SCHEDULER = Scheduler(
         script=render_script,
         submit=submit_argv,
         parse_id=parse_id,
-        queries=(Query((squeue_argv,), parse_states, reasons=parse_reasons), Query((sacct_argv,), parse_states)),
+        queries=(Query((squeue_argv,), parse), Query((sacct_argv,), parse)),
         listing=LISTING,
         is_refusal=is_refusal,
         cancel=cancel_argv,
         requeue=requeue_argv,
         ends=(ends_argv, parse_ends),
+        waiting=WAITING,
         array=Array(array_argv, array_job_id, "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_JOB_ID"),
     ),
 )

@@ -18,6 +18,7 @@ from jobs.errors import PayloadError, UserError
 from jobs.failure import error_line
 from jobs.queue import Queue, QueuedJob, Submission
 from jobs.restarts import Restarts
+from jobs.scheduler.contract import Status
 from jobs.site import load_site
 from jobs.spec import JobSpec
 from jobs.state import State
@@ -111,7 +112,7 @@ def test_lost_jobs_are_submitted_anew(
     if "save" in extras:
         (tmp_path / "run" / "checkpoints" / "step_00000001").mkdir(parents=True)
         (tmp_path / "run" / "checkpoints" / "step_00000001" / "manifest.json").touch()
-    job.state, job.num_ended = state, 2
+    job.status, job.num_ended = Status(state), 2
     said = queue.end(job, [])
     assert (said is None) == expected and job.job_id == ("8" if expected else "7")
     known = queue.active.find(job.key)
@@ -133,19 +134,19 @@ def chained(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Queue, Queue
 def test_a_successor_takes_over_and_another_waits_behind_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     queue, job, cancelled = chained(tmp_path, monkeypatch)
     assert (job.job_id, [one.job_id for one in job.successors]) == ("7", ["8"])
-    job.state, job.num_ended = State.NODE_FAIL, 2
+    job.status, job.num_ended = Status(State.NODE_FAIL), 2
     assert queue.end(job, []) is None
     assert (job.job_id, [one.job_id for one in job.successors]) == ("8", ["9"])
     known = queue.active.find(job.key)
     assert known is not None and [job_id for job_id, _ in known.chain] == ["8", "9"]
-    monkeypatch.setattr(executor, "read_result", lambda handle: 0)
+    job.result = 0
     assert queue.end(job, []) == "" and cancelled == ["9"] and queue.active.find(job.key) is None
     queue.close()
 
 
 def test_the_successor_of_a_dead_controllers_job_is_adopted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     queue, job, cancelled = chained(tmp_path, monkeypatch)
-    monkeypatch.setattr(executor, "ask", lambda scheduler, jobs: {"7": State.COMPLETED, "8": State.RUNNING})
+    monkeypatch.setattr(executor, "ask", lambda *_: {"7": Status(State.COMPLETED), "8": Status(State.RUNNING)})
     adopted = queue.adopt(job.submission)
     assert adopted is not None and (adopted.job_id, adopted.successors) == ("8", [])
     queue.cancel([job])
@@ -198,7 +199,7 @@ Allocation(["bash", "-c", script], Path("."), "local", 10, 1, Path("notes").reso
 
 def test_job_is_not_forgotten_while_the_scheduler_is_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))  # no squeue here
-    monkeypatch.setattr("jobs.queue.ADOPTION_PATIENCE_S", 0)
+    monkeypatch.setattr("jobs.adoption.PATIENCE_S", 0)
     queue = Queue(load_site("slurm"), tmp_path, 1)
     key = queue.active.key("train", ["a"])
     known = ActiveJob("7", "slurm", tmp_path / "%j", "train", ("a",), tmp_path / "notes")
@@ -226,7 +227,7 @@ def test_active_jobs_are_found_by_name_and_outputs(tmp_path: Path) -> None:
     job = ActiveJob("7", "slurm", Path("logs/%j"), "train", ("b", "a"), Path("notes"))
     active.add(active.key("train", ["b", "a"]), job)
     assert active.find(active.key("train", ["a", "b"])) == job
-    assert active.all() == [job]
+    assert list(active.all().values()) == [job]
     assert active.find(active.key("train", ["a"])) is None
     assert not list(tmp_path.glob("*.tmp"))
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from jobs.launch import LAUNCHERS
 from jobs.ranks import decode, rank_environment
 from jobs.resources import job_spec
 from jobs.scheduler import flux
+from jobs.scheduler.contract import NOTHING, Status
 from jobs.site import load_site
 from jobs.spec import Launch
 from jobs.state import State
@@ -31,7 +33,8 @@ SITE = Path(__file__).parents[2] / "site_configs" / "flux" / "site.yaml"
 # Of flux-core 0.88, without times.
 ALONE = '{"id": 65867350016, "status": "RUN", "state": "RUN", "dependencies": [], "exception": {"occurred": false}}'
 MANY = """{"jobs": [
- {"id": 1, "status": "SCHED", "annotations": {"sched": {"reason_pending": "insufficient resources"}}},
+ {"id": 1, "status": "SCHED",
+  "annotations": {"sched": {"t_estimate": 1795282899.1, "reason_pending": "insufficient resources"}}},
  {"id": 2, "status": "DEPEND", "dependencies": ["after-finish=65867350016"], "exception": {"occurred": false}},
  {"id": 3, "status": "CANCELED", "returncode": 137, "exception": {"occurred": true, "type": "cancel", "note": ""}},
  {"id": 4, "status": "TIMEOUT", "exception": {"occurred": true, "type": "timeout", "note": "expired"}},
@@ -65,13 +68,17 @@ def test_ids() -> None:
 
 
 def test_states_and_reasons() -> None:
-    assert flux.parse_states(ALONE) == {"65867350016": State.RUNNING} and flux.parse_states("") == {}
+    assert flux.parse(ALONE) == {"65867350016": Status(State.RUNNING)} and flux.parse("") == {}
     ended = [State.CANCELLED, State.TIMEOUT, State.FAILED, State.NODE_FAIL, State.COMPLETED]
     states = [State.PENDING, State.PENDING, *ended, State.RUNNING]
-    assert flux.parse_states(MANY) == {str(i): state for i, state in enumerate(states, 1)}
-    reasons = flux.parse_reasons(MANY)
-    assert reasons["1"] == "insufficient resources" and reasons["2"] == "after-finish=65867350016"
-    assert reasons["5"] == "alloc: unsatisfiable request" and "7" not in reasons
+    said = flux.parse(MANY)
+    assert {job_id: status.state for job_id, status in said.items()} == {str(i): s for i, s in enumerate(states, 1)}
+    assert said["1"].reason == "insufficient resources" and said["2"].reason == "after-finish=65867350016"
+    assert said["1"].start == datetime.fromtimestamp(1795282899.1).isoformat(timespec="seconds")
+    assert said["5"].reason == "alloc: unsatisfiable request" and said["7"].reason == ""
+    for rubbish in (MANY[:-9], '{"jobs": [{"id": 1}]}', "[1]", "what"):
+        with pytest.raises(ValueError):
+            flux.parse(rubbish)
 
 
 def test_answers_and_refusals() -> None:
@@ -191,11 +198,13 @@ def test_cancelled_job_saves_first_and_one_that_fails_has_its_own_code(broker: N
     assert executor.cancel("flux", [job]) == ""
     ids = {job.job_id, other.job_id}
     wait_for(
-        lambda: {one.name for one in (executor.ask("flux", [job, other]) or {}).values()} == {"CANCELLED", "FAILED"}
+        lambda: (
+            {one.state.name for one in (executor.ask("flux", [job, other]) or {}).values()} == {"CANCELLED", "FAILED"}
+        )
     )
     assert (tmp_path / "saved").read_text() == "SIGTERM" and not is_alive(tmp_path / "pid") and len(ids) == 2
     assert executor.cancel("flux", [job]) == "", "it is over already"
-    assert executor.ask("flux", [executor.attach("flux", tmp_path, "1234")]) == {"1234": State.UNKNOWN}
+    assert executor.ask("flux", [executor.attach("flux", tmp_path, "1234")]) == {"1234": NOTHING}
 
 
 def test_failed_rank_ends_the_others(broker: None, tmp_path: Path) -> None:

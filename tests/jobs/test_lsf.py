@@ -21,6 +21,7 @@ from jobs.queue import Queue, Submission
 from jobs.ranks import rank_environment
 from jobs.resources import job_spec, placed
 from jobs.scheduler import lsf
+from jobs.scheduler.contract import Status
 from jobs.scheduler.script import render_script
 from jobs.site import Site, load_site
 from jobs.spec import JobSpec
@@ -63,8 +64,14 @@ BJOBS_STATES = {
     "26241": State.FAILED,
     "26242": State.CANCELLED,
     "26243": State.TIMEOUT,
-    "26244": State.UNKNOWN,
+    "26244": State.RUNNING,
 }
+BJOBS_WIDE = """\
+JOBID   USER    STAT  QUEUE      FROM_HOST   EXEC_HOST   JOB_NAME   SUBMIT_TIME
+26238   user    RUN   batch      login1      batch5:h49n16:42*h49n18 train Nov 21 10:00
+26239   user    PEND  batch      login1         -        train a b Nov 21 10:00
+26240   user    DONE  batch      login1      batch5      x          Nov 21 10:00
+"""
 
 
 def test_script_and_submit_lines() -> None:
@@ -81,9 +88,23 @@ def test_ids() -> None:
         lsf.parse_id("nosuch: No such queue. Job not submitted.")
 
 
+def states(text: str) -> dict[str, State]:
+    return {job_id: status.state for job_id, status in lsf.parse(text).items()}
+
+
 @pytest.mark.parametrize("text", [BJOBS_JSON, f"a banner\n{BJOBS_JSON}", BJOBS_TEXT])
 def test_states_of_many_jobs(text: str) -> None:
-    assert lsf.parse_states(text) == BJOBS_STATES
+    assert states(text) == BJOBS_STATES
+
+
+def test_states_from_an_older_bjobs_and_reasons_from_a_newer() -> None:
+    assert states(BJOBS_WIDE) == {number: BJOBS_STATES[number] for number in ("26238", "26239", "26240")}
+    why = BJOBS_JSON.replace('"PEND","EXIT_REASON":""', '"PEND","EXIT_REASON":"-","PEND_REASON":"New job is waiting;"')
+    assert lsf.parse(why)["26239"].reason == "New job is waiting" and lsf.parse(why)["26238"].reason == ""
+    for rubbish in (BJOBS_JSON[:300], "{}", '{"RECORDS": 1}', "please log in"):
+        with pytest.raises(ValueError):
+            lsf.parse(rubbish)
+    assert lsf.parse("No job found\n") == lsf.parse("") == {}
 
 
 @pytest.mark.parametrize(
@@ -194,12 +215,12 @@ def test_warned_job_comes_back_under_its_own_id(fake: Path, tmp_path: Path) -> N
     """Five minutes before its walltime ends LSF sends USR2; the job saves and asks for itself again."""
     site = load_site("summit")
     job = start(site, tmp_path)
-    assert job.job_id == "26238" and executor.ask(site.scheduler, [job])["26238"].is_active  # type: ignore[index]
+    assert job.job_id == "26238" and executor.ask(site.scheduler, [job])["26238"].state.is_active  # type: ignore[index]
     wait_for(lambda: list(tmp_path.glob("notes/launch_*")))
     (fake / "clock").write_text("10")
     wait_for(lambda: executor.read_result(job) is not None)
     assert executor.read_result(job) == 0 and (tmp_path / "starts").read_text() == "0 1 "
-    wait_for(lambda: executor.ask(site.scheduler, [job]) == {"26238": State.COMPLETED})
+    wait_for(lambda: executor.ask(site.scheduler, [job]) == {"26238": Status(State.COMPLETED)})
     assert "state saved, runs again" in (tmp_path / "a $b/26238_0_log.err").read_text()
 
 
@@ -208,14 +229,15 @@ def test_killed_job_saves_at_the_first_signal_and_counts_as_cancelled(fake: Path
     job = start(site, tmp_path)
     wait_for(lambda: list(tmp_path.glob("notes/launch_*")))
     executor.cancel(site.scheduler, [job])
-    wait_for(lambda: executor.ask(site.scheduler, [job]) == {"26238": State.CANCELLED})
+    wait_for(lambda: executor.ask(site.scheduler, [job]) == {"26238": Status(State.CANCELLED)})
     assert (tmp_path / "saved").read_text() == "SIGTERM" and executor.read_result(job) is None
 
 
 def test_queue_tells_forgotten_jobs_from_a_silent_lsf(
     fake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.queue.ADOPTION_PATIENCE_S", 0)
+    monkeypatch.setattr("jobs.adoption.PATIENCE_S", 0)
+    monkeypatch.setattr("jobs.adoption.UNKNOWN_S", 0)
     site = load_site("summit")
     queue = Queue(site, tmp_path / "queue", 1)
     wanted = Submission(JobSpec(name="train"), ("a",), ["true"], tmp_path)

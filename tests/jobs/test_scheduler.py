@@ -19,6 +19,7 @@ from jobs.hostlist import expand
 from jobs.launch import LAUNCHERS
 from jobs.ranks import rank_environment
 from jobs.scheduler import slurm
+from jobs.scheduler.contract import Status
 from jobs.scheduler.script import render_script
 from jobs.spec import JobSpec, Launch
 from jobs.state import State
@@ -107,15 +108,23 @@ def test_slurm_ids() -> None:
         slurm.parse_id("denied")
 
 
-def test_slurm_states_of_many_jobs() -> None:
+def test_slurm_says_states_of_many_jobs_and_why_they_wait() -> None:
     text = "1|RUNNING\n2|CANCELLED by 1000\n3|OUT_OF_ME+\n3.batch|FAILED\n\nrubbish\n4|NEW\n5|COMPLETING\n"
-    assert slurm.parse_states(text) == {
+    assert {job_id: status.state for job_id, status in slurm.parse(text).items()} == {
         "1": State.RUNNING,
         "2": State.CANCELLED,
         "3": State.UNKNOWN,
         "4": State.UNKNOWN,
         "5": State.RUNNING,
     }
+    text = "7|PENDING|2026-11-21T10:00:00|Priority\n8_2|PENDING|N/A|Nodes|down\n9|RUNNING|2026-11-21T08:00:00|None\n"
+    assert slurm.parse(text) == {
+        "7": Status(State.PENDING, "Priority", "2026-11-21T10:00:00"),
+        "8_2": Status(State.PENDING, "Nodes|down"),
+        "9": Status(State.RUNNING),
+    }
+    with pytest.raises(ValueError, match="not a list of jobs"):
+        slurm.parse("<html>please log in</html>")
     assert slurm.state_of("REQUEUED").is_active and slurm.state_of("").is_active
     assert not slurm.state_of("NODE_FAIL").is_active
 

@@ -238,7 +238,8 @@ def test_jobs_that_are_alike_are_one_array(slurm_commands: Path) -> None:
     assert Path("id").read_text() == "JOBS_JOB_ID=7_1\n"
     link = folder / "7_1_submitted.pkl"
     assert link.readlink().name == f"{script.stem}_1.pkl" and link.exists()
-    states = executor.ask("slurm", [job.handle for job in jobs])
+    said = executor.ask("slurm", [job.handle for job in jobs]) or {}
+    states = {job_id: status.state for job_id, status in said.items()}
     assert states == {"7_0": State.COMPLETED, "7_1": State.RUNNING, "7_2": State.PENDING}
     adopted = [queue.adopt(job.submission) for job in jobs]
     assert [job and job.job_id for job in adopted] == [None, "7_1", "7_2"]

@@ -12,11 +12,18 @@ from pathlib import Path
 import pytest
 
 from jobs.controller import ActiveJob, ActiveJobs
-from jobs.scheduler.slurm import parse_reasons, parse_states
+from jobs.inquiry import Place, places
+from jobs.scheduler import SCHEDULERS
 
 SQUEUE = """7|PENDING|2026-11-21T10:00:00|Priority
 8|PENDING|N/A|AssocGrpCPULimit
 9|RUNNING|2026-11-21T08:00:00|None
+"""
+WAITING = """3|batch
+12_1|batch
+8|large
+7|batch
+8|batch
 """
 
 
@@ -43,10 +50,12 @@ def workflow(tmp_path: Path) -> Path:
     (done / "train_summary.json").write_text("{}")
     binaries = tmp_path / "bin"
     binaries.mkdir()
-    for name, answer in (("squeue", f"cat {tmp_path}/answer"), ("scancel", "")):
-        (binaries / name).write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/{name}.calls\n{answer}\n')
+    answer = f"case $* in *--sort*) cat {tmp_path}/waiting;; *) cat {tmp_path}/answer; esac"
+    for name, does in (("squeue", answer), ("scancel", "")):
+        (binaries / name).write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/{name}.calls\n{does}\n')
         (binaries / name).chmod(0o755)
     (tmp_path / "answer").write_text(SQUEUE)
+    (tmp_path / "waiting").write_text(WAITING)
     return tmp_path
 
 
@@ -84,17 +93,22 @@ def test_the_table_shows_the_same(workflow: Path) -> None:
     assert any("20/40" in row and "41.0%" in row and "0:00:40" in row and "10 (0:00:0" in row for row in rows), rows
 
 
-def test_one_call_tells_why_any_number_of_jobs_wait(workflow: Path) -> None:
+def test_two_calls_tell_why_and_where_any_number_of_jobs_wait(workflow: Path) -> None:
     for number, run in ((7, "half"), (8, "new"), (9, "running")):
         submitted(workflow, str(number), "train", f"results/exp/runs/{run}/train_summary.json")
     for number in range(10, 40):
         submitted(workflow, str(number), "tokenize", f"results/exp/tokens/{number}.bin")
     (workflow / "answer").write_text(SQUEUE + "".join(f"{n}|RUNNING|N/A|None\n" for n in range(10, 40)))
     rows = statuses(workflow)
-    assert rows["half"]["state"] == "pending: Priority, starts 2026-11-21T10:00:00"
-    assert rows["new"]["state"] == "pending: AssocGrpCPULimit" and rows["new"]["step"] is None
+    waits = {key: rows["half"][key] for key in ("state", "reason", "estimated_start", "queue_position", "queue_length")}
+    assert list(waits.values()) == ["pending", "Priority", "2026-11-21T10:00:00", 3, 4]
+    assert rows["new"]["reason"] == "AssocGrpCPULimit" and rows["new"]["step"] is None
+    assert (rows["new"]["queue_name"], rows["new"]["queue_position"], rows["new"]["queue_length"]) == ("large", 1, 1)
     assert rows["running"]["state"] == rows["tokenize"]["state"] == "running"
-    assert len((workflow / "squeue.calls").read_text().splitlines()) == 1
+    assert len((workflow / "squeue.calls").read_text().splitlines()) == 2
+    table = jobs(workflow, "status")
+    assert "pending, 3 of 4 in batch: Priority, starts 2026-11-21T10:00:00" in table
+    assert max(map(len, table.splitlines())) < 240 and len(table.splitlines()) == 35, "a line each"
 
 
 def test_a_scheduler_that_does_not_answer_is_no_end(workflow: Path) -> None:
@@ -138,6 +152,12 @@ def test_cancel_ends_the_job_of_the_run_alone(workflow: Path) -> None:
     assert (workflow / "scancel.calls").read_text() == "7\n", "all or none"
 
 
-def test_squeue_lines() -> None:
-    assert parse_reasons(SQUEUE) == {"7": "Priority, starts 2026-11-21T10:00:00", "8": "AssocGrpCPULimit"}
-    assert set(parse_states(SQUEUE)) == {"7", "8", "9"}
+def test_flux_and_lsf_give_places_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    for scheduler, tool, said in (("flux", "flux", "3|\n7|\n"), ("lsf", "bjobs", "a banner\n3|normal\n7|normal\n")):
+        (tmp_path / tool).write_text(f"#!/bin/sh\nprintf '{said}'\n")
+        (tmp_path / tool).chmod(0o755)
+        batch = SCHEDULERS[scheduler].batch
+        assert batch is not None and places(batch)["7"] == Place(2, 2, "normal" if scheduler == "lsf" else "")
+        (tmp_path / tool).unlink()
+        assert places(batch) == {}, "it does not say"
