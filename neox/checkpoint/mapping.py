@@ -75,7 +75,7 @@ class RowMap:
     def exported(self, name: str, read: ReadRows) -> Iterator[Tensor]:
         """Their tensor `name`, block by block; `read` gives rows of ours."""
         for run in self._to_theirs[name]:
-            for first, length in _blocks(run.num_rows, self.theirs[name][1:]):
+            for first, length in blocks(run.num_rows, self.theirs[name][1:]):
                 yield read(run.ours, run.our_row + first, length)
         if not self._to_theirs[name]:
             yield torch.zeros(self.theirs[name])
@@ -83,12 +83,12 @@ class RowMap:
     def imported(self, name: str, read: ReadRows) -> Iterator[Tensor]:
         """Our tensor `name`, block by block; `read` gives rows of theirs."""
         for run in sorted(self._to_ours[name], key=attrgetter("our_row")):
-            for first, length in _blocks(run.num_rows, self.ours[name][1:]):
+            for first, length in blocks(run.num_rows, self.ours[name][1:]):
                 yield read(run.theirs, run.their_row + first, length)
 
 
-def _blocks(num_rows: int, row_shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    """First row and number of rows of each block."""
+def blocks(num_rows: int, row_shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """First row and number of rows of each block of a tensor's rows."""
     step = max(1, BLOCK_BYTES // (4 * math.prod(row_shape)))
     for first in range(0, num_rows, step):
         yield first, min(step, num_rows - first)

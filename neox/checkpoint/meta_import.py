@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -13,11 +14,12 @@ from torch import Tensor
 
 from neox.checkpoint.mapping import logical_shapes
 from neox.checkpoint.settings import vocab_multiple
-from neox.checkpoint.torch_file import load
+from neox.checkpoint.shards import Rows, Shard, beside, read_all, stacked
+from neox.checkpoint.torch_file import TorchFile
 from neox.config.derive import check_model
 from neox.config.errors import UserError
 from neox.config.schema import ModelConfig, ParallelConfig
-from neox.config.shape import num_kv_heads
+from neox.config.shape import head_dim, num_kv_heads
 
 PARTS = {
     "attn_norm.weight": ("attention_norm.weight", None),
@@ -35,7 +37,7 @@ class MetaModel:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._shards = [load(path) for path in sorted(folder.glob("consolidated.*.pth"))]
+        self._files = [TorchFile(path) for path in sorted(folder.glob("consolidated.*.pth"))]
         try:
             self.model = self._read_params(json.loads((folder / "params.json").read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -47,17 +49,13 @@ class MetaModel:
 
     def blocks(self, name: str) -> Iterator[Tensor]:
         """As `neox.checkpoint.importing.Source`."""
-        whole = self._merged(name)
-        if tuple(whole.shape) != self.shapes[name]:
-            found, wanted = list(whole.shape), list(self.shapes[name])
-            raise UserError(f"{self._folder}: {name} has shape {found}, params.json asks for {wanted}")
-        yield whole.contiguous()
+        return read_all(self._rows(name), self.shapes[name], f"{self._folder}: {name}", "params.json")
 
     def _read_params(self, params: dict[str, Any]) -> ModelConfig:
         """The model; Meta does not write down its context: 2048, 4096, 8192 or 131072 for Llama 1, 2, 3, 3.1."""
         base, is_scaled = params.get("rope_theta", 10000.0), params.get("use_scaled_rope", False)
         length = 131072 if is_scaled else 8192 if base > 10000 else 2048 if params["norm_eps"] < 1e-5 else 4096
-        rows = self._embedding().shape[0]
+        rows = sum(part.num_rows for part in self._embedding())
         kv_heads = params.get("n_kv_heads") or params["n_heads"]
         return ModelConfig(
             num_layers=params["n_layers"],
@@ -67,7 +65,7 @@ class MetaModel:
             seq_length=length,
             vocab_size=rows,
             vocab_multiple=vocab_multiple(rows, rows),
-            intermediate_size=sum(len(shard["layers.0.feed_forward.w1.weight"]) for shard in self._shards),
+            intermediate_size=sum(shard.shape[0] for shard in self._shards("layers.0.feed_forward.w1.weight")),
             rotary_pct=1.0,
             rotary_base=float(base),
             rotary_scaling="llama3" if is_scaled else "none",
@@ -77,47 +75,58 @@ class MetaModel:
             norm_eps=params["norm_eps"],
             activation="swiglu",
             parallel_residual=False,
-            tie_embeddings="output.weight" not in self._shards[0],
+            tie_embeddings="output.weight" not in self._files[0].entries,
             bias=False,
         )
 
-    def _embedding(self) -> Tensor:
-        """Llama 3 deals the rows to the shards, those before it the columns."""
-        shards = [shard["tok_embeddings.weight"] for shard in self._shards]
-        is_dealt_by_rows = shards[0].shape[1] == len(self._shards[0]["norm.weight"])
-        return torch.cat(shards, 0 if is_dealt_by_rows else 1)
-
-    def _merged(self, name: str) -> Tensor:
+    def _rows(self, name: str) -> list[Rows]:
+        """Where our tensor's rows lie."""
         if name == "embed.weight":
             return self._embedding()
         if name == "head.weight":
-            return self._tensor("output.weight", 0)
+            return stacked(self._shards("output.weight"))
         if name == "final_norm.weight":
-            return self._tensor("norm.weight", None)
+            return stacked(self._shards("norm.weight")[:1])
         layer = re.fullmatch(r"layers\.(\d+)\.(.+)", name)
         assert layer is not None
         prefix = f"layers.{layer[1]}."
         if layer[2] in PARTS:
             theirs, dim = PARTS[layer[2]]
-            return self._tensor(prefix + theirs, dim)
-        q, k, v = (self._tensor(f"{prefix}attention.w{part}.weight", 0) for part in "qkv")
-        kv_heads = num_kv_heads(self.model)
-        q, k = halves_first(q, self.model.num_heads), halves_first(k, kv_heads)
-        if layer[2] == "attn.q.weight":
-            return q
-        parts = [k, v] if layer[2] == "attn.kv.weight" else [q, k, v]
-        return torch.cat([part.unflatten(0, (kv_heads, -1)) for part in parts], 1).flatten(0, 1)
+            shards = self._shards(prefix + theirs)
+            return beside(shards) if dim == 1 else stacked(shards if dim == 0 else shards[:1])
+        q, k, v = (self._shards(f"{prefix}attention.w{part}.weight") for part in "qkv")
+        return self._heads(layer[2], q, k, v)
 
-    def _tensor(self, name: str, dim: int | None) -> Tensor:
-        if any(name not in shard for shard in self._shards):
+    def _embedding(self) -> list[Rows]:
+        """Llama 3 deals the rows to the shards, those before it the columns."""
+        shards = self._shards("tok_embeddings.weight")
+        is_dealt_by_rows = shards[0].shape[1] == self._shards("norm.weight")[0].shape[0]
+        return stacked(shards) if is_dealt_by_rows else beside(shards)
+
+    def _heads(self, name: str, q: list[Shard], k: list[Shard], v: list[Shard]) -> list[Rows]:
+        """Ours: [kv head][its queries, k, v], or the queries apart."""
+        width, kv_heads = head_dim(self.model), num_kv_heads(self.model)
+        on_each, group = kv_heads // len(k), self.model.num_heads // kv_heads
+        if k[0].shape[0] != on_each * width:
+            raise UserError(
+                f"{self._folder}: {k[0].name} has {k[0].shape[0]} rows, params.json asks for {on_each * width}"
+            )
+        rows = []
+        for rank, place in itertools.product(range(len(k)), range(on_each)):
+            queries = [_turned(q[rank], (place * group + i) * width, width) for i in range(group)]
+            keys, values = _turned(k[rank], place * width, width), Rows((v[rank],), place * width, width)
+            rows += {"attn.q.weight": queries, "attn.kv.weight": [keys, values]}.get(name, [*queries, keys, values])
+        return rows
+
+    def _shards(self, name: str) -> list[Shard]:
+        if any(name not in file.entries for file in self._files):
             raise UserError(f"{self._folder}: has no tensor {name}")
-        shards = [shard[name] for shard in self._shards]
-        return shards[0] if dim is None else torch.cat(shards, dim)
+        return [Shard(file, name) for file in self._files]
 
 
-def halves_first(weight: Tensor, num_heads: int) -> Tensor:
-    """Rows of each head from pairs (2i, 2i + 1), which Meta's rotary turns, to pairs (i, i + width / 2), ours."""
-    return weight.unflatten(0, (num_heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+def _turned(shard: Shard, first: int, width: int) -> Rows:
+    """Rows of one head from pairs (2i, 2i + 1), which Meta's rotary turns, to pairs (i, i + width / 2), ours."""
+    return Rows((shard,), first, width, lambda parts: torch.cat([parts[0][::2], parts[0][1::2]]), is_one_block=True)
 
 
 def is_meta(folder: Path) -> bool:

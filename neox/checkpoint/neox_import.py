@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from neox.checkpoint.mapping import logical_shapes
 from neox.checkpoint.settings import vocab_multiple
-from neox.checkpoint.torch_file import load
+from neox.checkpoint.shards import Rows, Shard, beside, columns, mean, read_all, stacked, total
+from neox.checkpoint.torch_file import TorchFile
 from neox.config.errors import UserError
 from neox.config.load import load_model
 from neox.config.schema import ModelConfig
@@ -50,7 +51,7 @@ class NeoXModel:
         configs = configs or sorted((folder / "configs").glob("*"))
         if not configs:
             raise UserError(f"{folder}: holds no configs/; name the run's YAML files with --config")
-        self._opened: tuple[int, list[Mapping[str, Tensor]]] = (-1, [])
+        self._opened: tuple[int, list[TorchFile]] = (-1, [])
         self.model = self._with_rows(load_model(configs))
         self.shapes = logical_shapes(self.model)
         self.tokenizer: Path | None = None
@@ -58,92 +59,85 @@ class NeoXModel:
 
     def blocks(self, name: str) -> Iterator[Tensor]:
         """As `neox.checkpoint.importing.Source`."""
-        whole = self._merged(name)
-        if tuple(whole.shape) != self.shapes[name]:
-            found, wanted = list(whole.shape), list(self.shapes[name])
-            raise UserError(f"{self._folder}: {name} has shape {found}, the configuration asks for {wanted}")
-        yield whole.contiguous()
+        return read_all(self._rows(name), self.shapes[name], f"{self._folder}: {name}", "the configuration")
 
     def _with_rows(self, model: ModelConfig) -> ModelConfig:
         """The vocabulary is as large as the embedding."""
-        rows = sum(len(shard) for shard in self._shards(0, ["word_embeddings.weight"]))
+        rows = sum(shard.shape[0] for shard in self._shards(0, ["word_embeddings.weight"]))
         return dataclasses.replace(model, vocab_size=rows, vocab_multiple=vocab_multiple(rows, rows))
 
-    def _merged(self, name: str) -> Tensor:
-        if name == "embed.weight":
-            return torch.cat(self._shards(0, ["word_embeddings.weight"]))
-        if name == "positions.weight":
-            return _mean(self._shards(0, ["position_embeddings.weight"]))
+    def _rows(self, name: str) -> list[Rows]:
+        """Where our tensor's rows lie."""
         last = self.model.num_layers + 3
+        if name == "embed.weight":
+            return stacked(self._shards(0, ["word_embeddings.weight"]))
+        if name == "positions.weight":
+            return beside(self._shards(0, ["position_embeddings.weight"]), mean)
         if name == "head.weight":
-            return torch.cat(self._shards(last + 1, ["final_linear.weight"]))
+            return stacked(self._shards(last + 1, ["final_linear.weight"]))
         module, _, kind = name.rpartition(".")
         if module == "final_norm":
-            return _mean(self._shards(last, [f"norm.{theirs}" for theirs in KINDS[kind]]))
+            return beside(self._shards(last, [f"norm.{theirs}" for theirs in KINDS[kind]]), mean)
         layer = re.fullmatch(r"layers\.(\d+)\.(.+)", module)
         if layer is None or layer[2] not in PARTS:
             raise UserError(f"{self._folder}: cannot be imported: {name} has no counterpart in GPT-NeoX's checkpoints")
         rule, modules = PARTS[layer[2]]
         names = [f"{part}.{theirs}" for part in modules for theirs in KINDS[kind]]
-        return self._merge(rule, self._shards(int(layer[1]) + 2, names), kind == "bias")
+        return self._merged(rule, self._shards(int(layer[1]) + 2, names), kind == "bias")
 
-    def _merge(self, rule: str, shards: list[Tensor], is_bias: bool) -> Tensor:
+    def _merged(self, rule: str, shards: list[Shard], is_bias: bool) -> list[Rows]:
         if rule == "copied":
-            return _mean(shards)
+            return beside(shards, mean)
         if rule == "columns":
             # In a parallel block every rank adds its bias before the sum over ranks; else one of the equal ones counts.
-            parallel = self.model.parallel_residual
-            return (sum(shards[1:], shards[0]) if parallel else _mean(shards)) if is_bias else torch.cat(shards, 1)
+            return beside(shards, columns if not is_bias else total if self.model.parallel_residual else mean)
         if rule in ("up", "gate"):
-            return torch.cat([self._half(rule, shard) for shard in shards])
+            return [self._half(rule, shard) for shard in shards]
         if num_kv_heads(self.model) == self.model.num_heads:
-            return torch.cat(shards)  # [head][q, k, v], as ours
-        return _grouped(rule, shards, self.model)
+            return stacked(shards)  # [head][q, k, v], as ours
+        return self._grouped(rule, shards)
 
-    def _half(self, rule: str, shard: Tensor) -> Tensor:
+    def _half(self, rule: str, shard: Shard) -> Rows:
         """A gated MLP's first layer is [up, gate] on each rank, but in files of Llama's three names."""
-        width = self.model.intermediate_size or 4 * self.model.hidden_size
-        if not is_gated(self.model) or len(shard) * self.tp == width:
-            return shard
-        return shard.chunk(2)[0 if rule == "up" else 1]
+        size, width = shard.shape[0], self.model.intermediate_size or 4 * self.model.hidden_size
+        if not is_gated(self.model) or size * self.tp == width:
+            return Rows((shard,), 0, size)
+        return Rows((shard,), 0 if rule == "up" else size // 2, size // 2)
 
-    def _shards(self, layer: int, names: Sequence[str]) -> list[Tensor]:
-        """The tensor of the first of `names` that there is, of every rank, fp32."""
-        states = self._states(layer)
+    def _grouped(self, rule: str, shards: list[Shard]) -> list[Rows]:
+        """[queries, keys, values] of each rank's heads → ours: [kv head][its queries, k, v], or q and kv apart."""
+        width, kv_heads = head_dim(self.model), num_kv_heads(self.model) // len(shards)
+        group = self.model.num_heads // num_kv_heads(self.model)
+        rows: list[Rows] = []
+        if (size := shards[0].shape[0]) != (wanted := kv_heads * (group + 2) * width):
+            raise UserError(f"{self._folder}: {shards[0].name} has {size} rows, the configuration asks for {wanted}")
+        for shard, kv in itertools.product(shards, range(kv_heads)):
+            queries = Rows((shard,), kv * group * width, group * width)
+            keys, values = (Rows((shard,), (kv_heads * (group + i) + kv) * width, width) for i in (0, 1))
+            rows += {"q": [queries], "kv": [keys, values], "qkv": [queries, keys, values]}[rule]
+        return rows
+
+    def _shards(self, layer: int, names: Sequence[str]) -> list[Shard]:
+        """The tensor of the first of `names` that there is, of every rank."""
+        files = self._files(layer)
         prefix = "" if self._is_layered else f"sequential.{layer}."
-        name = next((prefix + name for name in names if prefix + name in states[0]), None)
+        name = next((prefix + name for name in names if prefix + name in files[0].entries), None)
         if name is None:
             raise UserError(f"{self._folder}: has no {' or '.join(names)} in layer {layer}")
-        if any(name not in state for state in states):
+        if any(name not in file.entries for file in files):
             raise UserError(f"{self._folder}: {name} is not in the files of every rank")
-        return [state[name].float() for state in states]
+        return [Shard(file, name) for file in files]
 
-    def _states(self, layer: int) -> list[Mapping[str, Tensor]]:
-        """Tensors of one layer, or of everything, rank by rank; one set of files is open at a time."""
+    def _files(self, layer: int) -> list[TorchFile]:
+        """The files of one layer, or of everything, rank by rank; one set of files is open at a time."""
         key = layer if self._is_layered else 0
         if self._opened[0] != key:
-            pattern = LAYERED if self._is_layered else SEQUENTIAL
-            loaded = [load(self._folder / pattern.format(layer=layer, rank=rank)) for rank in range(self.tp)]
-            self._opened = (key, [state if self._is_layered else state["module"] for state in loaded])
+            pattern, inside = (LAYERED, None) if self._is_layered else (SEQUENTIAL, "module")
+            paths = [self._folder / pattern.format(layer=layer, rank=rank) for rank in range(self.tp)]
+            self._opened = (key, [TorchFile(path, inside) for path in paths])
         return self._opened[1]
 
 
 def is_neox(folder: Path) -> bool:
     """Whether a folder is a global_stepN of GPT-NeoX."""
     return any((folder / name.format(layer=0, rank=0)).is_file() for name in (LAYERED, SEQUENTIAL))
-
-
-def _mean(shards: list[Tensor]) -> Tensor:
-    """Of what every rank holds whole, as GPT-NeoX's converter: the ranks' rounding may have drifted apart."""
-    return torch.stack(shards).mean(0)
-
-
-def _grouped(rule: str, shards: list[Tensor], model: ModelConfig) -> Tensor:
-    """[queries, keys, values] of each rank's heads → ours: [kv head][its queries, k, v], or q and kv apart."""
-    width, kv_heads = head_dim(model), num_kv_heads(model)
-    sizes = [model.num_heads * width // len(shards), *[kv_heads * width // len(shards)] * 2]
-    q, k, v = (torch.cat(part) for part in zip(*(shard.split(sizes) for shard in shards), strict=True))
-    if rule == "q":
-        return q
-    parts = [k, v] if rule == "kv" else [q, k, v]
-    return torch.cat([part.unflatten(0, (kv_heads, -1)) for part in parts], 1).flatten(0, 1)

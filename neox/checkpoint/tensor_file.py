@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -115,14 +116,23 @@ class TensorFile:
             raise UserError(f"{self.path}: {name} is {entry.dtype}; weights are {', '.join(DTYPES)}")
         out = torch.empty(stop - start, dtype=DTYPES[entry.dtype])
         assert 0 <= start <= stop <= math.prod(entry.shape)
-        view = out.view(torch.uint8).numpy().data
-        self._file.seek(self._begin + self._offsets[name][0] + start * out.itemsize)
-        while len(view):
-            num_read = self._file.readinto(view)
-            if not num_read:
-                raise UserError(f"{self.path} is damaged: it ends within {name}")
-            view = view[num_read:]
+        fill(out, self._file, self._begin + self._offsets[name][0] + start * out.itemsize, self.path)
         return out
+
+
+def fill(out: Tensor, file: FileIO, offset: int, path: Path) -> None:
+    """Reads the contiguous tensor `out` from byte `offset` of the open file `path` on.
+
+    Raises:
+        UserError: the file ends before.
+    """
+    view = out.view(torch.uint8).numpy().data
+    file.seek(offset)
+    while len(view):
+        num_read = file.readinto(view)
+        if not num_read:
+            raise UserError(f"{path} is damaged: it ends within a tensor")
+        view = view[num_read:]
 
 
 def _header(entries: Sequence[Entry], metadata: Mapping[str, str] | None) -> bytes:

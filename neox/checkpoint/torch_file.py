@@ -1,4 +1,4 @@
-"""PyTorch's own files (.bin, .pt, .pth), memory-mapped; their pickle may rebuild tensors and plain data alone."""
+"""PyTorch's own files (.bin, .pt, .pth), a range at a time; their pickle may rebuild tensors and plain data alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neox.checkpoint.tensor_file import DTYPES, Entry
+from neox.checkpoint.tensor_file import DTYPES, Entry, fill
 from neox.config.errors import UserError
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -26,14 +26,21 @@ PLAIN: list[Any] = [
 
 
 class TorchFile:
-    """Reads any range of any tensor of a file that holds a dictionary of tensors."""
+    """Reads any range of any tensor of a file that holds a dictionary of tensors; none is mapped."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises UserError: there is no such file, or it is damaged, or asks for more than plain data."""
+    def __init__(self, path: Path, key: str | None = None) -> None:
+        """`key`: under which the file holds the dictionary; None: it is one.
+
+        Raises:
+            UserError: there is no such file, or it is damaged, or asks for more than plain data.
+        """
         self.path = path
-        found = load(path)
+        found = _load(path)
+        if key is not None and isinstance(found, Mapping):
+            found = found.get(key)
         if not isinstance(found, Mapping):
             raise UserError(f"{path}: holds no dictionary of tensors")
+        self._file = path.open("rb", buffering=0)
         self._tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
         self.entries = {
             name: Entry(name, NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
@@ -45,24 +52,37 @@ class TorchFile:
         tensor = self._tensors[name]
         if tensor.dtype not in NAMES:
             raise UserError(f"{self.path}: {name} is {tensor.dtype}; weights are {', '.join(DTYPES)}")
-        return tensor.reshape(-1)[start:stop].clone()
+        if not tensor.is_meta:
+            return tensor.reshape(-1)[start:stop].clone()
+        storage = tensor.untyped_storage()
+        begin = storage._checkpoint_offset
+        assert begin is not None
+        if not tensor.is_contiguous():
+            whole = torch.empty(storage.nbytes() // tensor.itemsize, dtype=tensor.dtype)
+            fill(whole, self._file, begin, self.path)
+            strided = whole.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+            return strided.reshape(-1)[start:stop].clone()
+        assert 0 <= start <= stop <= tensor.numel()
+        out = torch.empty(stop - start, dtype=tensor.dtype)
+        fill(out, self._file, begin + (int(tensor.storage_offset()) + start) * tensor.itemsize, self.path)
+        return out
 
 
-def load(path: Path) -> Any:
+def _load(path: Path) -> Any:
     """What torch.save wrote to `path`, by the unpickler of PyTorch that runs no code of the file.
 
-    Raises:
-        UserError: there is no such file, or it is damaged, or asks for more than plain data.
+    Of tensors it has only the shapes and where they lie, but in files from before PyTorch 1.6, which are no archives.
     """
     try:
-        is_zip = path.open("rb").read(2) == b"PK"  # files from before PyTorch 1.6 are not, and cannot be mapped
+        with path.open("rb") as file:
+            device = "meta" if file.read(2) == b"PK" else "cpu"
         with torch.serialization.safe_globals(PLAIN):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+            return torch.load(path, map_location=device, weights_only=True)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"it asks for {named[1]}, which is not loaded" if named else "it holds more than plain data"
         raise UserError(f"{path}: {reason}") from None
-    except (RuntimeError, EOFError, ValueError, KeyError):
+    except (AssertionError, RuntimeError, EOFError, ValueError, KeyError):
         raise UserError(f"{path} is damaged: PyTorch cannot read it") from None
