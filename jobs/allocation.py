@@ -18,6 +18,7 @@ from jobs.errors import PayloadError
 from jobs.restarts import Restarts
 from jobs.scheduler import SCHEDULERS
 from jobs.shell import Process, exit_code, run, start
+from jobs.state import State
 
 POLL_S = 0.2
 LATE_SIGNAL_S = 1.0
@@ -66,11 +67,14 @@ class Allocation:
         while True:
             if refusal := restarts.refusal():  # the scheduler itself may start a job again for ever
                 self._fail(refusal)
-            code = self._run_command(restarts.begin())
+            count = restarts.begin()
+            code = self._run_command(count)
+            outcome = warning.read_outcome(self.folder)
+            if restarts.is_overtaken(count) or (code and outcome != warning.SAVED and self._waits_again()):
+                self._leave_to_another()
             if code == 0:
                 warning.write_verdict(self.folder, "")
                 return 0
-            outcome = warning.read_outcome(self.folder)
             if outcome == warning.UNHEALTHY and SCHEDULERS[self.scheduler].batch is not None:
                 return warning.SAVED  # not requeued: the same nodes would be as good as any
             if outcome != warning.SAVED and (outcome in (None, warning.REFUSED) or not restarts.has_progress()):
@@ -81,7 +85,7 @@ class Allocation:
             print(f"jobs: {why}, runs again", file=sys.stderr, flush=True)
             if SCHEDULERS[self.scheduler].batch is not None:
                 if not self.has_successor:
-                    self._requeue()
+                    self._requeue(restarts, count)
                 return warning.SAVED
 
     def _fail(self, why: str) -> NoReturn:
@@ -155,20 +159,43 @@ class Allocation:
         while not self.ending and time.monotonic() < deadline_s:
             time.sleep(0.05)
         if self.ending:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(128 + signal.Signals[self.ending])  # not sys.exit: submitit would write an error result
+            _leave(128 + signal.Signals[self.ending])
 
-    def _requeue(self) -> None:
+    def _waits_again(self) -> bool:
+        """Whether the job is in the queue, though it runs here: the scheduler has lost sight of this node."""
+        batch = SCHEDULERS[self.scheduler].batch
+        if batch is None:
+            return False
+        query, job_id = batch.queries[0], self._job_id()
+        done = run(query.argvs[0]([job_id]), timeout_s=10)
+        return done.code == 0 and query.parse(done.stdout).get(job_id) is State.PENDING
+
+    def _leave_to_another(self) -> NoReturn:
+        """A copy that is believed dead settles nothing, and asks for nothing: the job goes on elsewhere."""
+        print("jobs: the job runs again elsewhere: this copy is believed dead", file=sys.stderr)
+        _leave(1)
+
+    def _job_id(self) -> str:
+        # An array's last element has the array's own id in Slurm's variable: all elements would run again.
+        return os.environ.get(warning.ID_VARIABLE) or os.environ[SCHEDULERS[self.scheduler].environment["job_id"]]
+
+    def _requeue(self, restarts: Restarts, count: int) -> None:
         """Asks for the same job again and waits to be ended; returns if the scheduler cannot or will not."""
         scheduler = SCHEDULERS[self.scheduler]
         assert scheduler.batch is not None
         if scheduler.batch.requeue is None:
             return
-        # An array's last element has the array's own id in Slurm's variable: all elements would run again.
-        job_id = os.environ.get(warning.ID_VARIABLE) or os.environ[scheduler.environment["job_id"]]
-        argv = scheduler.batch.requeue(job_id)
+        argv = scheduler.batch.requeue(self._job_id())
         for _ in range(REQUEUE_ATTEMPTS):
+            if restarts.is_overtaken(count):
+                self._leave_to_another()
             done = run(argv)
             self._leave_if_ending(120 if done.code == 0 else REQUEUE_WAIT_S)
         print(f"jobs: not requeued: {' '.join(argv)}: {done.stderr.strip()}", file=sys.stderr, flush=True)
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends this process without a result, as sys.exit would not: submitit would write an error."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

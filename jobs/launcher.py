@@ -80,7 +80,7 @@ def _num_nodes(scheduler: Scheduler, environ: Mapping[str, str]) -> int | None:
 
 def _port(scheduler: Scheduler, environ: Mapping[str, str]) -> int | None:
     job_id = environ.get(scheduler.environment.get("job_id", ""))
-    return port_of(job_id) if job_id else None
+    return port_of(job_id, environ) if job_id else None
 
 
 def launch_environment(site: Site, launch: Launch, environ: Mapping[str, str]) -> dict[str, str]:

@@ -21,13 +21,15 @@ from jobs.errors import UserError
 from jobs.scheduler import SCHEDULERS
 from jobs.shell import Process, exit_code, signal_on_parent_death, start
 from jobs.spec import Launch
-from jobs.warning import SAVED
+from jobs.warning import RESTART_VARIABLE, SAVED
 
 POLL_S = 0.1
 TEARDOWN_S = 5
 """How long a rank may outlive one that failed, where the launcher does not end it."""
 FIRST_PORT, NUM_PORTS = 20000, 12000
 """Below those that Linux gives to outgoing connections, from 32768."""
+RESTART_STRIDE = 997
+"""Between the ports of two allocations of a job: the next ports are those of the next jobs."""
 ENCODED = "base64="
 FOLDER_VARIABLE = "JOBS_LAUNCH_FOLDER"
 """Where `jobs launch` was started, for ranks whose launcher starts them elsewhere."""
@@ -100,8 +102,8 @@ def agent_environment(launched: Mapping[str, str], environ: Mapping[str, str]) -
 def rank_environment(ranks_from: str, environ: Mapping[str, str]) -> dict[str, str]:
     """RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT from the scheduler's variables.
 
-    torchrun has set them already. The address is the step's first host; the port follows from the job id, so that all
-    ranks agree without talking.
+    torchrun has set them already. The address is the step's first host; the port follows from the job id and
+    the count of its restarts, so that all ranks agree without talking.
     """
     if ranks_from == "torchrun":
         return {}
@@ -113,7 +115,7 @@ def rank_environment(ranks_from: str, environ: Mapping[str, str]) -> dict[str, s
         "LOCAL_RANK": words["local_rank"],
         "LOCAL_WORLD_SIZE": words["tasks_per_node"].split("(")[0].split(",")[0],  # `2(x4)`: 2 on each of 4 nodes
         "MASTER_ADDR": scheduler.hosts(words.get("step_nodes") or words["nodes"])[0],
-        "MASTER_PORT": str(port_of(words["job_id"])),
+        "MASTER_PORT": str(port_of(words["job_id"], environ)),
     }
 
 
@@ -123,8 +125,9 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def port_of(job_id: str) -> int:
-    return FIRST_PORT + int(job_id) % NUM_PORTS
+def port_of(job_id: str, environ: Mapping[str, str]) -> int:
+    """Another one in each allocation of the job: a copy believed dead may still hold that of the one before."""
+    return FIRST_PORT + (int(job_id) + RESTART_STRIDE * int(environ.get(RESTART_VARIABLE, 0))) % NUM_PORTS
 
 
 def one_device(choice: str, local_rank: str) -> dict[str, str]:

@@ -32,6 +32,10 @@ class Restarts:
         draft.replace(self._file)
         return count
 
+    def is_overtaken(self, count: int) -> bool:
+        """Whether an allocation began after the one that `begin` numbered `count`."""
+        return bool(self._read()["count"] != count)
+
     def has_progress(self) -> bool:
         """Whether a run saved since the last allocation began."""
         seen = self._read()

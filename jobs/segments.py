@@ -32,6 +32,8 @@ _KINDS = {
     "no space": re.compile(r"No space left on device|Disk quota exceeded"),
     "out of memory": re.compile(r"out of memory|oom[-_ ]?kill|OutOfMemory", re.IGNORECASE),
 }
+_NODE_FAILURE = re.compile(r"^srun: error: (Node failure on .+)", re.MULTILINE)
+"""It says so before it ends the ranks elsewhere, whose deaths it then tells of."""
 _LOST = {
     State.TIMEOUT: ("walltime", "ran into the end of its walltime before it had saved"),
     State.PREEMPTED: ("preemption", "preempted before it had saved"),
@@ -72,14 +74,15 @@ class Held:
     """Its name and, where it says so, the cluster's: ids mean nothing elsewhere."""
 
     def finish(self, run_dir: Path, end: End) -> None:
-        """Appends the allocation's line, and takes its note away."""
+        """Appends the allocation's line, and takes its note away; a copy believed dead has its line already."""
+        if left(run_dir) != self:
+            return
         first_step, last_step = steps(run_dir)
         line = {**asdict(self), "end": now(), "first_step": first_step, "last_step": last_step}
         line |= {"exit_code": end.code, "kind": end.kind, "cause": end.cause}
         with (run_dir / "segments.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
-        if left(run_dir) == self:
-            _note(run_dir).unlink(missing_ok=True)
+        _note(run_dir).unlink(missing_ok=True)
 
 
 def begin(run_dir: Path, scheduler: Scheduler, environ: Mapping[str, str]) -> Held:
@@ -163,6 +166,8 @@ def failed(code: int, victim: str, run_dir: Path, offset: int) -> End:
     log, deadline_s = run_dir / LOG, time.monotonic() + LOG_WAIT_S
     while not (said := telling_line(tail(log, start=offset))) and log.exists() and time.monotonic() < deadline_s:
         time.sleep(LOG_POLL_S)
+    if lost_node := _NODE_FAILURE.search("\n".join(tail(log, start=offset))):
+        return End(code, "node failure", lost_node[1])
     kind = next((kind for kind, pattern in _KINDS.items() if pattern.search(said)), "killed" if victim else "crash")
     what = victim or (f"killed by signal {code - 128}" if code > 128 else f"failed with exit code {code}")
     return End(code, kind, f"{what}: {said}" if said and not (victim and kind == "killed") else what)

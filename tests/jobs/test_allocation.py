@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from submitit.core import utils
 
-from jobs import executor
+from jobs import executor, warning
 from jobs.allocation import Allocation
 from jobs.controller import ActiveJob, ActiveJobs, Lock
 from jobs.errors import PayloadError, UserError
@@ -75,6 +75,34 @@ def test_failures_without_a_checkpoint_and_refusals_are_final(tmp_path: Path, sc
     with pytest.raises(PayloadError, match="exit code"):
         allocation(tmp_path, RUN + script)()
     assert (tmp_path / "starts").read_text() == "0\n"
+
+
+@pytest.mark.parametrize("script", ["end 134; exit 1", "save $n; end 1; exit 1", "end 85; exit 1", "exit 0"])
+def test_a_copy_that_was_believed_dead_settles_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
+) -> None:
+    """Another allocation of the job has begun: this one neither fails the job nor has it run again."""
+
+    monkeypatch.setattr("os._exit", sys.exit)
+    another = """echo '{"count": 1, "idle": 0, "marks": {}}' > "$JOBS_ALLOCATION.restarts"; """
+    with pytest.raises(SystemExit):
+        allocation(tmp_path, RUN + another + script)()
+    assert (tmp_path / "starts").read_text() == "0\n" and warning.read_verdict(tmp_path / "notes") is None
+
+
+def test_a_crash_of_a_copy_whose_job_waits_again_is_not_the_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its node was lost to the scheduler, and its launch with it: without a new checkpoint too the job goes on."""
+    monkeypatch.setattr("os._exit", sys.exit)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("JOBS_JOB_ID", "7")
+    for state, end in (("PENDING", SystemExit), ("RUNNING", PayloadError)):
+        (tmp_path / "squeue").write_text(f"#!/bin/sh\necho '7|{state}|N/A|BeginTime'\n")
+        (tmp_path / "squeue").chmod(0o700)
+        with pytest.raises(end):
+            replace(allocation(tmp_path, RUN + "end 137; exit 137"), scheduler="slurm")()
+        assert (warning.read_verdict(tmp_path / "notes") is None) == (state == "PENDING")
 
 
 def test_starts_that_the_scheduler_makes_count_too(tmp_path: Path) -> None:

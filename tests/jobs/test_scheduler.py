@@ -167,3 +167,5 @@ def test_rank_environment_from_slurm() -> None:
         "MASTER_PORT": "20003",
     }
     assert rank_environment("torchrun", environ) == {}
+    again = rank_environment("slurm", {**environ, "JOBS_RESTART_COUNT": "1"})
+    assert again["MASTER_PORT"] == "21000", "a copy that was believed dead may still hold the first"

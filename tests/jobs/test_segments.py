@@ -69,8 +69,10 @@ def test_who_comes_next_writes_down_an_end_without_a_word(
     (line,) = lines(tmp_path)
     assert (line["job_id"], line["restart"], line["nodes"], line["last_step"]) == ("7", 0, "node[1-2]", 10)
     assert (line["exit_code"], line["kind"]) == (None, kind)
+    (tmp_path / "segment.json").write_text('{"first_step": 11}')
     first.finish(tmp_path, segments.failed(1, "", tmp_path, 0))
-    assert segments.left(tmp_path) == second, "an old copy that was believed dead leaves the note of the new one alone"
+    assert segments.left(tmp_path) == second and len(lines(tmp_path)) == 1, "an old copy that was believed dead"
+    assert (tmp_path / "segment.json").exists(), "is the new one's"
 
 
 @pytest.mark.parametrize(
@@ -118,6 +120,7 @@ def test_an_allocation_is_known_as_its_submitter_knows_it(tmp_path: Path, monkey
         ),
         (137, "rank 1 was killed by SIGKILL", "RuntimeError: Connection closed by peer", "killed"),
         (1, "", "ValueError: no such thing", "crash"),
+        (137, "", "srun: error: Node failure on node1\nsrun: error: node2: tasks 2-3: Killed", "node failure"),
     ],
 )
 def test_a_failure_is_told_by_what_the_ranks_said(tmp_path: Path, code: int, victim: str, said: str, kind: str) -> None:
@@ -127,8 +130,9 @@ def test_a_failure_is_told_by_what_the_ranks_said(tmp_path: Path, code: int, vic
     size = segments.log_size(tmp_path)
     log.open("a").write(f"step 3\n{said}\n")
     end = segments.failed(code, victim, tmp_path, size)
-    assert end.kind == kind and end.cause.startswith(victim or "failed with exit code 1: ")
-    assert kind == "killed" or end.cause.endswith(said)
+    assert end.kind == kind
+    assert end.cause.startswith(victim or ("failed with exit code 1: " if code == 1 else "Node failure on node1"))
+    assert kind in ("killed", "node failure") or end.cause.endswith(said)
 
 
 def test_the_controller_knows_an_end_by_its_state() -> None:
