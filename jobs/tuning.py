@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +22,8 @@ OUTPUT = "{output}"
 """Stands in the command for the file it leaves its time in, JSON with the key step_s."""
 TRIAL_TIMEOUT_S = 300
 """A setting that makes the ranks wait for ever counts as one that does not work."""
+ENDED = 128 + signal.SIGTERM
+"""Exit code of a launch whose ranks were ended, by us passing a signal on."""
 BASELINE = "site's settings"
 
 
@@ -51,7 +54,7 @@ class Sweep:
         ranking.json; trials.jsonl holds every trial, and trials that are in it already are not run again.
 
         Returns:
-            0, or 85 when the job is about to end: run it again.
+            0, or 85 when the job is about to end, or was told to: run it again.
 
         Raises:
             UserError: the site names no knobs, the rounds are too few, or the command fails with the site's settings.
@@ -100,13 +103,15 @@ class Sweep:
         return rank(working, BASELINE)  # type: ignore[arg-type]  # no None is left
 
     def _trial(self, candidate: Candidate) -> tuple[int, float | None]:
-        """Exit code and seconds of one launch; None where it failed."""
+        """Exit code and seconds of one launch; None where it failed. One that was ended (Ctrl-C, TERM) says nothing."""
         output = self.folder / "trial.json"
         output.unlink(missing_ok=True)
         words = [word.replace(OUTPUT, str(output)) for word in self.command]
         site = replace(self.site, environment={**self.site.environment, **candidate.variables}, health=None)
         command = ["timeout", "--kill-after=5", str(TRIAL_TIMEOUT_S), *words]
         code = launcher.run(site, command, self.nodes, self.ranks_per_node, None)
+        if code == ENDED:
+            return SAVED, None
         if code == 0 and output.is_file():
             return 0, float(json.loads(output.read_text())["step_s"])
         if candidate.name == BASELINE and code != SAVED:

@@ -114,10 +114,12 @@ def test_settings_that_fail_are_left_out_at_once(site: Site, tmp_path: Path, mon
     assert sum(environment.get("ALGO") == "tree" for environment in ran) == 1
 
 
-def test_an_interrupted_sweep_goes_on(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("code", [85, 143])
+def test_an_interrupted_sweep_goes_on(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """By the end of the job, or by Ctrl-C, of which the ranks die."""
     ran = measured(monkeypatch, {"tree": 0.8})
     ours = launcher.run
-    monkeypatch.setattr(launcher, "run", lambda *given: 85 if len(ran) == 20 else ours(*given))
+    monkeypatch.setattr(launcher, "run", lambda *given: code if len(ran) == 20 else ours(*given))
     assert Sweep(site, COMMAND, 1, 2, 12, tmp_path).run() == 85
     monkeypatch.setattr(launcher, "run", ours)
     assert Sweep(site, COMMAND, 1, 2, 12, tmp_path).run() == 0
