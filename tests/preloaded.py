@@ -12,6 +12,6 @@ for module in (
     "neox.checkpoint.start",
     "neox.data.parts",
     "neox.train.kernels",
-    "neox.train.loop",
+    "neox.train.run",
 ):
     importlib.import_module(module)

@@ -15,16 +15,12 @@ import yaml
 
 from jobs.errors import UserError as SiteError
 from jobs.site import Site, load_site
-from neox.config.derive import checkpoint_steps, is_kept_for_ever, num_parameters, resolve
+from neox.config.derive import checkpoint_steps, is_kept_for_ever, resolve
 from neox.config.errors import UserError
 from neox.config.load import load_config
 from neox.config.registry import file_name, find
 from neox.config.schema import Config
-from neox.planner.memory import memory_per_rank
 from workflow.settings import check
-
-RUNTIME_MEMORY_MB = 1500
-"""Host memory of one rank beside what the planner counts: interpreter, torch, communication buffers."""
 
 UNLIMITED_WALLTIME_MIN = 240
 """What training asks for where the site sets no limit: short enough to be backfilled."""
@@ -283,22 +279,3 @@ def check_tuning(config: Mapping[str, Any], runs: Sequence[Run], site: Site) -> 
         raise UserError(f"workflow configuration: tune.run: {wanted} has one rank, which sends no messages")
     if not site.tuning:
         raise UserError(f"workflow configuration: tune: site {site.name} has no `tuning` in its site.yaml")
-
-
-def training_memory_mb(run: Run) -> int:
-    """Host memory that one node of the run's training needs."""
-    memory = memory_per_rank(run.config)
-    return math.ceil(run.ranks_per_node * ((memory.total + memory.host) / 2**20 + RUNTIME_MEMORY_MB))
-
-
-def index_memory_mb(run: Run, tokens: str, index: str) -> int:
-    """Host memory to make the index maps: four bytes for each document of each epoch, and the sizes of all."""
-    documents, train = Path(index).stat().st_size / 20, run.config.train
-    num_tokens = (train.global_batch_size or 0) * train.steps * run.config.model.seq_length
-    epochs = max(1, math.ceil(num_tokens * 2 / max(1, Path(tokens).stat().st_size)))  # 2 bytes a token, or 4
-    return math.ceil(4 * documents * (epochs + 1) / 2**20 + 500)
-
-
-def model_memory_mb(run: Run) -> int:
-    """Host memory to read a checkpoint's fp32 weights and hold the model beside them."""
-    return math.ceil(3 * 4 * num_parameters(run.config.model) / 2**20 + RUNTIME_MEMORY_MB)

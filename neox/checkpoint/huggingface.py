@@ -85,11 +85,7 @@ def export(
     """
     family = choose(model)
     loaded = load_tokenizer(tokenizer, special.end if special else None)
-    assert model.vocab_size is not None
-    if loaded.vocab_size > model.vocab_size:
-        raise UserError(f"{tokenizer}: has {loaded.vocab_size} ids, the model was trained with {model.vocab_size}")
-    if output.exists() and not _is_replaceable(output):
-        raise UserError(f"--output {output}: exists and is not an exported model; name another folder")
+    _check_fit(model, tokenizer, loaded, output)
     special = special or special_tokens({"config": {}}, tokenizer, loaded)
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.name}.{secrets.token_hex(4)}.tmp")
@@ -107,6 +103,14 @@ def export(
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check_fit(model: ModelConfig, tokenizer: Path, loaded: LoadedTokenizer, output: Path) -> None:
+    assert model.vocab_size is not None
+    if loaded.vocab_size > model.vocab_size:
+        raise UserError(f"{tokenizer}: has {loaded.vocab_size} ids, the model was trained with {model.vocab_size}")
+    if output.exists() and not _is_replaceable(output):
+        raise UserError(f"--output {output}: exists and is not an exported model; name another folder")
 
 
 def _write_weights(

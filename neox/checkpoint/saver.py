@@ -59,6 +59,11 @@ class Saver:
         self.passing: list[int] = []
         """Checkpoints that go when a newer one stands."""
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether the next save would wait; as of the last `poll`, and so alike on every rank."""
+        return self._writing is not None
+
     def reserve(self, pieces: Iterable[Piece]) -> None:
         """Makes the memory for the copies ready, so that the first save is no slower than the others."""
         self._staging.copy(pieces)

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         starting_point(config)
     parts = plan_parts(config, directory.saved_state(step))
     from neox.train.kernels import chosen_attention
-    from neox.train.loop import train
+    from neox.train.run import train
 
     with chosen_attention(config.train):
         return train(config, directory, parts, stop, files, overrides)

@@ -19,7 +19,7 @@ from neox.parallel.engine import Engine
 from neox.parallel.topology import Topology
 from neox.train.determinism import make_deterministic
 from neox.train.directory import RunDirectory
-from neox.train.loop import begin
+from neox.train.run import begin
 from neox.train.stop import StopRequest
 from tests.train.launch import VOCAB, records
 
@@ -86,6 +86,7 @@ def _run(case: Case, config: Path, run_dir: Path) -> dict[str, Any]:
     batches = {step: loop.inputs.train.step(8 * (step - 1)) for step in range(1, 41)}
     return {
         "code": code,
+        "saves_in_between": loop.passing.is_on,
         "records": records(run_dir),
         "updates": engine.optimizer_scalars()["step"],
         "samples": loop.samples,

@@ -71,7 +71,9 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[st
     for write, cases in ((write_rare, weight_cases(folder)), (write_noisy, DATA_CASES)):
         config = folder / f"{write.__name__}.yaml"
         config.write_text(CONFIG.replace("PREFIX", str(write(folder / write.__name__))))
-        by_rank = run_ranks(run_cases, 2, cases, config, folder)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("NEOX_MTBF_H", "1000")
+            by_rank = run_ranks(run_cases, 2, cases, config, folder)
         found |= {case.name: [outs[case.name] for outs in by_rank] for case in cases}
     for ranks in found.values():
         ranks[0]["bad_steps"] = sorted({step for rank in ranks for step in rank["bad_steps"]})
@@ -165,6 +167,11 @@ def test_a_rewind_goes_on_behind_the_bad_data(outcomes: Any, layout: str) -> Non
     last, by_step = events(out)[-1], {r["step"]: r["samples"] for r in steps(out)}
     assert by_step[last["step"] + 1] == last["samples"] + 8, "the next step reads what follows the bad one"
     assert first["step"] == last["step"] and first is not last, "both went back to the same checkpoint"
+
+
+def test_no_saves_in_between_where_a_rewind_could_go_back_to_one(outcomes: Any) -> None:
+    for name, ranks in outcomes.items():
+        assert [out["saves_in_between"] for out in ranks] == [("rewind" not in name)] * 2, name
 
 
 def test_a_resumed_run_rewinds_as_the_uninterrupted_one(outcomes: Any) -> None:

@@ -64,7 +64,7 @@ def train_all(config: Path, names: list[str]) -> None:
     from neox.data.parts import plan_parts
     from neox.parallel.engine import Engine
     from neox.train.directory import RunDirectory
-    from neox.train.loop import train
+    from neox.train.run import train
     from neox.train.stop import StopRequest
 
     Engine.close = lambda engine: None  # type: ignore[method-assign]  # the next run needs the process group

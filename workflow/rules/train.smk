@@ -1,6 +1,6 @@
 """Training: the order of each run's samples, then one job per run, on as many ranks as its layout has."""
 
-from workflow.experiment import index_memory_mb, model_memory_mb, training_memory_mb
+from workflow.memory import index_memory_mb, model_memory_mb, training_memory_mb
 
 
 wildcard_constraints:

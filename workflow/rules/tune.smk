@@ -1,6 +1,6 @@
 """Tuning: the site's communication knobs swept over one run's messages; every training uses what was faster."""
 
-from workflow.experiment import training_memory_mb
+from workflow.memory import training_memory_mb
 
 TUNE = EXPERIMENT.settings.get("tune")
 OVERLAY = [f"{ROOT}/tuning/overlay.yaml"] if TUNE else []
