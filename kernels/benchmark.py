@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from kernels.dispatch import IMPLEMENTATIONS, available, find
 
 BATCH, SEQ, HIDDEN, HEADS, VOCAB = 2, 512, 256, 8, 8192
-ROUNDS = 7
+ROUNDS = 9
 
 
 def inputs(device: str) -> dict[str, tuple[Any, ...]]:
@@ -37,31 +39,39 @@ def inputs(device: str) -> dict[str, tuple[Any, ...]]:
     }
 
 
-def time_ms(function: Callable[..., Any], arguments: tuple[Any, ...]) -> float:
-    """Best of ROUNDS calls, forward and backward, in milliseconds."""
-    best = float("inf")
-    for _ in range(ROUNDS):
-        start = time.perf_counter()
-        function(*arguments).sum().backward()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return 1000 * best
+def time_ms(function: Callable[..., Any], arguments: tuple[Any, ...], grad: Tensor) -> float:
+    """One call, forward and backward from `grad`, in milliseconds."""
+    wanted = [value for value in arguments if isinstance(value, Tensor) and value.requires_grad]
+    start = time.perf_counter()
+    torch.autograd.grad(function(*arguments), wanted, grad)
+    if grad.is_cuda:
+        torch.cuda.synchronize()
+    return 1000 * (time.perf_counter() - start)
+
+
+def compare(operation: str, arguments: tuple[Any, ...], device: str) -> dict[str, float]:
+    """Name → best of ROUNDS calls in milliseconds; the implementations take turns, after a call that is not counted."""
+    functions = {name: find(operation, torch.device(device), name) for name in available(operation, device)}
+    out = functions["reference"](*arguments).detach()
+    grad = torch.randn_like(out)  # dense, as in training: that of a sum is one number with strides of zero
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(ROUNDS + 1):
+        for name, function in functions.items():
+            times[name].append(time_ms(function, arguments, grad))
+    return {name: min(values[1:]) for name, values in times.items()}
 
 
 def main() -> None:
-    """Prints one line per implementation."""
+    """Prints one line per implementation, the first of each operation being what is used here."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    print(f"forward and backward, fp32 on {device}, [{BATCH}, {SEQ}, {HIDDEN}], best of {ROUNDS}")
-    print(f"{'operation':<21}{'implementation':<16}{'ms':>9}{'reference ÷ it':>16}")
+    threads, load = torch.get_num_threads(), os.getloadavg()[0]
+    print(f"forward and backward, fp32 on {device}, [{BATCH}, {SEQ}, {HIDDEN}], {threads} threads, load {load:.1f}")
+    print(f"{'operation':<21}{'implementation':<16}{f'best of {ROUNDS}, ms':>16}{'reference ÷ it':>16}")
     arguments = inputs(device)
     for operation in IMPLEMENTATIONS:
-        times = {
-            name: time_ms(find(operation, torch.device(device), name), arguments[operation])
-            for name in available(operation, device)
-        }
+        times = compare(operation, arguments[operation], device)
         for name, milliseconds in times.items():
-            print(f"{operation:<21}{name:<16}{milliseconds:>9.3f}{times['reference'] / milliseconds:>16.2f}")
+            print(f"{operation:<21}{name:<16}{milliseconds:>16.3f}{times['reference'] / milliseconds:>16.2f}")
 
 
 if __name__ == "__main__":
