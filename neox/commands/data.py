@@ -11,14 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neox.commands import fetch
+from neox.commands import fetch, labels
 from neox.config.errors import UserError
 
 if TYPE_CHECKING:
     from neox.data.prepare import Encoding
     from neox.data.reading import Reading
 
-HELP = "prepare data: corpus, fetch, train-tokenizer, tokenize, merge, check, index, heldout"
+HELP = "prepare data: corpus, fetch, train-tokenizer, tokenize, conversations, mask, merge, check, index, heldout"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     convert.add_argument("--merges", type=Path, metavar="merges.txt", help="of a vocab.json")
     convert.add_argument("--output", type=Path, required=True, metavar="tokenizer.json")
     _add_tokenize(actions.add_parser("tokenize", help="turn text into PREFIX.bin and PREFIX.idx"))
+    help = "chats by a template into token files, with labels that count the answers; pairs, rewards"
+    labels.add_conversations(actions.add_parser("conversations", help=help))
+    labels.add_mask(actions.add_parser("mask", help="labels that count what follows a delimiter in each document"))
     merge = actions.add_parser("merge", help="concatenate token files")
     merge.add_argument("prefixes", nargs="+", type=Path, metavar="PREFIX")
     merge.add_argument("--output", type=Path, required=True, metavar="PREFIX")
@@ -237,6 +240,8 @@ ACTIONS: dict[str, Callable[[argparse.Namespace], str]] = {
     "train-tokenizer": _train_tokenizer,
     "convert-tokenizer": _convert_tokenizer,
     "tokenize": _tokenize,
+    "conversations": labels.conversations,
+    "mask": labels.mask,
     "merge": _merge,
     "check": _check,
     "index": _index,

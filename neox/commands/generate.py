@@ -30,10 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="text to continue, may be repeated (default: none)",
     )
-    help = 'to continue: JSON lines {"prompt"} or {"text"}, or a .txt of prompts'
+    help = 'to continue: JSON lines {"prompt"} or {"text"}, or any other text of prompts'
     parser.add_argument("--input", type=Path, metavar="FILE", help=help)
     parser.add_argument("--interactive", action="store_true", help="ask for prompts, until Ctrl-D")
-    help = "what ends a prompt of a .txt or of --interactive (default: the end of its line)"
+    help = "what ends a prompt of such a text or of --interactive (default: the end of its line)"
     parser.add_argument("--prompt-end", default="\n", metavar="TEXT", help=help)
     parser.add_argument("--num-samples", type=int, default=1, metavar="N", help="samples per prompt (default 1)")
     parser.add_argument("--max-tokens", type=int, default=64, metavar="N", help="most tokens to add (default 64)")
@@ -147,11 +147,12 @@ def _say(text: str) -> None:
 def read_prompts(args: argparse.Namespace) -> list[str]:
     """The text of each line: of its key "prompt", or of "text" where the first line has none.
 
-    Of a .txt, what lies between prompt ends, as GPT-NeoX's input-file reads it: stripped, and blank ones left out.
+    Of a file that is no .jsonl, what lies between prompt ends, stripped, without blank ones: GPT-NeoX's input-file.
     """
+    from neox.data.formats.registry import guess
     from neox.data.reading import Reading, read_texts
 
-    if args.input.suffix == ".txt":
+    if guess(args.input) != "jsonl":
         try:
             parts = args.input.read_text(encoding="utf-8").split(args.prompt_end)
         except UnicodeDecodeError as error:

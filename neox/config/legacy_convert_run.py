@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from neox.config.legacy_convert import Converted, Flat, attention, mlp, norms, pipeline, positions, shape, weights
+from neox.config.legacy_generation import generation
 from neox.config.legacy_unread import unread
 from neox.config.legacy_zero import zero
 from neox.config.optimizers import REFUSED
@@ -274,6 +275,6 @@ MODEL_CONVERTERS: tuple[Callable[[Flat], Converted], ...] = (attention, shape, p
 
 CONVERTERS: tuple[Callable[[Flat], Converted], ...] = (
     *(*MODEL_CONVERTERS, pipeline, zero),
-    *(optimizer, precision, schedule, curriculum, checkpoints, data, blends, derived, start, logs, unread),
+    *(optimizer, precision, schedule, curriculum, checkpoints, data, blends, derived, start, logs, generation, unread),
 )
 """Every group, in the order its errors are reported."""

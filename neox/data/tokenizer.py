@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from neox.config.errors import UserError
 from neox.config.vocabulary import ENDS_OF_DOCUMENT, pick_end
 from neox.data.durable import replacing
+from neox.data.formats.contract import BadRecordError
 
 END_OF_DOCUMENT = ENDS_OF_DOCUMENT[0]
 PADDING = "<|padding|>"
@@ -73,6 +75,43 @@ def _template(tokenizer: Tokenizer, path: Path) -> tuple[tuple[int, ...], tuple[
     if begin is None:
         raise UserError(f"{path}: its post_processor changes the text's own tokens; it may add some before and behind")
     return tuple(whole[:begin]), tuple(whole[begin + len(bare) :])
+
+
+class ChatTokenizer:
+    """The tokenizer of a folder of transformers, with its chat template."""
+
+    def __init__(self, folder: Path) -> None:
+        """UserError when the folder is none, or has no chat template."""
+        file = folder / "tokenizer.json"
+        if not file.is_file():
+            raise UserError(f"{folder}: no folder with tokenizer.json, tokenizer_config.json and a chat template")
+        from transformers import AutoTokenizer  # takes seconds
+
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{folder}: transformers cannot load its tokenizer ({error})") from error
+        if not self._tokenizer.chat_template:
+            raise UserError(f"{folder}: no chat template, neither chat_template.jinja nor in tokenizer_config.json")
+        self.end_id: int | None = self._tokenizer.eos_token_id
+        self.sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+
+    def render(self, chat: list[dict[str, Any]], asks: bool = False) -> str:
+        """The text of a conversation; with `asks` it ends with what stands before an answer.
+
+        BadRecordError when the template refuses it.
+        """
+        try:
+            text = self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=asks)
+        except Exception as error:  # a template is a program: it raises what it likes
+            raise BadRecordError(f"the chat template refuses it ({error})") from error
+        return str(text)
+
+    def encode(self, text: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Tokens [n] int32, none added, and where each ends in the text, in characters."""
+        found = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ends = [end for _, end in found["offset_mapping"]]
+        return np.array(found["input_ids"], np.int32), np.array(ends, np.int64)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, output: Path, model: str = "bpe") -> int:

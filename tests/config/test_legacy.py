@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
-from neox.__main__ import main
+from neox.__main__ import main, parser
 from neox.config import legacy
 from neox.config.errors import UserError
+from neox.config.legacy_generation import READ
 from neox.config.legacy_table import Category
 from neox.config.legacy_table_run import KEYS, TABLE
 from neox.config.legacy_unread import READERS
@@ -269,6 +271,8 @@ def test_values_become_ours(tmp_path: Path, changes: dict[str, Any], key: str, e
             {"curriculum_learning": {**CURRICULUM, "schedule_config": {"max_steps": [1]}}},
             ["curriculum_learning.max_steps = [1]: is not"],
         ),
+        ({"text_gen_type": "precompute"}, ["text_gen_type = 'precompute': allowed are unconditional"]),
+        ({"return_logits": True}, ["return_logits = True: `neox generate` gives"]),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(tmp_path: Path, changes: dict[str, Any], expected: list[str]) -> None:
@@ -298,6 +302,28 @@ def test_what_has_no_place_here_is_noticed_and_never_silent() -> None:
     for name, key in TABLE.items():
         if key.category == "elsewhere":
             assert f"{name}: {key.text}" in notices(**{name: "something"}), name
+
+
+@pytest.mark.parametrize(
+    ("changes", "flags"),
+    [
+        ({"text_gen_type": "unconditional"}, "--temperature 0.0 --max-tokens 64 --num-samples 1 --output samples.txt"),
+        (
+            {"text_gen_type": "unconditional", "temperature": 0.7, "top_k": 5, "num_samples": 3, "maximum_tokens": 9},
+            "--temperature 0.7 --max-tokens 9 --top-k 5 --num-samples 3 --output samples.txt",
+        ),
+        (
+            {"text_gen_type": "input-file", "sample_input_file": "a b", "sample_output_file": "c", "prompt_end": "##"},
+            "--temperature 0.0 --max-tokens 64 --input 'a b' --prompt-end '##' --output c",
+        ),
+        ({"text_gen_type": "interactive", "top_p": 0.9}, "--temperature 1.0 --max-tokens 64 --top-p 0.9 --interactive"),
+        ({"temperature": 0.5}, "--temperature 0.5 --max-tokens 64"),
+    ],
+)
+def test_generation_is_noticed_as_its_command(changes: dict[str, Any], flags: str) -> None:
+    line = f"{', '.join(name for name in READ if name in changes)}: generation is a command of its own: "
+    assert f"{line}neox generate CHECKPOINT_DIR {flags}" in notices(**changes).splitlines()
+    assert parser().parse_args(["generate", "run", *shlex.split(flags)]).temperature == float(flags.split()[1])
 
 
 def test_keys_that_nothing_reads_are_noticed() -> None:
