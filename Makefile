@@ -44,10 +44,11 @@ lint: $(DEV) ## ruff, mypy, snakefmt
 	$(BIN)/mypy
 	$(BIN)/snakefmt --check Snakefile workflow
 
-bench: $(DEV) ## kernels against their references, a training step against transformers, tokenising
+bench: $(DEV) ## kernels against their references, a training step against transformers, tokenising, loading
 	$(BIN)/python -m kernels.benchmark
 	$(BIN)/python -m tests.bench.train_step
 	$(BIN)/python -m tests.bench.tokenizing
+	$(BIN)/python -m tests.bench.loading
 
 bench-jobs: $(DEV) ## what 1000 small jobs cost their controller, beside snakemake-executor-plugin-slurm (root, Debian)
 	$(BIN)/python -m tests.bench.small_jobs

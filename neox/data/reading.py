@@ -141,6 +141,8 @@ def shard_spans(found: Sequence[tuple[Path, str]], index: int, count: int) -> li
     for (path, name), size in zip(found, sizes, strict=True):
         start, stop = max(first - begin, 0), min(last - begin, size)
         begin += size
+        if size == 0:
+            _check_empty(path, name)
         if start >= stop:
             continue
         is_cut = (start, stop) != (0, size)
@@ -149,6 +151,12 @@ def shard_spans(found: Sequence[tuple[Path, str]], index: int, count: int) -> li
             start, stop = start * length // size, stop * length // size
         spans.append(Span(path, name, start, stop if is_cut else None))
     return spans
+
+
+def _check_empty(path: Path, name: str) -> None:
+    """UserError unless a file of that format may have no bytes: most are what is left of a broken transfer."""
+    for _ in FORMATS[name].batches(Span(path, name), Fields(), BATCH_BYTES):
+        pass
 
 
 def batches(span: Span, reading: Reading) -> Iterator[Batch]:

@@ -55,22 +55,8 @@ def subjects(args: argparse.Namespace, folder: Path) -> list[Subject]:
         prefix = folder / "neox_text_document"
         found.append(Subject("GPT-NeoX", [*program, "--output-prefix", str(folder / "neox")], prefix, args.neox))
     if args.megatron:
-        given = [
-            "--input",
-            corpus,
-            "--tokenizer-model",
-            tokenizer,
-            "--tokenizer-type",
-            args.megatron_type,
-            "--append-eod",
-        ]
-        program = [
-            args.peer_python,
-            "tools/preprocess_data_fast.py",
-            *given,
-            "--output-prefix",
-            str(folder / "megatron"),
-        ]
+        program = [args.peer_python, "tools/preprocess_data_fast.py", "--input", corpus, "--append-eod"]
+        program += ["--output-prefix", str(folder / "megatron"), *args.megatron_options]
         found.append(Subject("Megatron-LM, fast", program, folder / "megatron_text_document", args.megatron))
     return found
 

@@ -153,12 +153,12 @@ def test_wrong_line_is_named_by_a_worker(tmp_path, tokenizer_file):
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
-@pytest.mark.parametrize("keep", [-3, 40])
+@pytest.mark.parametrize("keep", [-3, 40, 0])
 def test_damaged_compression_is_named(tmp_path, tokenizer_file, suffix, keep):
     path = compressed(write_jsonl(tmp_path / "a.jsonl", make_texts(500)), suffix)
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(UserError, match=f"a.jsonl{suffix}: cannot be decompressed"):
-        tokenize([path], Encoding(tokenizer_file), tmp_path / "x")
+        tokenize([tmp_path / "a.jsonl", path], Encoding(tokenizer_file), tmp_path / "x")
     with pytest.raises(UserError, match=f"a.jsonl{suffix}: cannot be decompressed"):
         shard_spans(files([path], Reading()), 0, 2)
     path.write_bytes(b"plain text")

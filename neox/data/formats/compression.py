@@ -29,6 +29,8 @@ def open_bytes(path: Path) -> BinaryIO:
         raw = path.open("rb")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
+    if path.suffix in COMPRESSIONS and not raw.peek(1):  # for which gzip and zstd would give no bytes, and no error
+        raise UserError(f"{path}: cannot be decompressed, the file is damaged or truncated (it is empty)")
     return decompressed(raw, path.suffix)
 
 
