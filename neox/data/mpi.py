@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +20,43 @@ from neox.data.prepare import Encoding, tokenize
 def tokenize_by_ranks(inputs: Sequence[Path], encoding: Encoding, output: Path, workers: int) -> dict[str, Any] | None:
     """As `tokenize`, the same files whatever the number of ranks; the manifest on rank 0, None on the others.
 
+    Where the job is killed, the shards that are finished stay, hidden beside the output: started again, it goes on.
+
     Raises:
         UserError: on rank 0, the first that a rank has. The other ranks end with the exit code 2 of one.
     """
     world = MPI.COMM_WORLD
     rank, size = world.Get_rank(), world.Get_size()
-    shards = [output.with_name(f".{output.name}.{index}-of-{size}") for index in range(size)]
-    try:
-        _all_or_none(world, lambda: tokenize(inputs, encoding, shards[rank], (rank, size), workers))
-        return _all_or_none(world, lambda: merge_prefixes(shards, output) if rank == 0 else None)
-    finally:
-        for path in (bin_path(shards[rank]), idx_path(shards[rank]), manifest_path(shards[rank])):
-            path.unlink(missing_ok=True)
+    key = world.bcast(_key(inputs, encoding) if rank == 0 else None)
+    shards = [output.with_name(f".{output.name}.{key}.{index}-of-{size}") for index in range(size)]
+
+    def make_shard() -> None:
+        if not manifest_path(shards[rank]).exists():  # the last of its files to appear
+            tokenize(inputs, encoding, shards[rank], (rank, size), workers)
+
+    errors, _ = _everywhere(world, make_shard)
+    manifest = None
+    if not errors:
+        errors, manifest = _everywhere(world, lambda: merge_prefixes(shards, output) if rank == 0 else None)
+    for path in (bin_path(shards[rank]), idx_path(shards[rank]), manifest_path(shards[rank])):
+        path.unlink(missing_ok=True)
+    if errors and rank == 0:
+        raise UserError(errors[0])
+    if errors:
+        sys.exit(2)
+    return manifest
 
 
-def _all_or_none(world: MPI.Intracomm, step: Any) -> Any:
-    """What a step gives, once every rank has made it; a failure of one ends all."""
+def _key(inputs: Sequence[Path], encoding: Encoding) -> str:
+    """Names what the shards are made of, by the sizes and dates of files."""
+    paths = [file for path in inputs for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    found = [path.stat() for path in (*paths, encoding.tokenizer) if path.exists()]
+    known = [[str(path) for path in paths], [(each.st_size, each.st_mtime_ns) for each in found], encoding]
+    return hashlib.sha256(repr(known).encode()).hexdigest()[:16]
+
+
+def _everywhere(world: MPI.Intracomm, step: Callable[[], Any]) -> tuple[list[str], Any]:
+    """The mistakes of the user that ranks met in a step, known to all once every rank has made it; what it gave."""
     error = result = None
     try:
         result = step()
@@ -43,9 +65,4 @@ def _all_or_none(world: MPI.Intracomm, step: Any) -> Any:
     except Exception:
         traceback.print_exc()
         world.Abort(1)  # the others would wait for ever
-    errors = [text for text in world.allgather(error) if text]
-    if errors and world.Get_rank() == 0:
-        raise UserError(errors[0])
-    if errors:
-        sys.exit(2)
-    return result
+    return [text for text in world.allgather(error) if text], result

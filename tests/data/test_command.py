@@ -91,3 +91,33 @@ def test_ranks_of_mpi_write_what_one_process_does(tmp_path, tokenizer_file):
     )
     assert done.returncode == 2 and list((tmp_path / "y").iterdir()) == []
     assert done.stderr.count("neox: error:") == 1 and "a.jsonl, line 61: no key 'text'" in done.stderr
+
+
+GO_ON = """
+import sys
+from pathlib import Path
+from neox.data import mpi
+from neox.data.encoder import Encoding
+
+def kill(*arguments):
+    sys.exit(9)
+
+text, tokenizer, output = map(Path, sys.argv[1:])
+merge, tokenize = mpi.merge_prefixes, mpi.tokenize
+mpi.merge_prefixes = kill
+try:
+    mpi.tokenize_by_ranks([text], Encoding(tokenizer), output, 1)
+except SystemExit:
+    mpi.merge_prefixes, mpi.tokenize = merge, kill
+assert mpi.tokenize_by_ranks([text], Encoding(tokenizer), output, 1)["documents"] == 60
+text.write_bytes(text.read_bytes() * 2)
+mpi.tokenize = tokenize
+assert mpi.tokenize_by_ranks([text], Encoding(tokenizer), output, 1)["documents"] == 120
+"""
+
+
+def test_a_killed_job_of_mpi_goes_on_with_its_finished_shards(tmp_path, tokenizer_file):
+    text = write_jsonl(tmp_path / "a.jsonl", make_texts(60))
+    command = [sys.executable, "-c", GO_ON, text, tokenizer_file, tmp_path / "all" / "x"]
+    subprocess.run(command, check=True, timeout=120, env=os.environ | {"MPI4PY_MPIABI": "openmpi"})
+    assert sorted(path.name for path in (tmp_path / "all").iterdir()) == ["x.bin", "x.idx", "x.manifest.json"]
