@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ from neox.data.encoder import EncodedBatch, Encoder
 from neox.data.formats.contract import Batch, Span
 from neox.parallel.allocator import give_back_freed_memory
 
+PR_SET_PDEATHSIG = 1
 _encoder: Encoder
 
 
@@ -63,6 +65,8 @@ def _start_method() -> str:
 
 def _start_worker(encoder: Encoder) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent's handler removes files that are the parent's
+    if sys.platform == "linux":  # nobody else would end it where the parent is killed
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     give_back_freed_memory()
     _start(encoder)
 

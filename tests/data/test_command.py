@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from data_inputs import make_texts, write_jsonl
@@ -60,18 +61,31 @@ def test_wrong_input_is_one_line_and_exit_2(tmp_path, monkeypatch, capsys, token
     assert list(tmp_path.iterdir()) == []
 
 
-def test_term_leaves_nothing(tmp_path, tokenizer_file):
-    pipe = tmp_path / "in.jsonl"
-    write_jsonl(pipe, make_texts(200_000))
-    command = [sys.executable, "-m", "neox", "data", "tokenize", pipe, "--workers", "2"]
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_signals_leave_no_file_and_no_worker(tmp_path, tokenizer_file, number):
+    path = write_jsonl(tmp_path / "in.jsonl", make_texts(200_000))
+    command = [sys.executable, "-m", "neox", "data", "tokenize", path, "--workers", "2"]
     command += ["--tokenizer", tokenizer_file, "--output", tmp_path / "out" / "x"]
     process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
     while not list((tmp_path / "out").glob("*.tmp")):
         assert process.poll() is None
         time.sleep(0.05)
-    process.terminate()
-    assert process.wait(60) == 128 + signal.SIGTERM
-    assert list((tmp_path / "out").iterdir()) == []
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(workers) == 2
+    process.send_signal(number)
+    assert process.wait(60) == (128 + number if number == signal.SIGTERM else -number)
+    assert number == signal.SIGKILL or list((tmp_path / "out").iterdir()) == []
+    begin = time.monotonic()
+    while any(map(is_alive, workers)):
+        assert time.monotonic() < begin + 30
+        time.sleep(0.05)
+
+
+def is_alive(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_ranks_of_mpi_write_what_one_process_does(tmp_path, tokenizer_file):
