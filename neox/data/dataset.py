@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -37,6 +38,8 @@ class TokenDataset:
         self._order = order
         self._size = seq_length + 1
         self._pad_label = pad_label
+        for array in (reader.tokens, order.sample_idx, order.doc_idx):
+            _expect_random_reads(array)
 
     def __len__(self) -> int:
         """GPT-NeoX's length: one less than the samples there are."""
@@ -75,6 +78,13 @@ class TokenDataset:
             behind = len(self._reader.tokens) - int(self._reader.pointers[documents[-1]]) // self._reader.dtype.itemsize
             lengths[-1] = min(end + 1, behind) - skipped[-1]
         return documents, skipped, lengths
+
+
+def _expect_random_reads(array: Array) -> None:
+    """Of a mapped file: no 128 KiB around each shuffled sample of 4 KiB, which would push others out of memory."""
+    file = getattr(array, "base", None)  # tokens behind a URL have none
+    if isinstance(file, mmap.mmap) and hasattr(mmap, "MADV_RANDOM"):
+        file.madvise(mmap.MADV_RANDOM)
 
 
 def _gather(reader: IndexedReader, documents: Array, skipped: Array, lengths: Array) -> Array:
