@@ -34,7 +34,7 @@ test: $(DEV) ## every test; as root, installs the Debian packages they need
 	tests/install_packages.sh
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-soak: $(DEV) ## a training through preemption, kills, a lost node on a real Slurm; torchrun, DeepSpeed over ssh (root)
+soak: $(DEV) ## training through preemptions, walltimes, kills, lost nodes, a full disk on a real Slurm; torchrun, DeepSpeed over ssh (root)
 	tests/install_packages.sh
 	$(BIN)/python -m pytest -m soak tests/cluster tests/jobs
 

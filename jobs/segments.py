@@ -133,7 +133,8 @@ def _last_state(scheduler: Scheduler, before: Held, held: Held) -> State | None:
     argv, parse = scheduler.batch.ends
     done = run(argv(before.job_id), timeout_s=10)
     states = parse(done.stdout) if done.code == 0 else []
-    ended = states[:-1] if before.job_id == held.job_id else states  # the last record of our own job is ours
+    # The last record of our own job is ours, once it runs there: Slurm 22.05 takes over that of a lost node.
+    ended = states[:-1] if before.job_id == held.job_id and states[-1:] == [State.RUNNING] else states
     return ended[-1] if ended and not ended[-1].is_active else None
 
 

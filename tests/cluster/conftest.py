@@ -97,6 +97,14 @@ class Slurm:
             lambda: subprocess.run(["scontrol", "ping"], env=self.environ, capture_output=True).returncode == 0, 30
         )
 
+    def kill_slurmd(self, node: str) -> None:
+        """Slurm will take the node for dead; the processes of its jobs live on."""
+        os.kill(int((self.root / "run" / f"slurmd-{node}.pid").read_text()), signal.SIGKILL)
+
+    def start_slurmd(self, node: str) -> None:
+        self.ask("unshare", "--uts", "bash", "-c", f"hostname {node}; exec slurmd -N {node}")
+        wait_for(lambda: self.ask("sinfo", "-h", f"--nodes={node}", "--states=down", "-o", "%N") == [], 60)
+
     def cancel_all(self) -> None:
         self.ask("scancel", "--me")
         wait_for(lambda: not self.ask("squeue", "-h"), 30)

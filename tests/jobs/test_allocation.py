@@ -84,7 +84,7 @@ def test_a_copy_that_was_believed_dead_settles_nothing(
     """Another allocation of the job has begun: this one neither fails the job nor has it run again."""
 
     monkeypatch.setattr("os._exit", sys.exit)
-    another = """echo '{"count": 1, "idle": 0, "marks": {}}' > "$JOBS_ALLOCATION.restarts"; """
+    another = """[ $n = 0 ] && echo '{"count": 1, "idle": 0, "marks": {}}' > "$JOBS_ALLOCATION.restarts"; """
     with pytest.raises(SystemExit):
         allocation(tmp_path, RUN + another + script)()
     assert (tmp_path / "starts").read_text() == "0\n" and warning.read_verdict(tmp_path / "notes") is None

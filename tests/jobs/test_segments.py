@@ -50,6 +50,7 @@ def test_steps_of_an_allocation(tmp_path: Path, first: int, numbers: range, expe
     ("accounting", "kind"),
     [
         ("echo '7|NODE_FAIL'; echo '7|RUNNING'", "node failure"),
+        ("echo '7|NODE_FAIL'", "node failure"),
         ("echo '7|NODE_FAIL'; echo '7|PREEMPTED'; echo '7|RUNNING'", "preemption"),
         ("echo '7|OUT_OF_MEMORY'; echo '7|RUNNING'", "out of memory"),
         ("echo '7|NODE_FAIL'; echo '7|REQUEUED'; echo '7|RUNNING'", "unknown"),
