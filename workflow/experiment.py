@@ -18,7 +18,7 @@ from jobs.site import Site, load_site
 from neox.config.derive import checkpoint_steps, is_kept_for_ever, resolve
 from neox.config.errors import UserError
 from neox.config.load import load_config
-from neox.config.registry import file_name, find
+from neox.config.registry import Asset, assets, file_name, find
 from neox.config.schema import Config
 from workflow.settings import check
 
@@ -101,6 +101,9 @@ def build_experiment(config: dict[str, Any]) -> Experiment:
     given = config["tokenizer"].get("file")
     if given:
         existing([given], "tokenizer.file")
+    tokenizer = (
+        named_tokenizer(config["tokenizer"]["name"]).files[0] if "name" in config["tokenizer"] else "tokenizer.json"
+    )
     site = load_site(config["site"])
     runs = [make_run(row, config, site) for row in expand(config["runs"])]
     check_together(runs)
@@ -112,7 +115,7 @@ def build_experiment(config: dict[str, Any]) -> Experiment:
         cores_per_node=site.cores,
         settings=config,
         corpus=corpus,
-        tokenizer=given or f"{root}/tokenizer/tokenizer.json",
+        tokenizer=given or f"{root}/tokenizer/{tokenizer}",
         runs={run.name: run for run in runs},
     )
 
@@ -141,6 +144,15 @@ def named_files(name: str) -> tuple[str, ...]:
             f"`neox data fetch {name}` gets it, and corpus.path names the files"
         )
     return asset.files
+
+
+def named_tokenizer(name: str) -> Asset:
+    """A tokenizer of the registry; UserError for one that is no tokenizer.json."""
+    asset = find(name)
+    if asset.vocab_size is None:
+        usable = ", ".join(known.name for known in assets().values() if known.vocab_size)
+        raise UserError(f"workflow configuration: tokenizer.name: {name}: is no tokenizer.json; there is {usable}")
+    return asset
 
 
 def existing(paths: Iterable[str], key: str) -> list[str]:
@@ -219,7 +231,8 @@ def resolve_row(row: Row, tokenizer: Mapping[str, Any], ranks_per_node: int) -> 
         overrides.append(f"data.tokenizer={tokenizer['file']}")
     config = load_config([Path(file) for file in row.files], overrides)
     if "file" not in tokenizer and config.model.vocab_size is None:
-        config = load_config(list(row.files), [*overrides, f"model.vocab_size={tokenizer['vocab_size']}"])
+        num_ids = named_tokenizer(tokenizer["name"]).vocab_size if "name" in tokenizer else tokenizer["vocab_size"]
+        config = load_config(list(row.files), [*overrides, f"model.vocab_size={num_ids}"])
     parallel = config.parallel
     replica = parallel.tp * parallel.pp
     return resolve(config, (parallel.dp or max(1, ranks_per_node // replica)) * replica)

@@ -17,6 +17,7 @@ from neox.checkpoint.settings import (
     GPT_NEOX,
     LLAMA,
     LLAMA_BIASES,
+    QWEN_3,
     Setting,
     rope,
     sliding_window,
@@ -101,7 +102,7 @@ def misfits(family: Family, model: ModelConfig) -> Allowed:
     """Keys of `model` that the family cannot have so → what it can have."""
     always = {"attn_softcap": (None,), "logit_softcap": (None,), "qk_norm": (False,), "sandwich_norm": (False,)}
     fixed = {key: (value,) for key, value in family.fixed.items()}
-    allowed: Allowed = {**fixed, **family.allowed(model), **always, "positions": ("rotary",)}
+    allowed: Allowed = {**always, **fixed, **family.allowed(model), "positions": ("rotary",)}
     return {key: values for key, values in allowed.items() if getattr(model, key) not in values}
 
 
@@ -195,6 +196,11 @@ LLAMA_MODULES = {
     "final_norm": "model.norm",
     "head": "lm_head",
 }
+QWEN_3_MODULES = {
+    **LLAMA_MODULES,
+    "layers.{i}.attn.q_norm": "model.layers.{i}.self_attn.q_norm",
+    "layers.{i}.attn.k_norm": "model.layers.{i}.self_attn.k_norm",
+}
 FALCON_7B_MODULES = {
     "embed": "transformer.word_embeddings",
     "layers.{i}.attn_norm": "transformer.h.{i}.input_layernorm",
@@ -238,6 +244,15 @@ FAMILIES = (
         (*LLAMA, sliding_window),
         {**LLAMA_FIXED, "bias": False},
         _mistral_allowed,
+        _old_rope,
+    ),
+    Family(
+        "Qwen3ForCausalLM",
+        "qwen3",
+        QWEN_3_MODULES,
+        (*LLAMA, *QWEN_3),
+        {**LLAMA_FIXED, "bias": False, "qk_norm": True},
+        _llama_allowed,
         _old_rope,
     ),
     Family(

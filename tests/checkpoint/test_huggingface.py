@@ -128,6 +128,7 @@ OTHERS = {
         dataclasses.replace(LLAMA, rotary_scaling="llama3", rotary_factor=8.0, rotary_ramp=(1.5, 3.0)),
     ],
     "MistralForCausalLM": [dataclasses.replace(LLAMA, **WINDOW)],
+    "Qwen3ForCausalLM": [dataclasses.replace(LLAMA, qk_norm=True, norm_eps=1e-3, rotary_base=500.0)],
     "FalconForCausalLM": [
         dataclasses.replace(FALCON, shared_norm=True, num_kv_heads=1),
         dataclasses.replace(FALCON, num_heads=4, num_kv_heads=2, tie_embeddings=False, bias=True),

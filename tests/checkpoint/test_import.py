@@ -21,6 +21,7 @@ from transformers import (
     LlamaConfig,
     MistralConfig,
     PretrainedConfig,
+    Qwen3Config,
 )
 
 from neox.__main__ import main
@@ -64,6 +65,7 @@ MODELS: dict[str, PretrainedConfig] = {
     ),
     "mistral": MistralConfig(**SIZES, intermediate_size=96, num_key_value_heads=2, sliding_window=9),
     "mistral-global": MistralConfig(**SIZES, intermediate_size=96, num_key_value_heads=2, sliding_window=None),
+    "qwen3": Qwen3Config(**SIZES, intermediate_size=96, num_key_value_heads=2, head_dim=24, attention_bias=True),
     "falcon-7b": FalconConfig(**SIZES, ffn_hidden_size=96, multi_query=True, bias=False),
     "falcon-40b": FalconConfig(
         **SIZES, ffn_hidden_size=96, new_decoder_architecture=True, num_kv_heads=2, bias=True, tie_word_embeddings=False
@@ -156,7 +158,10 @@ def test_pytorch_files_are_read_without_their_pickle(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "gpt2"}, "config.json: model_type = gpt2: can be read here: falcon, gpt_neox, llama, mistral"),
+        (
+            {"model_type": "gpt2"},
+            "config.json: model_type = gpt2: can be read here: falcon, gpt_neox, llama, mistral, qwen3",
+        ),
         ({"hidden_act": "relu"}, "hidden_act = relu: of LlamaForCausalLM only silu"),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "rope_type = dynamic"),
         ({"num_key_value_heads": 4}, "k_proj.weight has shape [32, 64], config.json asks for [64, 64]"),

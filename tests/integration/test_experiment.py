@@ -92,6 +92,9 @@ WRONG = [
     ({"corpus": {"builtin": True, "url": "http://a/b"}}, "corpus needs exactly one of builtin, path, url"),
     ({"corpus": {"path": "nowhere.jsonl"}}, "corpus.path: there is no file nowhere.jsonl"),
     ({"tokenizer": {"file": "nowhere.json"}}, "tokenizer.file: there is no file nowhere.json"),
+    ({"tokenizer": {"name": "gpt2_tokenizer"}}, "gpt2_tokenizer: is no tokenizer.json; there is neox_20b_tokenizer"),
+    ({"tokenizer": {"name": "neox_20b"}}, "tokenizer.name: neox_20b: is no tokenizer.json"),
+    ({"tokenizer": {"name": "neox_20b_tokeniser"}}, "no asset of that name; did you mean neox_20b_tokenizer"),
     ({"shards": 0}, "shards: 0 is less than the minimum of 1"),
     ({"name": "a/b"}, "name: 'a/b' does not match"),
     ({"site": "nowhere"}, "nowhere"),
@@ -159,6 +162,13 @@ def test_pythia_presets_have_the_published_sizes(size: str) -> None:
     assert (parameters, config.model.hidden_size // config.model.num_heads) == PYTHIA[size]
     assert len(run.runs[size].steps) == 154
     assert config.train.steps * (config.train.global_batch_size or 0) * config.model.seq_length == 299_892_736_000
+
+
+def test_a_tokenizer_by_name_is_fetched_later_but_counted_now() -> None:
+    found = experiment(tokenizer={"name": "neox_20b_tokenizer"})
+    assert found.tokenizer == "results/t/tokenizer/20B_tokenizer.json"
+    assert {run.config.model.vocab_size for run in found.runs.values()} == {50277}
+    assert not any("vocab_size" in override for run in found.runs.values() for override in run.overrides)
 
 
 def test_every_configuration_in_the_repository_is_valid() -> None:

@@ -171,13 +171,16 @@ def test_configurations_plan(file: str, profile: str, tmp_path: Path) -> None:
 
 def test_communication_is_tuned_before_training_uses_it(tmp_path: Path) -> None:
     configuration = write_inputs(tmp_path)
-    tuned = yaml.safe_load(configuration.read_text()) | {"tune": {"run": "b"}}
+    fetched = {"tokenizer": {"name": "neox_20b_tokenizer"}}
+    tuned = yaml.safe_load(configuration.read_text()) | {"tune": {"run": "b"}} | fetched
     configuration.write_text(yaml.safe_dump(tuned))
     site = f"site={ROOT / 'site_configs' / 'local' / 'openmpi.yaml'}"
     done = snakemake(tmp_path, "--dry-run", "-p", "--configfile", str(configuration), "--config", site)
     assert done.returncode == 0, done.stderr
     shown = done.stdout + done.stderr
     assert shown.count("--overlay results/mini/tuning/overlay.yaml --run-dir") == 2
+    assert "neox data fetch neox_20b_tokenizer --output results/mini/tokenizer " in shown
+    assert shown.count("--tokenizer results/mini/tokenizer/20B_tokenizer.json") > 4
     assert re.search(r"^tune +1$", shown, re.M) and re.search(r"^tuning_figure +1$", shown, re.M)
     refused = snakemake(tmp_path, "--dry-run", "--configfile", str(configuration))
     assert refused.returncode == 2 and "tune: site local has no `tuning`" in refused.stderr

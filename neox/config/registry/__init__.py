@@ -47,6 +47,8 @@ class Asset:
     """None: its publisher does not say."""
     sha256: dict[str, str] = field(default_factory=dict)
     """By file name, where one is published; of the others the first fetch records it."""
+    vocab_size: int | None = None
+    """Ids of a tokenizer whose one file is a tokenizer.json."""
     size_gb: float | None = None
     """As published; None: it is not."""
     gone: str | None = None
