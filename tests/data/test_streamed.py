@@ -1,6 +1,7 @@
 """Token files behind an HTTP and an S3 server: the samples of a local file, through a cache that stays small."""
 
 import http.server
+import os
 
 import numpy as np
 import pytest
@@ -64,6 +65,25 @@ def test_cache_is_one_for_all_urls_and_no_need(served, tmp_path):
         for reader in readers:
             reader.tokens._block.cache_clear()
         assert [reader.tokens[:].tolist() for reader in readers] == expected
+
+
+def test_only_whole_blocks_of_this_version_count_and_what_was_read_last_stays(served, tmp_path):
+    cache = tmp_path / "cache"
+    with serve(served, Recorder(RangeRequestHandler).handler) as url:
+        reader = StreamedReader(f"{url}/x", cache, 4000)
+        firsts = np.arange(5) * reader.tokens._per_block
+        expected = reader.tokens[firsts[:4]].tolist()
+        blocks_in(cache)[2].write_bytes(b"short")
+        reader.tokens._block.cache_clear()
+        assert reader.tokens[firsts[:4]].tolist() == expected
+        reader.tokens._block.cache_clear()
+        reader.tokens[firsts[:1]], reader.tokens[firsts[4:]]
+        assert [int(path.name) for path in blocks_in(cache)] == [0, 2, 3, 4]
+        content = (served / "x.bin").read_bytes()
+        (served / "x.bin").write_bytes(bytes(byte ^ 1 for byte in content))
+        os.utime(served / "x.bin", (1e9, 1e9))
+        again = StreamedReader(f"{url}/x", cache, 4000)
+        assert np.array_equal(again.tokens[:], IndexedReader(served / "x").tokens[:])
 
 
 def test_samples_of_a_run_from_s3(served, tmp_path, bucket):  # noqa: F811
