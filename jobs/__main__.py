@@ -53,6 +53,7 @@ def add_watching(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     status.add_argument("--json", action="store_true", help="one JSON array instead of a table")
     logs = commands.add_parser("logs", help="print the training log of a run")
     logs.add_argument("run", help="a run directory, or the name of a run below results")
+    logs.add_argument("--rank", type=int, help="what this rank said, instead")
     logs.add_argument("-f", "--follow", action="store_true", help="and what is added to it, until Ctrl-C")
     cancel = commands.add_parser("cancel", help="end the training jobs of some runs; they save first")
     cancel.add_argument("runs", nargs="+", metavar="run", help="a run directory, or the name of a run below results")
@@ -79,7 +80,7 @@ def run_launch(arguments: argparse.Namespace) -> int:
         folder = Path("LAUNCH_FOLDER")
         hosts = hosts or launcher.stand_ins(site, nodes, os.environ)
         launch = launcher.plan_launch(site, arguments.argv, nodes, ranks, folder, os.environ, hosts)
-        print(launcher.describe(site, launch, os.environ))
+        print(launcher.describe(site, launcher.with_logs(launch, arguments.run_dir), os.environ))
         return 0
     return launcher.run(site, arguments.argv, nodes, ranks, arguments.run_dir, hosts)
 
@@ -154,7 +155,8 @@ def show_logs(arguments: argparse.Namespace) -> int:
     from jobs import watch
 
     try:
-        for text in watch.log_text(watch.find_run(arguments.run, Path("results")), arguments.follow):
+        run = watch.find_run(arguments.run, Path("results"))
+        for text in watch.log_text(run, arguments.follow, arguments.rank):
             print(text, end="", flush=True)
     except KeyboardInterrupt:
         pass

@@ -65,6 +65,11 @@ def plan_launch(
     return contain(launch, site.launcher, site.container, Path.cwd(), names)
 
 
+def with_logs(launch: Launch, run_dir: Path | None) -> Launch:
+    """Each rank of a run has a log of its own beside the run's."""
+    return replace(launch, logs=(run_dir / segments.LOG).resolve().parent if run_dir else None)
+
+
 def _hosts(scheduler: Scheduler, environ: Mapping[str, str]) -> tuple[str, ...]:
     listed = environ.get(scheduler.environment.get("nodes", ""))
     return tuple(scheduler.hosts(listed)) if listed else (os.uname().nodename,)
@@ -153,7 +158,7 @@ def run(
             if held and run_dir:
                 held.finish(run_dir, segments.End(*prevented))
             return prevented[0]
-        running = Running(LAUNCHERS[site.launcher], launch, environ, run_dir, site.signal_delay_s)
+        running = Running(LAUNCHERS[site.launcher], with_logs(launch, run_dir), environ, run_dir, site.signal_delay_s)
         with warning.registered(os.environ):  # a job that is ended waits for us until the segment is written
             code = combine(folder, launch.world_size, running.wait())
             warning.report_outcome(os.environ, code)

@@ -19,7 +19,7 @@ from jobs import mpi
 from jobs.binding import SEPARATOR, bind
 from jobs.errors import UserError
 from jobs.scheduler import SCHEDULERS
-from jobs.shell import Process, exit_code, signal_on_parent_death, start
+from jobs.shell import Process, drain, exit_code, signal_on_parent_death, start, tee
 from jobs.spec import Launch
 from jobs.warning import RESTART_VARIABLE, SAVED
 
@@ -44,6 +44,7 @@ def wrapper_argv(launch: Launch, ranks_from: str, signals_by_file: bool = False,
     options += ["--device-choice", launch.device_choice] if launch.device_choice else []
     options += ["--cores", SEPARATOR.join(launch.rank_cores)] if launch.rank_cores else []
     options += ["--signals-by-file"] if signals_by_file else []
+    options += ["--rank-logs", str(launch.logs)] if launch.logs else []
     words = [*options, "--", *launch.command]
     return [launch.python or sys.executable, "-m", "jobs.ranks", *([encode(words)] if is_encoded else words)]
 
@@ -62,6 +63,11 @@ def decode(words: Sequence[str]) -> list[str]:
 
 def code_file(folder: Path, rank: int) -> Path:
     return folder / f"rank_{rank:05d}.code"
+
+
+def log_file(folder: Path, rank: int) -> Path:
+    """What one rank says, in all allocations so far."""
+    return folder / f"rank_{rank:05d}.log"
 
 
 def signal_file(folder: Path) -> Path:
@@ -211,6 +217,7 @@ def main() -> int:
     parser.add_argument("--device-choice", help="scheduler, or the variable that shows one GPU")
     parser.add_argument("--cores", help="of every local rank, as 0-3:4-7")
     parser.add_argument("--signals-by-file", action="store_true", help="the launcher passes no signals on")
+    parser.add_argument("--rank-logs", type=Path, help="folder for what each rank says")
     parser.add_argument("command", nargs="+")
     arguments = parser.parse_args(decode(sys.argv[1:]))
     if arguments.ranks_from in READERS:
@@ -227,7 +234,10 @@ def main() -> int:
     # Of its own session, so that a signal to the step's process group arrives once: through this wrapper.
     try:
         cwd = environ.pop(FOLDER_VARIABLE, None)  # not for launches inside this one
-        process = start(arguments.command, environ, Path(cwd) if cwd else None, new_session=True)
+        log = tee(log_file(arguments.rank_logs, rank)) if arguments.rank_logs else None
+        output = log.stdin if log else None
+        folder = Path(cwd) if cwd else None
+        process = start(arguments.command, environ, folder, new_session=True, stdout=output, stderr=output)
     except OSError:
         print(f"jobs: error: {arguments.command[0]}: command not found", file=sys.stderr)
         code_file(arguments.folder, rank).write_text("127")
@@ -238,6 +248,8 @@ def main() -> int:
     if rank == 0:
         started_file(arguments.folder).touch()
     code = running.wait()
+    if log:
+        drain(log, TEARDOWN_S)
     code_file(arguments.folder, rank).write_text(str(code))
     if code not in (0, SAVED):
         failed_file(arguments.folder).touch()

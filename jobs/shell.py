@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -9,7 +10,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 Process = subprocess.Popen[bytes]
 TIMED_OUT = 124
@@ -66,7 +67,8 @@ def start(
     env: Mapping[str, str],
     cwd: Path | None = None,
     new_session: bool = False,
-    stderr: BinaryIO | None = None,
+    stdout: IO[bytes] | None = None,
+    stderr: IO[bytes] | None = None,
 ) -> Process:
     """Starts a long command that dies with this process.
 
@@ -82,8 +84,38 @@ def start(
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     return subprocess.Popen(
-        argv, env=dict(env), cwd=cwd, start_new_session=new_session, stderr=stderr, preexec_fn=prepare
+        argv,
+        env=dict(env),
+        cwd=cwd,
+        start_new_session=new_session,
+        stdout=stdout,
+        stderr=stderr,
+        preexec_fn=prepare,
     )
+
+
+def tee(file: Path) -> Process:
+    """Copies what is written to its `stdin` to the end of a file and to our own output.
+
+    It ends when the last writer does, however that ends and whoever else is told to: no last line is lost. A full disk
+    costs the copy in the file alone.
+    """
+
+    def prepare() -> None:
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)
+
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    return subprocess.Popen(["tee", "-a", file], stdin=subprocess.PIPE, start_new_session=True, preexec_fn=prepare)
+
+
+def drain(copy: Process, wait_s: float) -> None:
+    """Ends a `tee` once its other writers have; one that outlives them is waited for so long."""
+    assert copy.stdin is not None
+    copy.stdin.close()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        copy.wait(wait_s)
 
 
 def signal_on_parent_death(number: int) -> None:

@@ -62,6 +62,8 @@ class Launch:
     """Cores of each local rank, as `0-3,8`, to which its wrapper binds it; empty: whoever starts ranks may."""
     port: int | None = None
     """MASTER_PORT; None: one that is free when the launch begins."""
+    logs: Path | None = None
+    """Folder for what each rank says, beside the output of the launch itself."""
 
     @property
     def world_size(self) -> int:

@@ -13,6 +13,7 @@ from jobs import executor
 from jobs.controller import ActiveJob, ActiveJobs
 from jobs.errors import UserError
 from jobs.inquiry import Place
+from jobs.ranks import log_file
 from jobs.runs import SUMMARY, Progress, find_runs, read_progress
 from jobs.scheduler.contract import Status
 from jobs.segments import LOG
@@ -164,11 +165,16 @@ def find_run(name: str, results: Path) -> Path:
     return found[0]
 
 
-def log_text(run: Path, follow: bool) -> Iterator[str]:
-    """The training log of a run, then, with `follow`, what is added to it. Raises UserError if there is none."""
-    file = run / LOG
+def log_text(run: Path, follow: bool, rank: int | None = None) -> Iterator[str]:
+    """The training log of a run, or what one rank said; then, with `follow`, what is added to it.
+
+    Raises UserError if there is none.
+    """
+    file = run / LOG if rank is None else log_file((run / LOG).parent, rank)
     if not file.is_file():
-        raise UserError(f"{file}: no such file; training has not begun")
+        known = sorted(int(one.stem.removeprefix("rank_")) for one in file.parent.glob("rank_*.log"))
+        why = f"ranks 0 to {known[-1]} have logs" if known and rank is not None else "training has not begun"
+        raise UserError(f"{file}: no such file; {why}")
     with file.open(errors="replace") as stream:
         yield stream.read()
         while follow:

@@ -27,6 +27,7 @@ from jobs.spec import Launch
 from jobs.state import State
 from tests.jobs.test_launch import is_alive, wait_for
 from tests.jobs.test_scheduler import NASTY, assert_golden, full_spec
+from tests.jobs.workflow import run_snakemake
 
 FAKE = Path(__file__).with_name("fake_flux.py")
 SITE = Path(__file__).parents[2] / "site_configs" / "flux" / "site.yaml"
@@ -154,15 +155,7 @@ def test_training_runs_on_as_a_new_job(broker: None, tmp_path: Path) -> None:
     site = tmp_path / "here" / "site.yaml"
     site.parent.mkdir()
     site.write_text(SITE.read_text().replace("signal_delay_s: 60", "signal_delay_s: 44"))
-    options = ["--executor", "submitit", "--submitit-site", str(site), "--jobs", "2", "--latency-wait", "5"]
-    options += ["--config", f"site={site}", "--seconds-between-status-checks", "2", "--show-failed-logs"]
-    done = subprocess.run(
-        [sys.executable, "-m", "snakemake", *options],
-        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
+    done = run_snakemake(site)
     assert done.returncode == 0, done.stderr
     segments = [json.loads(line) for line in (tmp_path / "run" / "segments.jsonl").read_text().splitlines()]
     assert [(one["restart"], one["exit_code"]) for one in segments] == [(0, 85), (1, 0)]

@@ -26,8 +26,10 @@ from jobs.scheduler.script import render_script
 from jobs.site import Site, load_site
 from jobs.spec import JobSpec
 from jobs.state import State
+from jobs.watch import log_text
 from tests.jobs.test_launch import wait_for
 from tests.jobs.test_scheduler import assert_golden, full_spec
+from tests.jobs.workflow import run_snakemake
 
 FAKE = Path(__file__).with_name("fake_lsf.py")
 SUMMIT = Path(__file__).parents[2] / "site_configs" / "summit" / "site.yaml"
@@ -296,27 +298,25 @@ def test_snakemake_goes_through_lsf_and_jsrun(fake: Path, tmp_path: Path) -> Non
     (tmp_path / "Snakefile").write_text(SNAKEFILE)
     (tmp_path / "payload.py").write_text(PAYLOAD)
     site = summit_of_any_size(tmp_path)
-    options = ["--executor", "submitit", "--submitit-site", str(site), "--jobs", "2", "--latency-wait", "5"]
-    options += ["--config", f"site={site}", "--seconds-between-status-checks", "2"]
-    done = subprocess.run(
-        [sys.executable, "-m", "snakemake", *options],
-        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
+    done = run_snakemake(site)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "plain").read_text() == "rank=0\n", "by jsrun, not on the launch node"
     segments = [json.loads(line) for line in (tmp_path / "run" / "segments.jsonl").read_text().splitlines()]
     assert [(s["job_id"], s["restart"], s["exit_code"]) for s in segments] == [("26239", 0, 85), ("26239", 1, 0)]
     submitted = [json.loads(line)["options"] for line in (fake / "submitted").read_text().splitlines()]
     assert [o["-J"] for o in submitted] == ["plain", "train"] and submitted[1]["-nnodes"] == "1"
+    assert "".join(log_text(tmp_path / "run", False, 1)) == "rank 1 of 2 first\nrank 1 of 2 again\n"
+    with pytest.raises(UserError, match=r"rank_00002.log: no such file; ranks 0 to 1 have logs"):
+        next(log_text(tmp_path / "run", False, 2))
 
 
 def test_failed_rank_ends_the_others_without_help_of_jsrun(fake: Path, tmp_path: Path) -> None:
     environ = {**os.environ, "LSB_JOBID": "1", "LSB_MCPU_HOSTS": "batch1 1 h1 42"}
     site = summit_of_any_size(tmp_path)
-    launch = [sys.executable, "-m", "jobs", "launch", "--site", str(site), "--ranks-per-node", "2", "--"]
-    script = "[ $RANK = 1 ] && exit 3; echo $MASTER_ADDR $LOCAL_RANK/$LOCAL_WORLD_SIZE; exec sleep 300"
-    done = subprocess.run([*launch, "bash", "-c", script], env=environ, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 3 and done.stdout == "h1 0/2\n"
+    launch = [sys.executable, "-m", "jobs", "launch", "--site", str(site), "--ranks-per-node", "2", "--run-dir", "run"]
+    script = "echo $MASTER_ADDR $LOCAL_RANK/$LOCAL_WORLD_SIZE; [ $RANK = 0 ] && exec sleep 300; echo dying >&2; exit 3"
+    argv = [*launch, "--", "bash", "-c", script]
+    done = subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3 and sorted(done.stdout.splitlines()) == ["dying", "h1 0/2", "h1 1/2"]
+    logs = [(tmp_path / "run" / "logs" / f"rank_0000{rank}.log").read_text() for rank in (0, 1)]
+    assert logs == ["h1 0/2\n", "h1 1/2\ndying\n"], "also of a rank that was killed"
