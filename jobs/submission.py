@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jobs.errors import RefusalError, UserError
 from jobs.scheduler.contract import Batch
-from jobs.shell import Result, run
+from jobs.shell import TIMED_OUT, Result, run
 
 PATIENCE_S = 600.0
 """How long a scheduler may be silent before a submission is given up: a restart of its controller takes minutes."""
@@ -29,12 +29,11 @@ _ALREADY_OVER = re.compile(
 def place(batch: Batch, argv: list[str], script: Path) -> str:
     """Submits `script`, whose name no other submission has, and returns the job's id.
 
-    Where the submit command fails on its way, the scheduler may have the job all the same: it is asked for the script's
-    name, and only once it has answered that there is no such job is the job submitted again. Where the command
-    succeeds without an id, the scheduler has the job: it is looked for, and never submitted again.
+    Where the submit command fails on its way, or gives no id, the scheduler may have the job all the same: it is asked
+    for the script's name, and only once it has answered that there is no such job is the job submitted again.
 
     Raises RefusalError with the scheduler's own words when it refuses; UserError when it does not answer for
-    PATIENCE_S, or does not list what it took.
+    PATIENCE_S: then it may have the job.
     """
     deadline_s, wait_s = time.monotonic() + PATIENCE_S, FIRST_WAIT_S
     while True:
@@ -42,7 +41,7 @@ def place(batch: Batch, argv: list[str], script: Path) -> str:
         if done.code == 0:
             with contextlib.suppress(UserError):
                 return batch.parse_id(done.stdout)
-        elif batch.is_refusal(done.stderr + done.stdout):
+        elif done.code != TIMED_OUT and batch.is_refusal(done.stderr + done.stdout):
             raise RefusalError(_words(argv, done))
         print(f"jobs: not submitted yet: {_words(argv, done)}", file=sys.stderr, flush=True)
         failed_s = time.monotonic()
@@ -57,8 +56,7 @@ def place(batch: Batch, argv: list[str], script: Path) -> str:
             if found := find(listed.stdout, script):
                 print(f"jobs: it was: as job {found}", file=sys.stderr, flush=True)
                 return found
-            is_list = _ROW.search(listed.stdout) or time.monotonic() > failed_s + EMPTY_S
-            if done.code != 0 and is_list:
+            if _ROW.search(listed.stdout) or time.monotonic() > failed_s + EMPTY_S:
                 break
 
 
