@@ -140,10 +140,11 @@ def show_status(arguments: argparse.Namespace) -> int:
         print(json.dumps([watch.record(row) for row in rows], indent=1))
         return 0
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     heading, *body = watch.table(rows)
-    table = Table(*heading, box=None, pad_edge=False)
+    columns = [Column(word, overflow="fold") for word in heading]  # in a narrow terminal too nothing is cut off
+    table = Table(*columns, box=None, pad_edge=False)
     for cells in body:
         table.add_row(*cells)
     width = None if sys.stdout.isatty() else 400  # a file or a pipe has no edge to break lines at

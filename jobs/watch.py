@@ -71,7 +71,8 @@ def _ask(active: Sequence[ActiveJob]) -> dict[str, Row]:
         for job_id in (job.job_id for job in jobs):
             status = said[job_id] if said else None
             state = status.state.value if status else f"{scheduler} does not answer"
-            rows[job_id] = Row("", state, job_id, None, status, places.get(job_id))
+            place = places.get(job_id) if status and status.state is State.PENDING else None  # not of one begun since
+            rows[job_id] = Row("", state, job_id, None, status, place)
     return rows
 
 

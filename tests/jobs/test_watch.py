@@ -20,6 +20,7 @@ SQUEUE = """7|PENDING|2026-11-21T10:00:00|Priority
 9|RUNNING|2026-11-21T08:00:00|None
 """
 WAITING = """3|batch
+9|batch
 12_1|batch
 8|large
 7|batch
@@ -101,13 +102,14 @@ def test_two_calls_tell_why_and_where_any_number_of_jobs_wait(workflow: Path) ->
     (workflow / "answer").write_text(SQUEUE + "".join(f"{n}|RUNNING|N/A|None\n" for n in range(10, 40)))
     rows = statuses(workflow)
     waits = {key: rows["half"][key] for key in ("state", "reason", "estimated_start", "queue_position", "queue_length")}
-    assert list(waits.values()) == ["pending", "Priority", "2026-11-21T10:00:00", 3, 4]
+    assert list(waits.values()) == ["pending", "Priority", "2026-11-21T10:00:00", 4, 5]
     assert rows["new"]["reason"] == "AssocGrpCPULimit" and rows["new"]["step"] is None
     assert (rows["new"]["queue_name"], rows["new"]["queue_position"], rows["new"]["queue_length"]) == ("large", 1, 1)
     assert rows["running"]["state"] == rows["tokenize"]["state"] == "running"
+    assert "queue_position" not in rows["running"], "it began between the two answers"
     assert len((workflow / "squeue.calls").read_text().splitlines()) == 2
     table = jobs(workflow, "status")
-    assert "pending, 3 of 4 in batch: Priority, starts 2026-11-21T10:00:00" in table
+    assert "pending, 4 of 5 in batch: Priority, starts 2026-11-21T10:00:00" in table
     assert max(map(len, table.splitlines())) < 240 and len(table.splitlines()) == 35, "a line each"
 
 
