@@ -32,7 +32,7 @@ UNKNOWN_S = 600.0
 """How long answers may say nothing of a job before it is given up."""
 MIN_INTERVAL_S, MAX_INTERVAL_S = 2.0, 60.0
 BACKOFF = 1.5
-"""By how much longer the next question waits after an answer without news."""
+"""By how much longer the next question waits after an answer by which no job is lost."""
 LOST = (State.TIMEOUT, State.NODE_FAIL, State.PREEMPTED)
 """Ends that are the machine's doing: the job is submitted anew until it gets nowhere."""
 
@@ -90,7 +90,7 @@ class Queue:
     """All jobs of one controller on one site. Holds the folder's lock while it lives."""
 
     def __init__(self, site: Site, folder: Path, interval_s: float) -> None:
-        """`interval_s`: how often the scheduler may be asked while there is news, down to once in MAX_INTERVAL_S.
+        """`interval_s`: how often the scheduler may be asked while a job may be lost, down to once in MAX_INTERVAL_S.
 
         Raises UserError if the folder has a controller, or a name that submitit would not leave as it is.
         """
@@ -206,6 +206,8 @@ class Queue:
                 files.update(file.path for file in os.scandir(folder))
         for job in jobs:
             job.result = executor.read_result(job.handle) if job.result_file in files else None
+        if any(job.num_ended and job.result is None for job in jobs):
+            self.wait_s = self.interval_s  # it may be lost; other ends are told by results
 
     def _ask(self, jobs: Sequence[QueuedJob]) -> bool:
         """False, and nothing is changed, when the scheduler does not answer."""
@@ -214,8 +216,6 @@ class Queue:
         said = executor.ask(self.site.scheduler, [job.handle for job in jobs])
         if said is None:
             return False
-        if any(said[job.job_id].state is not job.status.state for job in jobs):
-            self.wait_s = self.interval_s
         for job in jobs:
             job.status = said[job.job_id]
             job.num_ended = 0 if job.status.state.is_active else job.num_ended + 1

@@ -56,9 +56,17 @@ def batch(words: list[str]) -> int:
     return 0
 
 
+def options_of_job(job_id: int) -> dict[str, str]:
+    options: dict[str, str] = json.loads((STATE / f"{job_id}.json").read_text())["options"]
+    return options
+
+
 def start(words: list[str]) -> int:
-    """The broker: runs a job, and ends it when it has had its time."""
+    """The broker: runs a job once the one before it has ended, and ends it when it has had its time."""
     job_id = int(words[0])
+    before = STATE / f"{options_of_job(job_id).get('dependency', '').removeprefix('afterany:')}.json"
+    while before.exists() and json.loads(before.read_text())["status"] in ("SCHED", "RUN"):
+        time.sleep(0.1)
     job = write(job_id, status="RUN")
     options, limit_s = job["options"], 60 * int(job["options"]["time-limit"].rstrip("m"))
     end_at = time.monotonic() + limit_s

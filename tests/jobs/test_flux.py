@@ -18,6 +18,7 @@ from jobs import executor
 from jobs.allocation import Allocation
 from jobs.errors import UserError
 from jobs.launch import LAUNCHERS
+from jobs.queue import Queue, Submission
 from jobs.ranks import decode, rank_environment
 from jobs.resources import job_spec
 from jobs.scheduler import flux
@@ -198,6 +199,36 @@ def test_cancelled_job_saves_first_and_one_that_fails_has_its_own_code(broker: N
     assert (tmp_path / "saved").read_text() == "SIGTERM" and not is_alive(tmp_path / "pid") and len(ids) == 2
     assert executor.cancel("flux", [job]) == "", "it is over already"
     assert executor.ask("flux", [executor.attach("flux", tmp_path, "1234")]) == {"1234": NOTHING}
+
+
+FIRST_SAVES = """
+echo run >> starts; [ $(wc -l < starts) = 2 ] && exit 0
+while ! [ -e go ]; do sleep 0.1; done
+mkdir -p run/checkpoints/step_00000001; touch run/checkpoints/step_00000001/manifest.json
+echo "\\"$PWD/run\\"" > "$JOBS_ALLOCATION.runs"; echo 85 > "$JOBS_ALLOCATION/outcome"; exit 1
+"""
+
+
+def test_the_next_controller_adopts_a_chain_and_goes_on_along_it(broker: None, tmp_path: Path) -> None:
+    site = load_site(str(SITE))
+    spec, command = job_spec("train", {"runtime": 5}, 1, site), ["bash", "-c", FIRST_SAVES]
+    submission = Submission(spec, ("train_summary.json",), command, tmp_path, num_successors=1)
+    queue = Queue(site, tmp_path / "state", 1)
+    job = queue.submit(submission)
+    ids = [job.job_id, *(one.job_id for one in job.successors)]
+    queue.close()
+    queue = Queue(site, tmp_path / "state", 1)
+    adopted = queue.adopt(submission)
+    assert adopted and [adopted.job_id, *(one.job_id for one in adopted.successors)] == ids
+
+    def said() -> str | None:
+        queue.refresh([adopted])
+        return queue.end(adopted, [])
+
+    (tmp_path / "go").touch()
+    wait_for(lambda: said() == "")
+    assert adopted.job_id == ids[1] and (tmp_path / "starts").read_text() == "run\n" * 2
+    queue.close()
 
 
 def test_failed_rank_ends_the_others(broker: None, tmp_path: Path) -> None:

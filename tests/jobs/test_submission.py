@@ -185,7 +185,9 @@ def test_the_plugin_may_be_asked_before_it_is_ready() -> None:
 
 
 def test_questions_without_news_become_rare(slurm_commands: Path) -> None:
-    answers = "echo '7|RUNNING|N/A|None'\n" * 9 + "exit 1\necho '7|PENDING|N/A|None'\n"
+    answers = (
+        "echo '7|PENDING|N/A|None'\n" * 4 + "echo '7|RUNNING|N/A|None'\n" * 5 + "exit 1\necho '7|COMPLETED|N/A|None'\n"
+    )
     plan(slurm_commands, sbatch="echo 7\n", squeue=answers)
     queue = Queue(load_site("slurm"), slurm_commands / "state", 10)
     job = queue.submit(submission_of(slurm_commands, "out"))
@@ -194,7 +196,7 @@ def test_questions_without_news_become_rare(slurm_commands: Path) -> None:
         queue.asked_s = float("-inf")
         queue.refresh([job])
         waits.append(queue.wait_s)
-    assert waits == [10, 15, 22.5, 33.75, 50.625, 60, 60, 60, 60, 60, 10]
+    assert waits == [15, 22.5, 33.75, 50.625, 60, 60, 60, 60, 60, 60, 10]
     queue.refresh([job])
     assert calls(slurm_commands, "squeue") == 11, "not due yet"
     queue.close()
