@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from jobs import examination, segments, staging, warning
@@ -165,7 +166,8 @@ def run(
             if victim := killed_first(folder, launch.world_size):
                 print(f"jobs: error: {victim}", file=sys.stderr, flush=True)
             if held and run_dir:
-                held.finish(run_dir, running.end(code, victim, log_size))
+                is_preempted = partial(segments.is_preempted, SCHEDULERS[site.scheduler], held.job_id)
+                held.finish(run_dir, running.end(code, victim, log_size, is_preempted))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return code

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 
@@ -70,10 +70,10 @@ class Running:
             self.left_s = self.signal_delay_s  # it is that warning, come early
             self.signals.append(signal.SIGUSR2.name)
 
-    def end(self, code: int, victim: str, log_size: int) -> segments.End:
+    def end(self, code: int, victim: str, log_size: int, is_preempted: Callable[[], bool]) -> segments.End:
         """How an allocation of the run ended whose launch says `code`; its log held `log_size` bytes before."""
         if code in (0, warning.SAVED) or self.was_ended(code):
-            return segments.warned(code, self.signals, self.left_s, self.signal_delay_s)
+            return segments.warned(code, self.signals, self.left_s, self.signal_delay_s, is_preempted)
         assert self.run_dir
         return segments.failed(code, victim, self.run_dir, log_size)
 

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -138,20 +138,31 @@ def _last_state(scheduler: Scheduler, before: Held, held: Held) -> State | None:
     return ended[-1] if ended and not ended[-1].is_active else None
 
 
-def warned(code: int, signals: list[str], left_s: float, signal_delay_s: int) -> End:
+def is_preempted(scheduler: Scheduler, job_id: str | None) -> bool:
+    """Whether the scheduler, where it can be asked, is ending a running job in favour of another."""
+    if job_id is None or scheduler.batch is None or scheduler.batch.preemption is None:
+        return False
+    argv, parse = scheduler.batch.preemption
+    done = run(argv(job_id), timeout_s=10)
+    return done.code == 0 and parse(done.stdout)
+
+
+def warned(code: int, signals: list[str], left_s: float, signal_delay_s: int, is_preempted: Callable[[], bool]) -> End:
     """The end of a launch that finished, or that `signals` ended, the first `left_s` before the walltime's end.
 
-    The warning that was asked for comes at its time; what comes at another was sent by who preempts or cancels.
+    The warning that was asked for comes at its time, and at another from who preempts; a site that preempts without it
+    ends a job as who cancels it does. Then `is_preempted` knows.
     """
     if code == 0:
         return End(code, "finished", "finished")
     if not signals:
-        return End(code, "saved", "saved")
-    if signals[0] in ("SIGTERM", "SIGINT"):
-        kind = "walltime" if left_s <= SLACK_S else "cancelled"
-    else:
-        is_due = signal_delay_s - SLACK_S <= left_s <= signal_delay_s + EARLY_S + SLACK_S
-        kind = "walltime" if is_due else "preemption"
+        # Slurm's TERM goes to the ranks themselves; whether it was one, only Slurm knows.
+        return End(code, "preemption" if is_preempted() else "saved", "saved")
+    is_warning = signals[0] not in ("SIGTERM", "SIGINT")
+    first_s, last_s = (signal_delay_s + EARLY_S, signal_delay_s) if is_warning else (0.0, float("-inf"))
+    is_due = last_s - SLACK_S <= left_s <= first_s + SLACK_S
+    otherwise = "walltime" if is_due else "cancelled"
+    kind = "preemption" if (is_warning and not is_due) or is_preempted() else otherwise
     saved = code == warning.SAVED
     return End(code, kind, f"saved after {signals[0]}" if saved else f"ended by {signals[0]} before it had saved")
 

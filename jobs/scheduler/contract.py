@@ -75,6 +75,8 @@ class Batch:
     """Prints how each allocation of a job ended, in order, and its parser; None: nobody keeps that."""
     waiting: tuple[str, ...] = ()
     """Prints `ID|QUEUE` for each waiting job of all users, the next to start first; empty: nobody can tell."""
+    preemption: tuple[Callable[[str], list[str]], Callable[[str], bool]] | None = None
+    """Prints what a running job is, and says of it whether it is being preempted; None: nobody says."""
     array: Array | None = None
     """None where the scheduler has no job arrays, or ours does not use them."""
     warns: bool = True

@@ -175,6 +175,15 @@ def parse_ends(output: str) -> list[State]:
     return [state_of(row[1]) for row in rows if len(row) >= 2]
 
 
+def show_argv(job_id: str) -> list[str]:
+    return ["scontrol", "show", "job", job_id]
+
+
+def is_preempted(output: str) -> bool:
+    """`PreemptTime` is None until a job of higher priority has asked for the nodes; then come TERM and the grace."""
+    return bool(re.search(r"\bPreemptTime=\d", output))
+
+
 def cancel_argv(job_ids: Sequence[str]) -> list[str]:
     return ["scancel", *job_ids]
 
@@ -197,6 +206,7 @@ SCHEDULER = Scheduler(
         requeue=requeue_argv,
         ends=(ends_argv, parse_ends),
         waiting=WAITING,
+        preemption=(show_argv, is_preempted),
         array=Array(array_argv, array_job_id, "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_JOB_ID"),
     ),
 )

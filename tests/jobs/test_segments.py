@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,10 @@ def recorded(run_dir: Path, end: segments.End) -> dict[str, Any]:
 def test_steps_of_an_allocation(tmp_path: Path, first: int, numbers: range, expected: tuple[int | None, ...]) -> None:
     (tmp_path / "segment.json").write_text(json.dumps({"first_step": first}))
     write_metrics(tmp_path, numbers)
-    line = recorded(tmp_path, segments.warned(0, [], 0, 60))
+    finished = segments.warned(0, [], 0, 60, lambda: False)
+    line = recorded(tmp_path, finished)
     assert (line["first_step"], line["last_step"], line["cause"]) == (*expected, "finished")
-    assert recorded(tmp_path, segments.warned(0, [], 0, 60))["last_step"] is None, "the steps of the one before"
+    assert recorded(tmp_path, finished)["last_step"] is None, "the steps of the one before"
 
 
 @pytest.mark.parametrize(
@@ -79,6 +81,9 @@ def test_who_comes_next_writes_down_an_end_without_a_word(
 @pytest.mark.parametrize(
     ("signals", "left_s", "kind"),
     [
+        (["SIGUSR2"], 150.0, "preemption"),
+        (["SIGTERM"], 2900.0, "preemption"),
+        ([], 2900.0, "preemption"),
         (["SIGUSR2"], 100.0, "walltime"),
         (["SIGUSR2"], 200.0, "walltime"),
         (["SIGUSR2"], 20.0, "preemption"),
@@ -89,8 +94,18 @@ def test_who_comes_next_writes_down_an_end_without_a_word(
         ([], 3000.0, "saved"),
     ],
 )
-def test_walltime_is_told_from_preemption(signals: list[str], left_s: float, kind: str) -> None:
-    assert segments.warned(85, signals, left_s, 120).kind == kind
+def test_walltime_is_told_from_preemption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: list[str], left_s: float, kind: str
+) -> None:
+    """By when the signal came; where that leaves it open Slurm is asked, which says so of the first two."""
+    asked = "2026-11-21T18:00:00" if left_s in (150.0, 2900.0) else "None"
+    (tmp_path / "scontrol").write_text(
+        f"#!/bin/sh\necho 'PreemptEligibleTime=2026-11-21T17:00:00 PreemptTime={asked}'\n"
+    )
+    (tmp_path / "scontrol").chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    ask = partial(segments.is_preempted, SCHEDULERS["slurm"], "7")
+    assert segments.warned(85, signals, left_s, 120, ask).kind == kind
 
 
 def test_an_allocation_is_known_as_its_submitter_knows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
