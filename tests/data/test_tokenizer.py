@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neox.config.errors import UserError
-from neox.data.engine import GigatokenEngine, TokenizersEngine
+from neox.data.engine import make_engine
 from neox.data.tokenizer import load_tokenizer, train_tokenizer
 
 
@@ -35,15 +35,14 @@ def test_small_text_gives_fewer_entries(tmp_path):
     assert train_tokenizer(["ab ab"], 1000, tmp_path / "t.json") < 300
 
 
-@pytest.mark.parametrize("engine", [TokenizersEngine, GigatokenEngine])
+@pytest.mark.parametrize("engine", ["tokenizers", "gigatoken"])
 def test_documents_are_neither_cut_nor_filled_up(tokenizer_file, tmp_path, engine):
     tokenizer = load_tokenizer(tokenizer_file).tokenizer
     lengths = [len(tokenizer.encode(text).ids) for text in ("a", "some words " * 20)]
     tokenizer.enable_truncation(16)
     tokenizer.enable_padding(length=16)
     tokenizer.save(str(tmp_path / "t.json"))
-    loaded = load_tokenizer(tmp_path / "t.json").tokenizer
-    made = engine(tmp_path / "t.json") if engine is GigatokenEngine else engine(loaded)
+    made = make_engine(engine, tmp_path / "t.json", load_tokenizer(tmp_path / "t.json"))
     assert [len(ids) for ids in made.encode(["a", "some words " * 20])] == lengths
 
 
