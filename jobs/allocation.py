@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from jobs import warning
+from jobs import inquiry, warning
 from jobs.errors import PayloadError
 from jobs.restarts import Restarts
 from jobs.scheduler import SCHEDULERS
@@ -166,9 +166,8 @@ class Allocation:
         batch = SCHEDULERS[self.scheduler].batch
         if batch is None:
             return False
-        query, job_id = batch.queries[0], self._job_id()
-        done = run(query.argvs[0]([job_id]), timeout_s=10)
-        return done.code == 0 and query.parse(done.stdout).get(job_id) is State.PENDING
+        said = inquiry.ask(batch, [self._job_id()])
+        return said is not None and said[self._job_id()].state is State.PENDING
 
     def _leave_to_another(self) -> NoReturn:
         """A copy that is believed dead settles nothing, and asks for nothing: the job goes on elsewhere."""
