@@ -11,11 +11,15 @@ from jobs.spec import Launch
 
 
 def argv(launch: Launch) -> list[str]:
-    """The torchrun line of a launch. --standalone picks a free port, so that launches do not collide."""
+    """The torchrun line of a launch. --standalone picks a free port, so that launches do not collide.
+
+    torchrun fills in ${local_rank} and takes $$ for $ in the ranks' words: theirs are doubled, or encoded.
+    """
     agent = [sys.executable, "-m", "torch.distributed.run"]
     ranks = [f"--nproc-per-node={launch.ranks_per_node}", "--no-python"]
     if launch.nodes == 1:
-        return [*agent, "--standalone", "--nnodes=1", *ranks, *wrapper_argv(launch, ranks_from="torchrun")]
+        wrapper = [word.replace("$", "$$") for word in wrapper_argv(launch, ranks_from="torchrun")]
+        return [*agent, "--standalone", "--nnodes=1", *ranks, *wrapper]
     master = [
         f"--nnodes={launch.nodes}",
         f"--node-rank={NODE}",

@@ -67,10 +67,10 @@ def test_ranks_and_first_failure(tmp_path: Path) -> None:
     script = (
         'echo "$RANK/$WORLD_SIZE $LOCAL_RANK/$LOCAL_WORLD_SIZE $OMP_NUM_THREADS $1"; [ $RANK = 1 ] && exit 3; sleep 300'
     )
-    process = launch(tmp_path, "bash", "-c", script, "_", "a 'b' $c")
+    process = launch(tmp_path, "bash", "-c", script, "_", "a 'b' $c $$ ${local_rank}")
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 3
-    assert sorted(output.splitlines()) == ["0/2 0/2 3 a 'b' $c", "1/2 1/2 3 a 'b' $c"]
+    assert sorted(output.splitlines()) == [f"{rank}/2 {rank}/2 3 a 'b' $c $$ ${{local_rank}}" for rank in (0, 1)]
     assert list(tmp_path.iterdir()) == [], "the launch folder is gone"
 
 
