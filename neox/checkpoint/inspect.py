@@ -1,4 +1,4 @@
-"""What a checkpoint holds, from its manifest alone; no torch."""
+"""What a checkpoint holds, from its manifest and the sizes of its files; no torch."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ def summary(directory: Path) -> dict[str, Any]:
     """JSON-able: step, samples, configuration, code, layout, files, and each logical tensor with its kinds.
 
     Raises:
-        UserError: it is not a checkpoint, or its manifest is damaged.
+        UserError: it is not a checkpoint, or its manifest is damaged, or a file is missing or of another size.
     """
     manifest = manifests.read(directory)
+    for file in manifest.files:
+        manifests.check_size(directory, file)
     state = manifest.state
     config = state.get("config") or {}
     shapes: dict[str, tuple[int, ...]] = {}

@@ -47,11 +47,11 @@ class Flat:
             raise self.refusal(name, "expected a block of keys", inner, value)
         return value
 
-    def only(self, name: str, block: Mapping[str, Any], known: Sequence[str]) -> None:
-        """Refuses what a block has beside the `known` keys, unless it is switched off."""
+    def only(self, name: str, block: Mapping[str, Any], known: Sequence[str], within: str = "") -> None:
+        """Refuses what a block has beside the `known` keys, unless it is off; `within`: "INNER." of a nested one."""
         for key, value in block.items():
             if key not in known and value not in (False, None):
-                raise self.refusal(name, "is not in this trainer yet: leave it out", key, value)
+                raise self.refusal(name, "is not in this trainer yet: leave it out", f"{within}{key}", value)
 
     def refusal(self, name: str, reason: str, inner: str = "", value: Any = None) -> UserError:
         """The error for one key, or one key of its block."""

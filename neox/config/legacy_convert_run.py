@@ -97,7 +97,8 @@ def precision(flat: Flat) -> Converted:
         name = "precision" if flat.is_set("precision") else "bf16"
         raise flat.refusal(name, f"the blocks and precision ask for {' and '.join(sorted(map(str, found)))}")
     chosen = found.pop() if found else "fp32"
-    return {"train.precision": chosen, **(loss_scaler(flat) if chosen == "fp16" else {})}
+    scaler = loss_scaler(flat) if chosen == "fp16" or fp16.get("enabled") else {}
+    return {"train.precision": chosen, **(scaler if chosen == "fp16" else {})}
 
 
 def loss_scaler(flat: Flat) -> Converted:
@@ -139,8 +140,8 @@ def curriculum(flat: Flat) -> Converted:
     if not block.get("enabled"):
         return {}
     kind, options = block.get("schedule_type"), flat.inner_block("curriculum_learning", "schedule_config")
-    for part, known in zip((block, options), CURRICULUM_KEYS, strict=True):
-        flat.only("curriculum_learning", part, known)
+    for part, known, within in zip((block, options), CURRICULUM_KEYS, ("", "schedule_config."), strict=True):
+        flat.only("curriculum_learning", part, known, within)
     if block.get("curriculum_type", "seqlen") != "seqlen":
         raise flat.refusal("curriculum_learning", "only seqlen", "curriculum_type", block["curriculum_type"])
     flat.notices.append("curriculum_learning: validation reads whole samples; GPT-NeoX's pipeline cuts those too")

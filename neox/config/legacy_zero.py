@@ -24,6 +24,11 @@ OFFLOAD = {
     "offload_param": "parameters",
 }
 """Key of the block → parallel.offload."""
+OFFLOAD_SPEED = {
+    "offload_optimizer": ("pin_memory", "buffer_count", "pipeline_read", "pipeline_write", "fast_init", "nvme_path"),
+    "offload_param": ("pin_memory", "buffer_count", "buffer_size", "max_in_cpu", "nvme_path"),
+}
+"""Keys of their blocks that change no result."""
 
 
 def zero(flat: Flat) -> Converted:
@@ -51,6 +56,10 @@ def _is_on_host(flat: Flat, name: str, value: Any) -> bool:
         if value not in (True, False, None):
             raise flat.refusal("zero_optimization", "true or false, or a block with a device", name, value)
         return bool(value)
+    known = OFFLOAD_SPEED.get(name, ())
+    flat.only("zero_optimization", value, ("device", *known), f"{name}.")
+    if set(value) & set(known):
+        flat.notices.append(f"zero_optimization.{name}: only device is taken; DeepSpeed's buffers are set here")
     device = value.get("device", "none")
     if device not in ("cpu", "none"):
         raise flat.refusal("zero_optimization", "allowed are cpu, none", f"{name}.device", device)

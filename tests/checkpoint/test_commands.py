@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 
 import pytest
@@ -39,6 +40,15 @@ def test_inspect_shows_the_latest_of_a_run(run_dir, capsys):
     found = json.loads(out.out)
     assert (found["step"], len(found["files"])) == (1, 4)
     assert {tensor["name"]: tuple(tensor["shape"]) for tensor in found["tensors"]} == SHAPES
+
+
+def test_inspect_vouches_for_no_file_that_was_cut(run_dir, capsys):
+    file = run_dir / "checkpoints" / "step_00000003" / "rank_00001.safetensors"
+    size = file.stat().st_size
+    os.truncate(file, size - 1)
+    code, out = call(capsys, "inspect", run_dir)
+    damage = f"{file} is damaged: {size - 1} bytes, the manifest says {size}"
+    assert (code, out.out, out.err) == (2, "", f"neox: error: {damage}\n")
 
 
 def test_diff_is_of_values_whatever_the_layout(run_dir, capsys):

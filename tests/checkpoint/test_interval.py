@@ -2,6 +2,8 @@
 
 import math
 import shutil
+import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +13,7 @@ from neox.checkpoint.saver import Saver
 from neox.checkpoint.store import Store
 from neox.config.errors import UserError
 from neox.config.schema import CheckpointConfig
+from neox.train.loop import Loop
 from tests.checkpoint.pieces import full_tensors
 from tests.checkpoint.ranks import run_ranks
 from tests.checkpoint.test_saver import pieces_of
@@ -48,6 +51,26 @@ def test_due_by_the_clock_once_a_save_was_measured():
     assert not passing.is_due((1.0, 3.0)) and not passing.is_due((0.0, 200.0)), "never all the time"
     for off in (interval.Passing(CheckpointConfig(between="off"), 1e5), interval.Passing(CheckpointConfig(), None)):
         assert not off.is_on and not off.is_due(None)
+
+
+def test_none_starts_while_one_is_written(tmp_path):
+    """However long a save has been due: the next one's start would have training wait for the one before."""
+
+    def train(ranks):
+        saver, go = Saver(take_over(Store(tmp_path), ranks), ranks, CheckpointConfig(), print), threading.Event()
+        passing = SimpleNamespace(is_on=True, is_due=lambda times: True)
+        loop = SimpleNamespace(step=2, save_steps={4}, saver=saver, engine=ranks, passing=passing)
+        saves = []
+        loop.save = lambda is_passing=False: saves.append((loop.step, is_passing))
+        saver.start(1, pieces_of(full_tensors(1), ranks), {"step": 1}, lambda: go.wait(60))
+        Loop.save_if_due(loop)
+        go.set()
+        saver.wait()
+        loop.step = 3
+        Loop.save_if_due(loop)
+        return saves
+
+    assert run_ranks(train, 2) == [[(3, True)]] * 2
 
 
 def test_failure_rate_is_the_launcher_s():
