@@ -111,8 +111,17 @@ def test_card_and_files_without_sending(export, tmp_path, capsys, hub):
     assert str(tmp_path) not in out and hub.requests == []
 
 
+@pytest.mark.parametrize(("options", "private"), [([], False), (["--private"], True)])
+def test_repository_is_made_as_asked(export, hub, options, private):
+    assert main(["upload", str(export), "me/small", *options]) == 0
+    (create,) = [json.loads(body) for path, body in hub.requests if path == "/api/repos/create"]
+    assert (create.get("private") is True or create.get("visibility") == "private") is private  # by its version
+    assert [path for path, _ in hub.requests if "/branch/" in path] == []
+
+
 def test_one_commit_of_everything(export, capsys, hub):
     assert main(["upload", str(export), "me/small", "--revision", "step20"]) == 0
+    assert [path for path, _ in hub.requests if "/branch/" in path] == ["/api/models/me/small/branch/step20"]
     assert capsys.readouterr().out.endswith("/me/small/commit/c0ffee\n")
     (commit,) = [body for path, body in hub.requests if path == "/api/models/me/small/commit/step20"]
     lines = [json.loads(line) for line in commit.splitlines()]

@@ -113,6 +113,35 @@ def test_damaged_and_half_copies_are_passed_over(tmp_path, store, target):
     assert "the copy of step 20 is not used" in lines[0] and "expected sha256" in lines[0] and len(lines) == 2
 
 
+def test_a_file_of_another_run_is_not_taken_for_this_ones(tmp_path, store, target):
+    other = Store(tmp_path / "b" / "checkpoints")
+    save_at(other, 10, full_tensors(1))
+    copy_all(other, target, CheckpointConfig())
+    s3.remove(target / "step_00000010" / "manifest.json")
+    save_at(store, 10, full_tensors(2))
+    copy_all(store, target, CheckpointConfig())
+    assert is_same(restored(tmp_path, target)[0], 10, full_tensors(2))
+
+
+def test_removal_that_breaks_leaves_nothing_that_looks_whole(store, target, monkeypatch):
+    for step in (10, 20, 30):
+        save_at(store, step, full_tensors(step))
+    copy_all(store, target, CheckpointConfig())
+    remove, removed = s3.remove, []
+
+    def remove_one(place):
+        if removed:
+            raise s3.StorageError("gone away")
+        removed.append(place)
+        remove(place)
+
+    save_at(store, 40, full_tensors(40))
+    with monkeypatch.context() as patch, pytest.raises(s3.StorageError):
+        patch.setattr(s3, "remove", remove_one)
+        copy_all(store, target, CheckpointConfig(keep_last=3))
+    assert complete_steps(target) == [20, 30, 40] and len(steps_at(target)[10]) == 1
+
+
 def test_connections_that_break(tmp_path, store, target, s3_server, monkeypatch):  # noqa: F811
     save_at(store, 10, LARGE, dp=2)
     cuts = [None, *[cut for cut in (0, 3000, 2_000_000, 900_000, 4_000_000, 100) for _ in range(3)]]

@@ -115,8 +115,13 @@ def test_file_that_changed_meanwhile_starts_over(folder):
     assert (folder.parent / "out").read_bytes() == CONTENT[::-1]
 
 
-@pytest.mark.parametrize("origin", [None, '{"url": "http://elsewhere/", "validator": ""}', "[]"])
+DATE = "Thu, 01 Jan 1970 00:00:01 GMT"
+ELSEWHERE = f'{{"url": "http://elsewhere/", "validator": "{DATE}", "bytes": {len(CONTENT)}}}'
+
+
+@pytest.mark.parametrize("origin", [None, ELSEWHERE, "[]"])
 def test_part_of_unknown_origin_is_not_continued(folder, origin):
+    os.utime(folder / "file", (1, 1))  # DATE
     (folder.parent / "out.part").write_bytes(b"something else")
     if origin:
         (folder.parent / "out.part.json").write_text(origin)

@@ -131,3 +131,43 @@ def test_server_that_only_says_it_gives_parts(tmp_path, monkeypatch, part):
     with serve(tmp_path, Handler) as url:
         fetch(Download(f"{url}/file", tmp_path / "out", backoff_s=0.01))
     assert (tmp_path / "out").read_bytes() == CONTENT
+
+
+class Changing(http.server.BaseHTTPRequestHandler):
+    """Gives parts whatever If-Range says, of another version of the file from the third request on."""
+
+    versions: list[tuple[dict[str, str], bytes]]
+    requests = 0
+
+    def __init__(self, *args, directory):
+        super().__init__(*args)
+
+    def do_GET(self):
+        type(self).requests += 1
+        headers, content = self.versions[self.requests > 2]
+        first, _, last = (self.headers.get("Range") or "").removeprefix("bytes=").partition("-")
+        body = content[int(first or 0) : int(last or len(content)) + 1]
+        self.send_response(206 if first else 200)
+        self.send_header("Content-Range", f"bytes {first}-{int(first or 0) + len(body) - 1}/{len(content)}")
+        for name, value in {**headers, "Content-Length": str(len(body)), "Accept-Ranges": "bytes"}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.parametrize(
+    "versions",
+    [
+        [({"ETag": '"1"'}, CONTENT), ({"ETag": '"2"'}, CONTENT[::-1])],
+        [({}, CONTENT), ({}, CONTENT[::-1] + b"more")],
+    ],
+)
+def test_file_that_changes_between_its_parts_is_of_one_version(tmp_path, monkeypatch, versions):
+    monkeypatch.setattr(parallel, "BLOCK", 20_000)
+    monkeypatch.setattr(parallel, "MIN_PARALLEL", 40_000)
+    with serve(tmp_path, type("Handler", (Changing,), {"versions": versions})) as url:
+        fetch(Download(f"{url}/file", tmp_path / "out", backoff_s=0.01))
+    assert (tmp_path / "out").read_bytes() == versions[1][1]
