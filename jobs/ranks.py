@@ -248,11 +248,11 @@ def main() -> int:
     if rank == 0:
         started_file(arguments.folder).touch()
     code = running.wait()
-    if log:
-        drain(log, TEARDOWN_S)
     code_file(arguments.folder, rank).write_text(str(code))
     if code not in (0, SAVED):
         failed_file(arguments.folder).touch()
+    if log:  # only now: what the rank leaves behind may hold its output, and the order of ends tells which was first
+        drain(log, TEARDOWN_S)
     # torchrun would bury what the rank said under a page of its own, and needs no code: `jobs launch` reads the files.
     # Other launchers would take 85 for a failure and kill the ranks that are still saving.
     return 0 if has_agent or code == SAVED else code

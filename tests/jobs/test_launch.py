@@ -15,7 +15,7 @@ import pytest
 
 from jobs import warning
 from jobs.ranks import code_file
-from jobs.running import combine
+from jobs.running import combine, killed_first
 from jobs.runs import time_to_save_s
 
 LAUNCH = [sys.executable, "-m", "jobs", "launch", "--site", "local"]
@@ -148,6 +148,26 @@ def test_ranks_save_in_time_for_the_walltime(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=30)
     assert "saving takes" not in errors
+
+
+def test_how_a_rank_ended_is_known_while_what_it_leaves_behind_holds_its_output(tmp_path: Path) -> None:
+    """Data loaders do, for a while; the ends of the others, who fail for want of this one, must not come first."""
+    patient = "from jobs import ranks; ranks.TEARDOWN_S = 600; ranks.main()"
+    options = ["--from", "torchrun", "--folder", str(tmp_path), "--rank-logs", str(tmp_path / "logs"), "--"]
+    script = "echo its last words; sleep 300 & echo -n $! > loader; kill -9 $$"
+    process = subprocess.Popen(
+        [sys.executable, "-c", patient, *options, "bash", "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "RANK": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(lambda: code_file(tmp_path, 1).exists() and (tmp_path / "failed").exists())
+    assert is_alive(tmp_path / "loader") and process.poll() is None
+    os.kill(int((tmp_path / "loader").read_text()), signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
+    assert output == (tmp_path / "logs" / "rank_00001.log").read_text() == "its last words\n"
+    assert killed_first(tmp_path, 2) == "rank 1 was killed by SIGKILL"
 
 
 @pytest.mark.parametrize("victim", ["rank", "launch"])
