@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import statistics
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 from jobs.errors import LauncherError
 from jobs.health import Health, Report, report_file
 from jobs.hostfile import hostfile, hostfile_text
+from jobs.hostlist import expand
 from jobs.launch import LAUNCHERS
 from jobs.launch.contract import Launcher
 from jobs.meeting import MESSAGE
@@ -28,6 +30,8 @@ PER_RANK = ("--gpus-per-task", "--gpu-bind", "--cpu-bind", "--container-", "--no
 """Options that deal a node out to its ranks, or hide it from them, of which who examines it must see all; or that wait
 for another node in its place (HyperPod)."""
 POLL_S = 0.05
+_LOST = re.compile(r"^srun: error: ((?:Node failure on|Task launch for .+ failed on node) ([^\s:]+).*)", re.MULTILINE)
+"""What srun says of nodes that died under it, or that did not take its tasks."""
 
 
 def examine(health: Health, launcher: str, launch: Launch, environ: Mapping[str, str]) -> dict[str, str]:
@@ -56,7 +60,7 @@ def ask_nodes(
         What the nodes wrote down in time in `folder`, and the problems by node: its own, or that it said nothing.
 
     Raises:
-        LauncherError: the launcher failed, and no node has answered: that is no node's fault.
+        LauncherError: the launcher failed without a word about a node, and none has answered: that is no node's fault.
     """
     probe = replace(
         launch,
@@ -74,16 +78,19 @@ def ask_nodes(
         reports = [Report(**json.loads(file.read_text())) for file in files.values() if file.exists()]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    if ended and not reports:
-        raise LauncherError(f"{launcher} started nothing on any node (exit code {ended}){said and ': '}{said}", ended)
+    lost = {node: match[1] for match in _LOST.finditer(said) for node in expand(match[2]) if node in launch.hosts}
+    if ended and not reports and not lost:
+        last = "".join(f": {line}" for line in said.strip().splitlines()[-1:])
+        raise LauncherError(f"{launcher} started nothing on any node (exit code {ended}){last}", ended)
     why = f"no answer within {timeout_s:g} s" if ended is None else f"no answer; {launcher} ended with code {ended}"
     answered = {report.rank for report in reports}
     silent = {host: why for rank, host in enumerate(launch.hosts) if rank not in answered}
-    return reports, {report.node: "; ".join(report.problems) for report in reports if report.problems} | silent
+    bad = {report.node: "; ".join(report.problems) for report in reports if report.problems}
+    return reports, bad | (lost or silent)  # with a lost node the launcher ends all others, before they can answer
 
 
 def _start(launcher: Launcher, probe: Launch, environ: dict[str, str], timeout_s: float) -> tuple[int | None, str]:
-    """Runs one process per node. Returns the launcher's exit code, None where it had to be ended, and its last line."""
+    """Runs one process per node. Returns the launcher's exit code, None where it had to be ended, and what it said."""
     hostfile(probe.folder).write_text(hostfile_text(probe))
     argv = launcher.argv(probe)
     if launcher.sets_ranks and probe.nodes == 1:  # torch need not be loaded for this
@@ -102,7 +109,7 @@ def _start(launcher: Launcher, probe: Launch, environ: dict[str, str], timeout_s
         errors.seek(0)
         said = errors.read().decode(errors="replace")
     print(said, end="", file=sys.stderr, flush=True)
-    return None if code is None else exit_code(code), (said.strip().splitlines() or [""])[-1]
+    return None if code is None else exit_code(code), said
 
 
 def judge_links(reports: Sequence[Report], factor: float) -> dict[str, str]:

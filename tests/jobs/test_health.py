@@ -222,6 +222,23 @@ def test_a_launcher_that_fails_at_once_is_not_the_nodes_fault(
     assert caught.value.code == 7 and "Invalid job step" in capfd.readouterr().err
 
 
+def test_nodes_that_the_launcher_lost_are_named_and_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In srun's words (Slurm's sources); it ends the other nodes' part, so that none of them has answered."""
+    words = (
+        "Node failure on n[2-3]\nsrun: error: n1: task 0: Killed",
+        "Task launch for StepId=7.0 failed on node n3: Communication connection failure",
+    )
+    for said, lost in zip(words, (["n2", "n3"], ["n3"]), strict=True):
+
+        def lose(launch: Launch, said: str = said) -> list[str]:
+            return ["bash", "-c", f"echo 'srun: error: {said}' >&2; exit 1"]
+
+        monkeypatch.setitem(LAUNCHERS, "losing", Launcher("losing", lose, sets_ranks=False, forwards_signals=False))
+        launch = Launch(("train",), 3, 8, 1, tmp_path, hosts=("n1", "n2", "n3"))
+        found = examine(Health(60), "losing", launch, os.environ)
+        assert sorted(found) == lost and found["n3"] == said.splitlines()[0]
+
+
 def test_nodes_that_never_answer_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def hang(launch: Launch) -> list[str]:
         return ["sleep", "60"]
