@@ -20,6 +20,8 @@ DISTANCES = (1, 2)
 REPEATS, ENOUGH_S = 3, 1.0
 """A link's fastest message counts, for nodes may be shared; one that takes this long is not repeated."""
 RETRY_S = 0.05
+GREETING_S = 5.0
+"""How long the master, who hears one at a time, waits for what a guest says: others knock at ports, too."""
 
 
 @dataclass
@@ -68,12 +70,12 @@ def _receive_all(world_size: int, port: int, own_port: int, deadline_s: float) -
             server.settimeout(left_s)
             try:
                 guest, (guest_host, _) = server.accept()
-                guest.settimeout(left_s)
+                guest.settimeout(min(left_s, GREETING_S))
                 said = json.loads(guest.makefile("rb").readline())
                 guest.sendall(json.dumps(time.time()).encode() + b"\n")
-            except (OSError, ValueError):
+                addresses[int(said["rank"])] = (guest_host, int(said["port"]))
+            except (OSError, ValueError, TypeError, KeyError):
                 continue  # whoever it was shows as missing
-            addresses[int(said["rank"])] = (guest_host, int(said["port"]))
             guests.append(guest)
         listed = json.dumps(addresses).encode() + b"\n"
         for guest in guests:

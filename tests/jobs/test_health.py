@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,7 +10,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,17 +83,22 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def gather(world_size: int, present: range, limit_s: float) -> list[meeting.Meeting]:
+def gather(world_size: int, present: range, limit_s: float, strangers: Sequence[bytes] = ()) -> list[meeting.Meeting]:
+    """`strangers`: what those say who come to the master before the other nodes do, and stay."""
     port, seen = free_port(), {}
 
     def attend(rank: int) -> None:
         seen[rank] = meeting.meet(rank, world_size, "localhost", port, limit_s)
 
     threads = [threading.Thread(target=attend, args=(rank,)) for rank in present]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
+    with contextlib.ExitStack() as stay:
+        threads[0].start()
+        for said in strangers:
+            stay.enter_context(meeting._connect("localhost", port, time.monotonic() + 20)).sendall(said)
+        for thread in threads[1:]:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
     return [seen[rank] for rank in present]
 
 
@@ -109,6 +116,12 @@ def test_those_who_come_do_without_the_one_who_does_not() -> None:
     (alone,) = gather(3, range(1, 2), 0.5)
     assert alone.problem.startswith("the master localhost:") and "cannot be reached" in alone.problem
     assert "cannot be reached" in meeting.meet(1, 2, "no-such-host.invalid", 1, 0.5).problem
+
+
+def test_strangers_at_the_masters_port_keep_no_node_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meeting, "GREETING_S", 0.5)
+    found = gather(3, range(3), 40, [b"", b"GET / HTTP/1.0\r\n\r\n", b"5\n", b"{}\n"])
+    assert [(one.problem, len(one.links)) for one in found] == [("", 2)] * 3
 
 
 def reports_of(num_nodes: int, changed: dict[tuple[int, int], float]) -> list[Report]:
