@@ -85,8 +85,15 @@ def ask_nodes(
     why = f"no answer within {timeout_s:g} s" if ended is None else f"no answer; {launcher} ended with code {ended}"
     answered = {report.rank for report in reports}
     silent = {host: why for rank, host in enumerate(launch.hosts) if rank not in answered}
-    bad = {report.node: "; ".join(report.problems) for report in reports if report.problems}
+    has_master = any(report.rank == 0 and not report.apart for report in reports)
+    bad = {report.node: why for report in reports if (why := _problems(report, has_master))}
     return reports, bad | (lost or silent)  # with a lost node the launcher ends all others, before they can answer
+
+
+def _problems(report: Report, has_master: bool) -> str:
+    """A node's own; that it did not meet the master is not, where the master is the one who failed."""
+    is_apart = report.apart and (has_master or report.rank == 0)
+    return "; ".join([*report.problems, *([report.apart] if is_apart else [])])
 
 
 def _start(launcher: Launcher, probe: Launch, environ: dict[str, str], timeout_s: float) -> tuple[int | None, str]:

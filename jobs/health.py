@@ -41,6 +41,8 @@ class Report:
     problems: tuple[str, ...]
     links: tuple[tuple[int, float], ...] = ()
     """Rank of another node, and how long the data took that were sent to it, in seconds."""
+    apart: str = ""
+    """Why it and the master, which has rank 0, did not meet: the fault of either."""
 
 
 def gpu_problems(expected: int) -> Iterator[str]:
@@ -94,11 +96,9 @@ def examine(health: Health, gpus: int, environ: Mapping[str, str]) -> Report:
     for folder in health.folders:
         problems += folder_problems(os.path.expandvars(folder), health.disk_free_gb)
     seen = meet(rank, world_size, environ["MASTER_ADDR"], int(environ["MASTER_PORT"]), health.timeout_s / 2)
-    if seen.problem:
-        problems.append(seen.problem)
     if health.clock_offset_s is not None and abs(seen.clock_offset_s) > health.clock_offset_s:
         problems.append(f"clock is {-seen.clock_offset_s:+.1f} s off the master's")
-    return Report(rank, socket.gethostname(), tuple(problems), tuple(seen.links.items()))
+    return Report(rank, socket.gethostname(), tuple(problems), tuple(seen.links.items()), seen.problem)
 
 
 def report_file(folder: Path, rank: int) -> Path:

@@ -235,6 +235,18 @@ def test_a_launcher_that_fails_at_once_is_not_the_nodes_fault(
     assert caught.value.code == 7 and "Invalid job step" in capfd.readouterr().err
 
 
+def test_a_master_that_is_gone_is_named_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All others say that they cannot reach it."""
+
+    def without_master(launch: Launch) -> list[str]:
+        place = "WORLD_SIZE=3 MASTER_ADDR=no-such-host.invalid MASTER_PORT=1"
+        return ["bash", "-c", f'for rank in 1 2; do {place} RANK=$rank "$@" & done; wait', "bash", *launch.command]
+
+    monkeypatch.setitem(LAUNCHERS, "without", Launcher("without", without_master, False, False))
+    launch = Launch(("train",), 3, 8, 1, tmp_path, hosts=("n0", "n1", "n2"))
+    assert examine(Health(60), "without", launch, os.environ) == {"n0": "no answer; without ended with code 0"}
+
+
 def test_nodes_that_the_launcher_lost_are_named_and_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In srun's words (Slurm's sources); it ends the other nodes' part, so that none of them has answered."""
     words = (
