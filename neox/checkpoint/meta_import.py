@@ -14,7 +14,7 @@ from torch import Tensor
 
 from neox.checkpoint.mapping import logical_shapes
 from neox.checkpoint.settings import vocab_multiple
-from neox.checkpoint.shards import Rows, Shard, beside, read_all, stacked
+from neox.checkpoint.shards import Rows, Shard, beside, read_all, shards_of, stacked
 from neox.checkpoint.torch_file import TorchFile
 from neox.config.derive import check_model
 from neox.config.errors import UserError
@@ -107,10 +107,10 @@ class MetaModel:
         """Ours: [kv head][its queries, k, v], or the queries apart."""
         width, kv_heads = head_dim(self.model), num_kv_heads(self.model)
         on_each, group = kv_heads // len(k), self.model.num_heads // kv_heads
-        if k[0].shape[0] != on_each * width:
-            raise UserError(
-                f"{self._folder}: {k[0].name} has {k[0].shape[0]} rows, params.json asks for {on_each * width}"
-            )
+        for shard, num_heads in ((q[0], on_each * group), (k[0], on_each), (v[0], on_each)):
+            found, wanted = list(shard.shape), [num_heads * width, self.model.hidden_size]
+            if found != wanted:
+                raise UserError(f"{self._folder}: {shard.name} has shape {found}, params.json asks for {wanted}")
         rows = []
         for rank, place in itertools.product(range(len(k)), range(on_each)):
             queries = [_turned(q[rank], (place * group + i) * width, width) for i in range(group)]
@@ -119,9 +119,7 @@ class MetaModel:
         return rows
 
     def _shards(self, name: str) -> list[Shard]:
-        if any(name not in file.entries for file in self._files):
-            raise UserError(f"{self._folder}: has no tensor {name}")
-        return [Shard(file, name) for file in self._files]
+        return shards_of(self._files, name)
 
 
 def _turned(shard: Shard, first: int, width: int) -> Rows:

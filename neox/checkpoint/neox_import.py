@@ -13,7 +13,7 @@ from torch import Tensor
 
 from neox.checkpoint.mapping import logical_shapes
 from neox.checkpoint.settings import vocab_multiple
-from neox.checkpoint.shards import Rows, Shard, beside, columns, mean, read_all, stacked, total
+from neox.checkpoint.shards import Rows, Shard, beside, columns, mean, read_all, shards_of, stacked, total
 from neox.checkpoint.torch_file import TorchFile
 from neox.config.errors import UserError
 from neox.config.load import load_model
@@ -124,9 +124,7 @@ class NeoXModel:
         name = next((prefix + name for name in names if prefix + name in files[0].entries), None)
         if name is None:
             raise UserError(f"{self._folder}: has no {' or '.join(names)} in layer {layer}")
-        if any(name not in file.entries for file in files):
-            raise UserError(f"{self._folder}: {name} is not in the files of every rank")
-        return [Shard(file, name) for file in files]
+        return shards_of(files, name)
 
     def _files(self, layer: int) -> list[TorchFile]:
         """The files of one layer, or of everything, rank by rank; one set of files is open at a time."""

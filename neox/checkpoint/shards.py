@@ -33,6 +33,20 @@ class Shard:
         return found.float().view(num_rows, *self.shape[1:])
 
 
+def shards_of(files: Sequence[TorchFile], name: str) -> list[Shard]:
+    """The shards of a tensor, which are alike, rank by rank.
+
+    Raises:
+        UserError: a rank has none, or one of another shape.
+    """
+    for file in files:
+        if name not in file.entries:
+            raise UserError(f"{file.path}: has no tensor {name}")
+        if (found := file.entries[name].shape) != (wanted := files[0].entries[name].shape):
+            raise UserError(f"{file.path}: {name} has shape {list(found)}, in {files[0].path.name} {list(wanted)}")
+    return [Shard(file, name) for file in files]
+
+
 def columns(parts: Sequence[Tensor]) -> Tensor:
     """Shards whose columns stand side by side."""
     return torch.cat(list(parts), 1) if len(parts) > 1 else parts[0]

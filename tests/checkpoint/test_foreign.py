@@ -192,7 +192,7 @@ def meta_logits(tokens: Tensor, weights: dict[str, Tensor], params: dict[str, An
 
 
 @pytest.mark.parametrize("embedding_dim", [0, 1], ids=["llama3", "llama2"])
-def test_meta(tmp_path: Path, embedding_dim: int) -> None:
+def test_meta(tmp_path: Path, embedding_dim: int, capsys: pytest.CaptureFixture[str]) -> None:
     params = {"dim": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "norm_eps": 1e-5, "rope_theta": 700.0}
     generator = torch.Generator().manual_seed(1)
     blocks = {
@@ -220,3 +220,27 @@ def test_meta(tmp_path: Path, embedding_dim: int) -> None:
     tokens = torch.randint(0, 320, (2, 50), generator=generator)
     with torch.inference_mode():
         torch.testing.assert_close(ours(tokens), meta_logits(tokens, weights, params), rtol=1e-4, atol=1e-4)
+    for part, shape in (("wq", (34, 64)), ("wk", (18, 64)), ("wv", (16, 62)), ("wo", (62, 32))):
+        for ranks, message in (((1,), "in consolidated.00.pth"), ((0, 1), "params.json asks for")):
+            assert_refused(tmp_path / "meta", f"layers.1.attention.{part}.weight", shape, ranks, message, capsys)
+
+
+def assert_refused(
+    folder: Path,
+    name: str,
+    shape: tuple[int, ...],
+    ranks: tuple[int, ...],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Rows of another shape than all ranks share, or params.json asks for, are not taken for the model's."""
+    files = [folder / f"consolidated.{rank:02d}.pth" for rank in ranks]
+    whole = [file.read_bytes() for file in files]
+    for file in files:
+        torch.save({**torch.load(file), name: torch.zeros(shape)}, file)
+    capsys.readouterr()
+    assert main(["convert", str(folder), "--output", str(folder.parent / "refused")]) == 2
+    error = capsys.readouterr().err
+    assert f"{name if len(ranks) == 1 else ''} has shape" in error and message in error and error.count("\n") == 1
+    for file, content in zip(files, whole, strict=True):
+        file.write_bytes(content)
