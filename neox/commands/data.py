@@ -172,14 +172,16 @@ def _check(args: argparse.Namespace) -> str:
     from neox.data.check import Vocabulary, check_tokens
     from neox.data.tokenizer import load_tokenizer
 
-    config = load_config(*parse_arguments(args.config))
-    named = args.tokenizer or config.data.tokenizer
-    tokenizer = load_tokenizer(Path(named), config.data.end_of_document) if named else None
-    model = config.model
-    if args.config and model.vocab_size is None and tokenizer is not None:
-        model = replace(model, vocab_size=tokenizer.vocab_size)
-    rows = padded_vocab(model) if model.vocab_size else None
-    vocabulary = Vocabulary(tokenizer, model.vocab_size, rows)
+    config = load_config(*parse_arguments(args.config)) if args.config else None
+    named, end = (config.data.tokenizer, config.data.end_of_document) if config else (None, None)
+    path = args.tokenizer or named
+    tokenizer = load_tokenizer(Path(path), end) if path else None
+    vocabulary = Vocabulary(tokenizer)
+    if config:
+        model = config.model
+        if model.vocab_size is None and tokenizer is not None:
+            model = replace(model, vocab_size=tokenizer.vocab_size)
+        vocabulary = Vocabulary(tokenizer, model.vocab_size, padded_vocab(model) if model.vocab_size else None)
     return "\n".join(line for prefix in args.prefixes for line in check_tokens(prefix, vocabulary))
 
 

@@ -6,7 +6,6 @@ Files and masks are those of GPT-NeoX's tools/datasets/preprocess_data_with_chat
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -27,6 +26,7 @@ from neox.data.whole import IGNORED
 Array = np.ndarray[Any, Any]
 DTYPE = np.dtype(np.int32)
 """Of tokens and labels, whatever the vocabulary: labels are negative where they do not count."""
+MOST_REWARD = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def turned(chat: list[dict[str, Any]], tokenizer: ChatTokenizer, counting: Count
     BadRecordError where the template refuses the conversation, or writes earlier turns otherwise once later ones
     follow. A token across the border of two turns belongs to the later one.
     """
-    text = tokenizer.render(chat)
+    text = lines.encodable(tokenizer.render(chat), "conversation")
     ids, ends = tokenizer.encode(text)
     if counting.all:
         return ids, ids
@@ -156,7 +156,8 @@ class _Files:
         numbers, or float32; and the manifest, which it returns."""
         if self._rewards:
             values, sizes = np.concatenate(self._rewards), np.array([len(each) for each in self._rewards])
-            dtype = DTYPE if np.array_equal(values, values.astype(DTYPE)) else np.dtype(np.float32)
+            is_whole = np.array_equal(values, values.round()) and np.abs(values).max() < 2**31
+            dtype = DTYPE if is_whole else np.dtype(np.float32)
             self._open("reward_document", dtype=dtype).add_items(values.astype(dtype), sizes)
         about |= {"counted": self._counted, "prefix": f"{self._prefix}_document"}
         return write_manifest(self._tokens, self.documents, None, self._unigrams, about)
@@ -204,10 +205,10 @@ def _value(record: dict[str, Any], key: str) -> Any:
 
 def _checked(chat: Any, key: str) -> list[dict[str, Any]]:
     is_chat = isinstance(chat, list) and all(
-        isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in chat
+        isinstance(turn, dict) and "role" in turn and ("content" in turn or "tool_calls" in turn) for turn in chat
     )
     if not is_chat or not chat:
-        raise BadRecordError(f"the value of '{key}' must be a list of turns, each with a role and a content")
+        raise BadRecordError(f"the value of '{key}' must be a list of turns with a role, and content or tool_calls")
     return list(chat)
 
 
@@ -216,6 +217,6 @@ def _reward(value: Any, rewards: Rewards) -> Array:
     if rewards.is_binary:
         return np.array([1.0 if value else -1.0])
     numbers = value if isinstance(value, list) else [value]
-    if not numbers or not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
+    if not numbers or not all(isinstance(number, int | float) and abs(number) <= MOST_REWARD for number in numbers):
         raise BadRecordError(f"the value of '{rewards.key}' must be a number or a list of numbers")
     return np.array(numbers, np.float64)

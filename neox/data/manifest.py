@@ -53,7 +53,8 @@ def merge_prefixes(prefixes: Sequence[Path], output: Path) -> dict[str, Any]:
         name: [entry for each in manifests for entry in each.get(name, [])] for name in ("inputs", "broken_first")
     }
     about |= {name: sum(each.get(name, 0) for each in manifests) for name in ("broken", "left_out")}
-    text_bytes = sum(manifest.get("text_bytes") or 0 for manifest in manifests) if all(manifests) else None
+    known_bytes = [each["text_bytes"] for each in manifests if each.get("text_bytes") is not None]
+    text_bytes = sum(known_bytes) if len(known_bytes) == len(manifests) else None
     counts = UnigramCounts()
     with IndexedWriter(output, readers[0].dtype, manifest_path(output)) as writer:
         for reader in readers:

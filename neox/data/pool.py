@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing import get_context
@@ -24,7 +26,10 @@ _encoder: Encoder
 
 @contextmanager
 def encoders(encoder: Encoder, workers: int) -> Iterator[Executor]:
-    """That many processes with an encoder each; for one worker it is this process, which works when asked."""
+    """That many processes with an encoder each; for one worker it is this process, which works when asked.
+
+    ChildProcessError when one of them is killed.
+    """
     give_back_freed_memory()
     if workers == 1:
         _start(encoder)
@@ -35,6 +40,9 @@ def encoders(encoder: Encoder, workers: int) -> Iterator[Executor]:
         # Started before any file is: being stopped half-way through the start then leaves none.
         pool.submit(os.getpid).result()
         yield pool
+    except BrokenProcessPool:
+        why = "one of --workers was killed, perhaps because memory ran out: take fewer, or more memory"
+        raise ChildProcessError(errno.ECHILD, why) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -64,6 +72,7 @@ def _start_method() -> str:
 
 
 def _start_worker(encoder: Encoder) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal all processes get it: the parent ends its workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent's handler removes files that are the parent's
     if sys.platform == "linux":  # nobody else would end it where the parent is killed
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -12,21 +12,22 @@ class UnigramCounts:
 
     def __init__(self) -> None:
         self._counts = np.zeros(0, np.int64)
+        self.total = 0
+        """Tokens seen."""
 
     def add(self, tokens: np.ndarray[Any, Any]) -> None:
-        """Count a block of tokens, integers of any width."""
-        more = np.bincount(tokens, minlength=len(self._counts))
+        """Count a block of tokens, integers of any width; labels below 0 and rewards are seen, and none of them."""
+        self.total += len(tokens)
+        if tokens.dtype.kind == "f":
+            return
+        known = tokens[tokens >= 0] if tokens.dtype.kind == "i" else tokens
+        more = np.bincount(known, minlength=len(self._counts))
         more[: len(self._counts)] += self._counts
         self._counts = more
 
-    @property
-    def total(self) -> int:
-        """Tokens counted."""
-        return int(self._counts.sum())
-
     def entropy(self) -> float:
-        """Nats per token."""
-        if self.total == 0:
+        """Nats per token that was counted."""
+        if not self._counts.any():
             return 0.0
-        shares = self._counts[self._counts > 0] / self.total
+        shares = self._counts[self._counts > 0] / self._counts.sum()
         return float(-(shares * np.log(shares)).sum())

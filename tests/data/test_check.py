@@ -33,6 +33,9 @@ def test_report(tmp_path, tokenizer_file, capsys):
     command = ["data", "check", str(tmp_path / "x"), "--tokenizer", str(tokenizer_file), "--config", *shape]
     assert main(command) == 0
     lines = capsys.readouterr().out.splitlines()
+    assert main(command[: command.index("--config")]) == 0  # then nothing is said of a model
+    alone = capsys.readouterr().out.splitlines()
+    assert alone.pop(2).split(None, 1)[1] == "the tokenizer has 300" and alone == lines[:2] + lines[3:]
     reader = IndexedReader(tmp_path / "x")
     assert lines[0].startswith(f"{tmp_path}/x: 25 documents, {len(reader.tokens)} tokens of uint16, ")
     assert lines[1].split() == ["ids", str(reader.tokens.min()), "to", str(reader.tokens.max())]

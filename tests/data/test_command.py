@@ -61,24 +61,48 @@ def test_wrong_input_is_one_line_and_exit_2(tmp_path, monkeypatch, capsys, token
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_signals_leave_no_file_and_no_worker(tmp_path, tokenizer_file, number):
     path = write_jsonl(tmp_path / "in.jsonl", make_texts(200_000))
     command = [sys.executable, "-m", "neox", "data", "tokenize", path, "--workers", "2"]
     command += ["--tokenizer", tokenizer_file, "--output", tmp_path / "out" / "x"]
-    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    while not list((tmp_path / "out").glob("*.tmp")):
-        assert process.poll() is None
-        time.sleep(0.05)
-    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    assert len(workers) == 2
-    process.send_signal(number)
-    assert process.wait(60) == (128 + number if number == signal.SIGTERM else -number)
-    assert number == signal.SIGKILL or list((tmp_path / "out").iterdir()) == []
+    process, workers = started(command, tmp_path / "out")
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal sends it
+    else:
+        process.send_signal(number)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
+    assert number == signal.SIGKILL or (list((tmp_path / "out").iterdir()) == [] and said == "")
     begin = time.monotonic()
     while any(map(is_alive, workers)):
         assert time.monotonic() < begin + 30
         time.sleep(0.05)
+
+
+def test_a_killed_worker_is_one_line_and_leaves_nothing(tmp_path, tokenizer_file):
+    path = write_jsonl(tmp_path / "in.jsonl", make_texts(200_000))
+    command = [sys.executable, "-m", "neox", "data", "tokenize", path, "--workers", "2"]
+    process, workers = started(
+        [*command, "--tokenizer", tokenizer_file, "--output", tmp_path / "out" / "x"], tmp_path / "out"
+    )
+    os.kill(int(workers[1]), signal.SIGKILL)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 1 and said.count("\n") == 1
+    assert "neox: error: one of --workers was killed, perhaps because memory ran out" in said
+    assert list((tmp_path / "out").iterdir()) == [] and not is_alive(workers[0])
+
+
+def started(command, folder):
+    """The process, in a session of its own, and its two workers, once there is a file in the folder."""
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not list(folder.glob("*.tmp")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(workers) == 2
+    return process, workers
 
 
 def is_alive(process):

@@ -115,6 +115,7 @@ def test_all_tokens_count_without_a_mask(tokenizer_file: Path, tmp_path: Path) -
         ([], [1, -1, 3], [[1], [-1], [3]], np.int32),
         ([], [1.0, -0.25, 2], [[1], [-0.25], [2]], np.float32),
         ([], [[0, 1.5], 2, [3]], [[0, 1.5], [2], [3]], np.float32),
+        ([], [1, 2, 2**40], [[1], [2], [2**40]], np.float32),
         (["--binary-reward"], [True, 0, "yes"], [[1], [-1], [1]], np.int32),
     ],
 )
@@ -128,6 +129,36 @@ def test_rewards_are_whole_numbers_or_float(
     assert main([*arguments, "--key", "messages", "--reward-key", "reward", *options]) == 0
     assert items(tmp_path / "out_messages_reward_document") == expected
     assert IndexedReader(tmp_path / "out_messages_reward_document").dtype == dtype
+
+
+@pytest.mark.parametrize("reward", [10**400, 1e39, float("nan"), "1", []], ids=range(5))
+def test_what_is_no_reward_is_a_broken_record(
+    tokenizer_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], reward: Any
+) -> None:
+    folder = chat_folder(tokenizer_file, tmp_path / "tokenizer", CHATML)
+    source = write_lines(tmp_path / "in.jsonl", [{"conversation": TWO_TURNS, "reward": reward}])
+    arguments = ["data", "conversations", str(source), "--tokenizer", str(folder), "--output", str(tmp_path / "out")]
+    assert main([*arguments, "--reward-key", "reward"]) == 2
+    assert "line 1: the value of 'reward' must be a number or a list of numbers" in capsys.readouterr().err
+
+
+def test_calls_of_tools_need_no_content_and_merged_parts_stay_in_step(tokenizer_file: Path, tmp_path: Path) -> None:
+    template = CHATML.replace("m.content", "(m.content or m.tool_calls | tojson)")
+    folder = chat_folder(tokenizer_file, tmp_path / "tokenizer", template)
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"x": 1}}}]}
+    chat = [TWO_TURNS[0], call, {"role": "user", "content": "1"}, TWO_TURNS[1]]
+    parts = [write_lines(tmp_path / f"{i}.jsonl", [{"conversation": each}]) for i, each in enumerate((chat, TWO_TURNS))]
+    kinds = ("document", "label_document")
+    for part in parts:
+        arguments = ["data", "conversations", str(part), "--tokenizer", str(folder)]
+        assert main([*arguments, "--output", str(part.with_suffix(""))]) == 0
+    for kind in kinds:
+        prefixes = [f"{part.with_suffix('')}_conversation_{kind}" for part in parts]
+        assert main(["data", "merge", *prefixes, "--output", str(tmp_path / kind)]) == 0
+    theirs = AutoTokenizer.from_pretrained(folder)
+    expected = [as_gpt_neox(each, theirs, "") for each in (chat, TWO_TURNS)]
+    assert [items(tmp_path / kind) for kind in kinds] == [list(each) for each in zip(*expected, strict=True)]
+    assert json.loads((tmp_path / "document.manifest.json").read_text())["bytes_per_token"] is None
 
 
 def test_a_token_across_a_border_belongs_to_the_later_turn(tokenizer_file: Path, tmp_path: Path) -> None:
@@ -150,6 +181,7 @@ def test_a_token_across_a_border_belongs_to_the_later_turn(tokenizer_file: Path,
         (CHATML, {"conversation": [{"role": "user"}]}, "line 2: the value of 'conversation' must be a list of turns"),
         (CHATML, {"conversation": []}, "line 2: the value of 'conversation' must be a list of turns"),
         (CHATML, {"conversation": [{"role": "tool", "content": ""}]}, "refuses it (no tools here)"),
+        (CHATML, {"conversation": [{"role": "user", "content": "\ud83d"}]}, "holds half a surrogate pair"),
         (FORGETFUL, {"conversation": TWO_TURNS}, "the chat template writes turn 1 otherwise once others follow it"),
     ],
 )

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from neox.config.errors import UserError
 from neox.data import corpora, heldout, manifest, prepare
 from neox.data.formats.contract import Span
-from neox.data.indexed import IndexedReader
+from neox.data.indexed import IndexedReader, IndexedWriter
 from neox.data.manifest import merge_prefixes
 from neox.data.prepare import Encoding, tokenize
 from neox.data.reading import Reading, batches, files, read_texts, shard_spans
@@ -200,6 +200,20 @@ def test_merge_of_another_program_s_files(tmp_path, tokenizer_file):
     (tmp_path / "s.manifest.json").unlink()
     manifest = merge_prefixes([tmp_path / "s", tmp_path / "s"], tmp_path / "x")
     assert (manifest["documents"], manifest["text_bytes"]) == (18, None)
+
+
+def test_merge_of_labels_and_rewards(tmp_path):
+    for name, dtype in (("labels", np.int32), ("rewards", np.float32)):
+        for number in range(2):
+            with IndexedWriter(tmp_path / f"{name}{number}", np.dtype(dtype)) as writer:
+                writer.add_items(np.array([-100, 5, number, 7], dtype), np.array([3, 1]))
+        manifest = merge_prefixes([tmp_path / f"{name}0", tmp_path / f"{name}1"], tmp_path / name)
+        assert manifest["tokens"] == 8
+        merged = IndexedReader(tmp_path / name)
+        assert [merged[i].tolist() for i in range(4)] == [[-100, 5, 0], [7], [-100, 5, 1], [7]]
+    counts = [2, 1, 1, 2]  # of 5, 0, 1 and 7
+    manifest = json.loads((tmp_path / "labels.manifest.json").read_text())
+    assert manifest["unigram_entropy"] == pytest.approx(-sum(n / 6 * math.log(n / 6) for n in counts))
 
 
 def test_wide_vocabulary_gets_int32(tmp_path, tokenizer_file, monkeypatch):

@@ -42,7 +42,7 @@ def decode(record: bytes, fields: Fields) -> str | None:
     except (ValueError, RecursionError) as error:
         raise BadRecordError(f"not JSON ({error})") from error
     if isinstance(value, str) and not fields.where:
-        return _checked(value, "line")
+        return encodable(value, "line")
     if not isinstance(value, dict):
         raise BadRecordError(f"not a JSON object but {type(value).__name__}")
     if not all(_fits(value, condition.field, condition.value) == condition.is_wanted for condition in fields.where):
@@ -54,7 +54,7 @@ def decode(record: bytes, fields: Fields) -> str | None:
         text = "\n\n".join(text)
     if not isinstance(text, str):
         raise BadRecordError(f"the value of '{fields.key}' must be a string, not {type(text).__name__}")
-    return _checked(text, f"text of '{fields.key}'")
+    return encodable(text, f"text of '{fields.key}'")
 
 
 def place(span: Span, number: int) -> str:
@@ -82,7 +82,8 @@ def _fits(record: dict[str, Any], name: str, wanted: str) -> bool:
     return (value if isinstance(value, str) else json.dumps(None if value is MISSING else value)) == wanted
 
 
-def _checked(text: str, what: str) -> str:
+def encodable(text: str, what: str) -> str:
+    """The text; BadRecordError where JSON's escapes make of it what is none."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
