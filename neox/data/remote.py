@@ -15,6 +15,8 @@ from neox.config.errors import UserError
 
 TIMEOUT_S = 60.0
 RETRIED_STATUSES = {408, 425, 429}  # and every 5xx
+COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
+"""Of such files some servers call the format an encoding."""
 HUB = "https://huggingface.co"
 
 
@@ -53,7 +55,7 @@ class Answer:
         try:
             block: bytes = self.response.read(size)
         except (OSError, http.client.HTTPException) as error:
-            raise TransferError(f"the transfer broke ({error})") from error
+            raise TransferError(f"the transfer broke ({_line(error)})") from error
         return block
 
     def __enter__(self) -> Answer:
@@ -72,13 +74,15 @@ def open_part(url: str, start: int = 0, stop: int | None = None, validator: str 
         TransferError: it may succeed later. UserError: it will not.
     """
     try:
-        return _answer(urllib.request.urlopen(_request(url, start, stop, validator), timeout=TIMEOUT_S))
+        return _answer(url, urllib.request.urlopen(_request(url, start, stop, validator), timeout=TIMEOUT_S))
     except urllib.error.HTTPError as error:
         raise _refusal(url, error) from error
+    except http.client.InvalidURL as error:
+        raise UserError(f"{_line(url)}: {_line(error)}; write a space as %20") from error
     except (OSError, http.client.HTTPException) as error:
-        if isinstance(reason := getattr(error, "reason", None), FileNotFoundError):
+        if isinstance(reason := getattr(error, "reason", None), FileNotFoundError | IsADirectoryError):
             raise UserError(f"{url}: {reason.strerror}") from error
-        raise TransferError(f"no answer ({error})") from error
+        raise TransferError(f"no answer ({_line(error)})") from error
     except ValueError as error:
         if isinstance(error, UserError):
             raise
@@ -107,14 +111,23 @@ def _refusal(url: str, error: urllib.error.HTTPError) -> Exception:
         return PastEndError("the part does not belong to the file")
     if error.code >= 500 or error.code in RETRIED_STATUSES:
         return TransferError(f"HTTP status {error.code}")
-    reason = " ".join(str(error.reason).split())  # of a redirect without end it is several lines
     hint = "; is HF_TOKEN set?" if error.code in (401, 403) and url.startswith(HUB) else ""
-    return UserError(f"{url}: HTTP status {error.code} ({reason}){hint}")
+    return UserError(f"{url}: HTTP status {error.code} ({_line(error.reason)}){hint}")
 
 
-def _answer(response: Any) -> Answer:
+def _line(reason: object) -> str:
+    """Of a redirect without end, or of an answer that is no HTTP, the reason is several lines."""
+    return " ".join(str(reason).split())
+
+
+def _answer(url: str, response: Any) -> Answer:
+    status, encoding = getattr(response, "status", None), response.headers.get("Content-Encoding", "identity")
+    is_encoded = encoding != "identity" and not urllib.parse.urlsplit(url).path.endswith(COMPRESSED)
+    if is_encoded or status not in (None, 200, 206):
+        response.close()
+        raise UserError(f"{url}: the server sends {f'it as {encoding}' if is_encoded else f'HTTP status {status}'}")
     validator = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
-    if getattr(response, "status", None) != 206:
+    if status != 206:
         length = response.headers.get("Content-Length") or ""
         return Answer(response, 0, int(length) if length.isdecimal() else None, validator)
     match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range") or "")

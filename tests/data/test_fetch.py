@@ -254,6 +254,8 @@ def test_statuses(folder, status, tries):
     [
         ("http://127.0.0.1:9/x", "no answer .* 2 attempts"),
         ("file:///no/such/file", "No such file"),
+        ("file:///", "Is a directory"),
+        ("http://127.0.0.1:9/two\nlines", "two lines: .* write a space as %20"),
         ("not a url", "write http://, https://, s3:// or file://"),
         ("gopher://x/y", "unknown url type"),
     ],

@@ -101,6 +101,40 @@ def test_redirects_without_end_are_one_line(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        ((200, {"Content-Encoding": "gzip", "Content-Length": 9}, b"not asked"), "the server sends it as gzip"),
+        ((204, {}, b""), "the server sends HTTP status 204"),
+    ],
+)
+def test_what_is_not_the_file_is_refused(tmp_path, reply, message):
+    with pytest.raises(UserError, match=message):
+        get(tmp_path, reply)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_compressed_files_may_be_called_encoded(tmp_path):
+    with serve(tmp_path, answers((200, WHOLE[1] | {"Content-Encoding": "x-gzip"}, CONTENT))) as url:
+        assert fetch(Download(f"{url}/text.jsonl.gz?download=1", tmp_path / "out")) == SHA256
+
+
+def test_what_is_no_http_is_one_line(tmp_path):
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def __init__(self, *args, directory):
+            super().__init__(*args)
+
+        def handle(self):
+            self.wfile.write(b"nonsense\n\n")
+
+    with (
+        serve(tmp_path, Handler) as url,
+        pytest.raises(UserError, match=r"no answer \(nonsense\), 2 attempts") as caught,
+    ):
+        fetch(Download(url, tmp_path / "out", attempts=2, backoff_s=0.01))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     "part",
     [
         (200, {"Content-Length": SIZE, "ETag": '"1"'}, CONTENT),  # the whole file after all
