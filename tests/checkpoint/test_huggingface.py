@@ -127,11 +127,13 @@ OTHERS = {
         dataclasses.replace(LLAMA, rotary_scaling="yarn", rotary_factor=4.0, rotary_base=100.0),
         dataclasses.replace(LLAMA, rotary_scaling="llama3", rotary_factor=8.0, rotary_ramp=(1.5, 3.0)),
     ],
-    "MistralForCausalLM": [dataclasses.replace(LLAMA, **WINDOW)],
+    "MistralForCausalLM": [dataclasses.replace(LLAMA, **WINDOW, head_dim=24, norm_eps=1e-3, rotary_base=500.0)],
     "Qwen3ForCausalLM": [dataclasses.replace(LLAMA, qk_norm=True, norm_eps=1e-3, rotary_base=500.0)],
     "FalconForCausalLM": [
-        dataclasses.replace(FALCON, shared_norm=True, num_kv_heads=1),
-        dataclasses.replace(FALCON, num_heads=4, num_kv_heads=2, tie_embeddings=False, bias=True),
+        dataclasses.replace(FALCON, shared_norm=True, num_kv_heads=1, norm_eps=1e-2, rotary_base=500.0),
+        dataclasses.replace(
+            FALCON, num_heads=4, num_kv_heads=2, tie_embeddings=False, bias=True, norm_eps=1e-2, rotary_base=500.0
+        ),
     ],
 }
 
@@ -146,6 +148,10 @@ def test_logits_are_ours_in_other_families(
     theirs = exported(cfg, model, tokenizer, tmp_path / "hf", shard_bytes=60_000)
     assert type(theirs).__name__ == architecture
     assert_same_logits(cfg, model, theirs)
+    raw = json.loads((tmp_path / "hf" / "config.json").read_text())  # what transformers 4 reads:
+    scaling = raw["rope_scaling"] or {"rope_type": "none", "factor": 1.0}
+    assert (raw["rope_theta"], scaling["rope_type"]) == (cfg.rotary_base, cfg.rotary_scaling)
+    assert scaling["factor"] == cfg.rotary_factor
 
 
 def test_large_models_are_written_in_shards(tmp_path: Path, tokenizer: Path) -> None:

@@ -26,8 +26,10 @@ from transformers import (
 
 from neox.__main__ import main
 from neox.checkpoint import mapping
+from neox.checkpoint.families import identify
 from neox.checkpoint.reshard import load_model_weights
 from neox.config.derive import padded_vocab, resolve
+from neox.config.errors import UserError
 from neox.config.load import load_config
 from neox.config.schema import ModelConfig
 from neox.data.parts import plan_part
@@ -181,6 +183,23 @@ def test_what_is_not_computed_here_is_refused(
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("mistral", "hidden_act", "relu"),
+        ("qwen3", "hidden_act", "relu"),
+        ("falcon-7b", "alibi", True),
+        ("falcon-7b", "parallel_attn", False),
+        ("falcon-40b", "parallel_attn", False),
+    ],
+)
+def test_what_a_family_has_but_we_do_not_compute_is_refused(name: str, key: str, value: Any) -> None:
+    config = MODELS[name].to_dict()
+    identify(config).read(config)
+    with pytest.raises(UserError, match=f"{key} = {value}: of .* only .* can be read here"):
+        identify(config).read(config | {key: value})
 
 
 def test_damaged_weights_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
