@@ -8,14 +8,25 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from neox import __version__
 from neox.checkpoint import manifest as manifests
+from neox.config.derive import num_parameters
 from neox.config.errors import UserError
 from neox.config.load import load_config
 from neox.config.schema import Config
 from neox.train.directory import RunDirectory
 
+Score = tuple[str, str, str, str, str]
+"""Task, few-shot examples, metric, value, and what measured it."""
 CURVE_ROWS = 12
+LOADING = """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained({where})
+model = AutoModelForCausalLM.from_pretrained({where})
+```"""
 
 
 def run_of(export: Path) -> Path | None:
@@ -24,8 +35,10 @@ def run_of(export: Path) -> Path | None:
     return candidate if (candidate / "config.yaml").is_file() else None
 
 
-def model_card(export: Path, run_dir: Path, licence: str | None) -> str:
+def model_card(export: Path, run_dir: Path, repo: str, revision: str, licence: str | None) -> str:
     """Markdown with the front matter that the Hub reads; paths of this machine are not in it.
+
+    `repo` and `revision` are where the model will be, for who loads it.
 
     Raises:
         UserError: `export` is no exported model of a step, or `run_dir` no run directory.
@@ -37,50 +50,65 @@ def model_card(export: Path, run_dir: Path, licence: str | None) -> str:
         raise UserError(f"{run_dir}: not a run directory (config.yaml)")
     step, config = int(match[1]), load_config([run_dir / "config.yaml"], [])
     records = [record for record in RunDirectory(run_dir).records() if record.get("step", step + 1) <= step]
+    where = f'"{repo}"' if revision == "main" else f'"{repo}", revision="{revision}"'
+    scores = list(_scores(run_dir, step))
     sections = {
+        "Use": LOADING.format(where=where),
         "Model": _table(_model(config, json.loads((export / "config.json").read_text()))),
         "Data": _table(_data(config, records)),
         "Training": _table(_training(config, step)),
         "Loss": _columns(("step", "tokens", "loss", "validation loss"), _curve(records)),
-        "Evaluation": _evaluation(run_dir, step),
+        "Evaluation": _columns(("task", "shots", "metric", "value", "by"), scores) if scores else "None yet.",
         "Code": _table(_code(run_dir, step)),
     }
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
-    return f"{_front_matter(licence)}\n# {run_dir.absolute().name}, step {step}\n\n{body}\n"
+    name = run_dir.absolute().name
+    return f"{_front_matter(name, scores, licence)}\n# {name}, step {step}\n\n{body}\n"
 
 
-def _front_matter(licence: str | None) -> str:
-    lines = [
-        "library_name: transformers",
-        "pipeline_tag: text-generation",
-        *([f"license: {licence}"] if licence else []),
+def _front_matter(name: str, scores: Iterable[Score], licence: str | None) -> str:
+    """What the Hub finds the model by, and the scores that it shows."""
+    results = [
+        {
+            "task": {"type": "text-generation"},
+            "dataset": {"name": task, "type": task},
+            "metrics": [
+                {"type": metric, "value": float(value), "name": f"{metric}, {shots}-shot" if shots else metric}
+            ],
+        }
+        for task, shots, metric, value, _ in scores
+        if not metric.endswith("_stderr")
     ]
-    return "\n".join(["---", *lines, "---", ""])
+    matter: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["neox-hpc"]}
+    matter |= {"license": licence} if licence else {}
+    matter |= {"model-index": [{"name": name, "results": results}]} if results else {}
+    return f"---\n{yaml.safe_dump(matter, sort_keys=False)}---\n"
 
 
 def _model(config: Config, exported: dict[str, Any]) -> Iterator[tuple[str, object]]:
     model = config.model
     yield "architecture", ", ".join(exported.get("architectures", [])) or "?"
+    yield "parameters", f"{num_parameters(model):,}"
     yield "layers × width, heads", f"{model.num_layers} × {model.hidden_size}, {model.num_heads}"
     yield "context", f"{model.seq_length} tokens"
-    yield "vocabulary", exported.get("vocab_size", "?")
+    yield "vocabulary", f"{model.vocab_size:,}" if model.vocab_size else "?"
+    yield "input and output embeddings", "tied" if model.tie_embeddings else "separate"
 
 
 def _data(config: Config, records: list[dict[str, Any]]) -> Iterator[tuple[str, object]]:
     seen = max((record.get("tokens", 0) for record in records), default=0)
     yield "tokens seen", f"{seen:,}"
-    for prefix in filter(None, (config.data.path, *config.data.train_paths)):
-        yield f"token file {Path(prefix).name}", _token_file(Path(f"{prefix}.manifest.json"))
+    corpus: set[tuple[str, str]] = set()
+    for prefix in dict.fromkeys(filter(None, (config.data.path, *config.data.train_paths))):
+        try:
+            manifest = json.loads(Path(f"{prefix}.manifest.json").read_text())
+            size = f"{manifest['documents']:,} documents, {manifest['tokens']:,} tokens"
+            corpus |= {(Path(item["file"]).name, item["sha256"]) for item in manifest["inputs"]}
+        except (OSError, ValueError, KeyError, TypeError):
+            size = "not described"
+        yield f"token file {Path(prefix).name}", size
+    yield from ((f"corpus file {name}", f"sha256 {sha256}") for name, sha256 in sorted(corpus))
     yield "seed of the order", config.data.seed
-
-
-def _token_file(path: Path) -> str:
-    try:
-        manifest = json.loads(path.read_text())
-        inputs = {f"{Path(item['file']).name} (sha256 {item['sha256']})" for item in manifest["inputs"]}
-        return f"{manifest['documents']:,} documents, {manifest['tokens']:,} tokens of {', '.join(sorted(inputs))}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "not described"
 
 
 def _training(config: Config, step: int) -> Iterator[tuple[str, object]]:
@@ -96,20 +124,27 @@ def _training(config: Config, step: int) -> Iterator[tuple[str, object]]:
 
 
 def _curve(records: list[dict[str, Any]]) -> Iterator[tuple[object, ...]]:
-    """About CURVE_ROWS rows at even distances, the last record among them."""
+    """About CURVE_ROWS rows at even distances up to the last, where there is a validation loss if that is often."""
     valid = {record["step"]: record["valid_loss"] for record in records if "valid_loss" in record}
     losses = [record for record in records if "loss" in record]
+    validated = [record for record in losses if record["step"] in valid]
+    losses = validated if len(validated) >= CURVE_ROWS else losses
     stride = max(1, -(-len(losses) // CURVE_ROWS))
     for record in losses[(len(losses) - 1) % stride :: stride]:
-        nearest = max((step for step in valid if step <= record["step"]), default=None)
-        shown = "" if nearest is None else f"{valid[nearest]:.4f}"
+        shown = f"{valid[record['step']]:.4f}" if record["step"] in valid else ""
         yield f"{record['step']:,}", f"{record.get('tokens', 0):,}", f"{record['loss']:.4f}", shown
 
 
-def _evaluation(run_dir: Path, step: int) -> str:
-    paths = sorted((run_dir / "eval").glob(f"step_{step:08d}*.json"))
-    rows = [row for path in paths for row in json.loads(path.read_text()).get("metrics", {}).items()]
-    return _columns(("task/metric", "value"), ((name, f"{value:.6g}") for name, value in rows)) if rows else "None yet."
+def _scores(run_dir: Path, step: int) -> Iterator[Score]:
+    """What `neox evaluate` wrote of this step."""
+    for path in sorted((run_dir / "eval").glob(f"step_{step:08d}*.json")):
+        report = json.loads(path.read_text())
+        version = report.get("versions", {}).get("lm_eval")
+        shots = report.get("harness", {}).get("n-shot", {})
+        for name, value in report.get("metrics", {}).items():
+            task, _, metric = name.rpartition("/")
+            measured_by = f"lm-evaluation-harness {version}" if version else ""
+            yield task, str(shots.get(task, "")), metric, f"{value:.6g}", measured_by
 
 
 def _code(run_dir: Path, step: int) -> Iterator[tuple[str, object]]:

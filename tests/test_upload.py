@@ -8,6 +8,7 @@ import json
 import threading
 
 import pytest
+from huggingface_hub import ModelCard
 
 from neox.__main__ import main
 from neox.checkpoint.store import Store
@@ -15,10 +16,17 @@ from neox.config.load import dump, load_config
 from tests.checkpoint.pieces import full_tensors, save_at
 
 CONFIG = """
-model: {num_layers: 2, hidden_size: 32, num_heads: 4, seq_length: 16, vocab_size: 128}
+model: {num_layers: 2, hidden_size: 32, num_heads: 4, seq_length: 16, vocab_size: 100}
 optim: {lr: 2.0e-3}
 train: {steps: 40, global_batch_size: 8, micro_batch_size: 2}
 """
+
+
+REPORT = {
+    "metrics": {"cloze/acc": 0.125, "cloze/acc_stderr": 0.01},
+    "versions": {"lm_eval": "0.4.9"},
+    "harness": {"n-shot": {"cloze": 2}},
+}
 
 
 class FakeHub(http.server.BaseHTTPRequestHandler):
@@ -80,14 +88,16 @@ def export(tmp_path):
     tokens = tmp_path / "tokens" / "text"
     tokens.parent.mkdir()
     source = {"file": str(tmp_path / "secret" / "corpus.jsonl"), "sha256": "ab" * 32}
-    tokens.with_suffix(".manifest.json").write_text(json.dumps({"documents": 7, "tokens": 12345, "inputs": [source]}))
-    config = load_config([tmp_path / "base.yaml"], [f"data.path={tokens}"])
+    tokens.with_suffix(".manifest.json").write_text(
+        json.dumps({"documents": 7, "tokens": 12345, "inputs": [source, source]})
+    )
+    config = load_config([tmp_path / "base.yaml"], [f"data.train_paths=[{tokens},{tokens}]"])
     (run_dir / "config.yaml").write_text(dump(config))
     lines = [{"step": step, "tokens": 128 * step, "loss": 5 - step / 10} for step in range(1, 41)]
-    lines[20:20] = [{"step": 20, "valid_loss": 3.25}]
+    lines[18:18] = [{"step": 18, "valid_loss": 3.25}]
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (run_dir / "eval").mkdir()
-    (run_dir / "eval" / "step_00000020.json").write_text('{"metrics": {"cloze/acc": 0.125}}')
+    (run_dir / "eval" / "step_00000020.json").write_text(json.dumps(REPORT))
     save_at(Store(run_dir / "checkpoints"), 20, full_tensors())
     return folder
 
@@ -95,19 +105,29 @@ def export(tmp_path):
 def test_card_and_files_without_sending(export, tmp_path, capsys, hub):
     assert main(["upload", str(export), "me/small", "--dry-run", "--licence", "apache-2.0"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("---\nlibrary_name: transformers\npipeline_tag: text-generation\nlicense: apache-2.0\n---\n")
+    card = ModelCard(out[: out.index("             7")])
+    assert (card.data.license, card.data.tags, card.data.model_name) == ("apache-2.0", ["neox-hpc"], "small")
+    found = [(score.dataset_name, score.metric_type, score.metric_value) for score in card.data.eval_results]
+    assert found == [("cloze", "acc", 0.125)]
     for line in (
+        'model = AutoModelForCausalLM.from_pretrained("me/small")',
+        "| vocabulary | 100 |",
+        "| parameters | 33,664 |",
+        "| input and output embeddings | separate |",
         "# small, step 20",
         "| layers × width, heads | 2 × 32, 4 |",
         "| tokens seen | 2,560 |",
-        f"| token file text | 7 documents, 12,345 tokens of corpus.jsonl (sha256 {'ab' * 32}) |",
+        "| token file text | 7 documents, 12,345 tokens |",
+        f"| corpus file corpus.jsonl | sha256 {'ab' * 32} |",
         "| steps | 20 of 40 |",
-        "| 20 | 2,560 | 3.0000 | 3.2500 |",
-        "| cloze/acc | 0.125 |",
+        "| 18 | 2,304 | 3.2000 | 3.2500 |",
+        "| 20 | 2,560 | 3.0000 |  |",
+        "| cloze | 2 | acc | 0.125 | lm-evaluation-harness 0.4.9 |",
         "             7  model.safetensors",
         "not sent to me/small, main: 2 files and README.md, the card above",
     ):
         assert line in out.splitlines()
+    assert out.count("corpus.jsonl") == out.count("token file text") == 1
     assert str(tmp_path) not in out and hub.requests == []
 
 
@@ -130,6 +150,8 @@ def test_one_commit_of_everything(export, capsys, hub):
     }
     assert set(files) == {"config.json", "model.safetensors", "README.md"}
     assert files["model.safetensors"] == b"weights" and b"# small, step 20" in files["README.md"]
+    assert b'.from_pretrained("me/small", revision="step20")' in files["README.md"]
+    assert b"license" not in files["README.md"]
 
 
 def test_mistakes_are_one_line(export, tmp_path, capsys, hub):

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     run_dir = args.run_dir or run_of(args.export)
     if run_dir is None:
         raise UserError(f"{args.export}: does not lie in a run directory; name it with --run-dir")
-    card = model_card(args.export, run_dir, args.licence)
+    card = model_card(args.export, run_dir, args.repo, args.revision, args.licence)
     files = [path for path in sorted(args.export.rglob("*")) if path.is_file() and not path.name.startswith(".")]
     files = [path for path in files if path.name != "README.md"]
     if args.dry_run:
