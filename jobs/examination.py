@@ -75,9 +75,10 @@ def ask_nodes(
     try:
         ended, said = _start(LAUNCHERS[launcher], probe, {**environ}, timeout_s)
         files = {rank: report_file(folder, rank) for rank in range(probe.nodes)}
-        reports = [Report(**json.loads(file.read_text())) for file in files.values() if file.exists()]
+        written = [Report(**json.loads(file.read_text())) for file in files.values() if file.exists()]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    reports = [replace(report, node=_name(report.node, launch.hosts)) for report in written]
     lost = {node: match[1] for match in _LOST.finditer(said) for node in expand(match[2]) if node in launch.hosts}
     if ended and not reports and not lost:
         last = "".join(f": {line}" for line in said.strip().splitlines()[-1:])
@@ -88,6 +89,11 @@ def ask_nodes(
     has_master = any(report.rank == 0 and not report.apart for report in reports)
     bad = {report.node: why for report in reports if (why := _problems(report, has_master))}
     return reports, bad | (lost or silent)  # with a lost node the launcher ends all others, before they can answer
+
+
+def _name(host: str, nodes: Sequence[str]) -> str:
+    """The scheduler's name of a node that calls itself `host`: one of the two may have its domain in it."""
+    return next((node for node in nodes if node.split(".")[0] == host.split(".")[0]), host)
 
 
 def _problems(report: Report, has_master: bool) -> str:

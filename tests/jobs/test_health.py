@@ -264,6 +264,19 @@ def test_nodes_that_the_launcher_lost_are_named_and_no_others(tmp_path: Path, mo
         assert sorted(found) == lost and found["n3"] == said.splitlines()[0]
 
 
+def test_a_node_is_named_as_the_scheduler_knows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may call itself otherwise, and what the scheduler does not know cannot be avoided."""
+    own = socket.gethostname().split(".")[0]
+
+    def here(launch: Launch) -> list[str]:
+        return list(launch.command)
+
+    monkeypatch.setitem(LAUNCHERS, "here", Launcher("here", here, sets_ranks=True, forwards_signals=False))
+    launch = Launch(("train",), 1, 8, 1, tmp_path, hosts=(f"{own}.some.domain",))
+    found = examine(Health(60, memory_free_gb=1e6), "here", launch, os.environ)
+    assert list(found) == [f"{own}.some.domain"] and found[f"{own}.some.domain"].endswith("1e+06 wanted")
+
+
 def test_nodes_that_never_answer_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def hang(launch: Launch) -> list[str]:
         return ["sleep", "60"]
