@@ -4,6 +4,8 @@ The idea is that of Liger Kernel's fused linear cross entropy (Hsu et al. 2024, 
 so the gradient of each chunk's logits is known in the forward pass but for one factor, which backward multiplies in.
 """
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +15,9 @@ from torch import Tensor
 from kernels.linear import linear
 from kernels.linear_cross_entropy import Gather
 
-NUM_SLICES = 2
-"""Of the weight's gradient, which a chunk's part of it is added to one by one: more take longer, fewer more memory."""
+SLICE_NUMEL = 1 << 22
+"""Of the weight's gradient, to which a chunk's part is added slice by slice: smaller ones take longer, larger ones more
+memory."""
 CHUNK_NUMEL = 1 << 23
 """Logits alive at a time: 32 MiB of fp32, as fast as twice as many, processor time counted, for Pythia-14M's 50,304
 entries. The fewer there are, the more often the sum of the weight's gradient passes through memory."""
@@ -70,10 +73,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_x = torch.empty_like(x) if is_training else None
         # A sum over all chunks, so fp32; [h, vocab]: products are quickest with the smaller factor, x, transposed.
         grad_weight_t = weight.new_zeros(weight.T.shape, dtype=torch.float32) if is_training else None
-        num_chunks = -(-len(x) * len(weight) // CHUNK_NUMEL)
-        num_rows = max(1, -(-len(x) // max(1, num_chunks)))
-        for start in range(0, len(x), num_rows):
-            chunk = slice(start, start + num_rows)
+        for chunk in descending(len(x), len(weight), CHUNK_NUMEL) if len(x) else ():
             losses, gradient = loss_of.with_gradient(linear(x[chunk], weight), labels[chunk])
             loss += losses.sum()
             if grad_x is not None and grad_weight_t is not None:
@@ -95,8 +95,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 def _add_product(total: Tensor, x: Tensor, gradient: Tensor) -> None:
     """total [h, vocab] += xᵀ gradient, of [n, h] and [n, vocab], some rows at a time: so small is the product."""
-    for rows, columns in zip(total.chunk(NUM_SLICES), x.chunk(NUM_SLICES, 1), strict=True):
-        rows += linear(columns.T, gradient.T)
+    for part in descending(len(total), total.shape[1], SLICE_NUMEL):
+        total[part] += linear(x[:, part].T, gradient.T)
+
+
+def descending(num_rows: int, width: int, max_numel: int) -> Iterator[slice]:
+    """Cuts rows of `width` into parts of at most `max_numel` elements, the first a row longer than the others.
+
+    The space that a tensor leaves has no room for another of its very size: tensors are aligned, and glibc before 2.38
+    looks for the size and the alignment together. Behind a longer one all take turns in its place.
+    """
+    num_parts = -(-(num_rows - 1) // max(1, max_numel // width - 1))
+    usual = max(1, -(-(num_rows - 1) // max(1, num_parts)))
+    for start, stop in itertools.pairwise([0, *range(usual + 1, num_rows, usual), num_rows]):
+        yield slice(start, stop)
 
 
 def linear_cross_entropy(

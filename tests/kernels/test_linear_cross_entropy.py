@@ -17,6 +17,7 @@ def test_chunks_give_pytorchs_loss_and_gradients(
 ) -> None:
     """`scale` is what the engine multiplies the loss with: 1 / accumulation, or fp16's loss scale."""
     monkeypatch.setattr(chunked, "CHUNK_NUMEL", rows_per_chunk * VOCAB + 1)
+    monkeypatch.setattr(chunked, "SLICE_NUMEL", 5 * VOCAB)
     torch.manual_seed(0)
     values = torch.randn(ROWS, HIDDEN), torch.randn(VOCAB, HIDDEN)
     labels = torch.randint(VOCAB, (ROWS,))
@@ -55,3 +56,12 @@ def test_no_gradient_is_made_where_none_is_asked_for(monkeypatch: pytest.MonkeyP
     with torch.no_grad():
         linear_cross_entropy(torch.randn(4, 3), torch.randn(5, 3, requires_grad=True), torch.arange(4))
     assert calls == []
+
+
+@pytest.mark.parametrize(("num_rows", "max_rows"), [(23, 5), (24, 4), (24, 23), (2048, 3), (9, 100), (2, 1), (1, 1)])
+def test_parts_are_all_there_and_the_first_is_longer(num_rows: int, max_rows: int) -> None:
+    """So that the others find room in what it leaves."""
+    parts = [range(num_rows)[part] for part in chunked.descending(num_rows, VOCAB, max_rows * VOCAB)]
+    first, *others = map(len, parts)
+    assert [row for part in parts for row in part] == list(range(num_rows))
+    assert first <= max(2, max_rows) and all(0 < other < first for other in others)
