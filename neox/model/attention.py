@@ -58,6 +58,7 @@ class SelfAttention(nn.Module):
             start = cache.length if cache is not None else 0
             cos, sin = self.rotary.tables(start, q.shape[2], q.device, context.positions)
             q, k = rotary(q, cos, sin), rotary(k, cos, sin)
+            v = v.contiguous()  # as a view it would keep the whole projection until backward
         if cache is not None:
             k, v = cache.extend(k, v)
         rows = self.dropout.probability_rows(context, self.heads, q.shape[2])

@@ -78,6 +78,13 @@ def test_the_plan_counts_what_dropout_and_caps_keep(changes: dict[str, float]) -
     assert planned == pytest.approx(kept, rel=0.1)
 
 
+def test_a_block_keeps_what_is_planned() -> None:
+    """Of the projection whose queries and keys are turned, the values alone."""
+    one = dataclasses.replace(NEOX, num_layers=1, seq_length=512)
+    two = dataclasses.replace(one, num_layers=2)
+    assert kept_and_gradients(one, "none")[0] == pytest.approx(planned_bytes(two) - planned_bytes(one), rel=0.05)
+
+
 def planned_bytes(cfg: ModelConfig) -> float:
     config = Config(model=cfg, train=TrainConfig(micro_batch_size=2))
     return memory_per_rank(resolve(config, 1)).activations
