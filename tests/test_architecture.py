@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted(p for top in ("neox", "kernels", "jobs", "workflow") for p in (ROOT / top).rglob("*.py"))
 NEOX_ORDER = ("train", "checkpoint", "parallel", "model")  # each may import those after it
 ONLY_IN = {
-    "deepspeed": ("neox/parallel/pipeline.py", "neox/parallel/engine.py"),
+    "deepspeed": ("neox/parallel/pipeline.py", "neox/parallel/module.py", "neox/parallel/engine.py"),
     "flash_attn": ("kernels/attention/flash.py",),
     "submitit": ("jobs/executor.py",),
     "subprocess": ("jobs/shell.py",),

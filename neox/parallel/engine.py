@@ -12,7 +12,6 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.runtime.pipe.topology import PipelineParallelGrid, PipeModelDataParallelTopology
 from torch import Tensor, nn
 
 from neox.config.errors import UserError
@@ -25,23 +24,21 @@ from neox.parallel.allocator import keep_freed_memory
 from neox.parallel.collectives import broadcast_json
 from neox.parallel.feed import Feed, Loaded, needs_context
 from neox.parallel.fragments import Ranks
-from neox.parallel.groups import TensorGroup
+from neox.parallel.module import build_module, check_precision, named_parameters
 from neox.parallel.optimizer import build_optimizer, create_state, place, replicated_pieces, state_kinds, step_counters
-from neox.parallel.partition import FlatPartition, Partition, ShardedPartition
+from neox.parallel.partition import build_partition
 from neox.parallel.pieces import GRADIENT, WEIGHT, Piece, PieceReader
-from neox.parallel.pipeline import PipelineModel, StageLayer
 from neox.parallel.plan import place_of
-from neox.parallel.settings import SCALER_STATE, deepspeed_config
+from neox.parallel.settings import SCALER_STATE, deepspeed_config, largest_group
 from neox.parallel.topology import Topology
 from neox.parallel.veto import refusing
-from neox.parallel.whole import WholeModel, WholeSteps
+from neox.parallel.whole import WholeSteps
 
 # Compiled at first use for minutes, and of use to DeepSpeed's inference only.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 Kinds = dict[str, Tensor]
 """Tensors of one parameter by the kind of their pieces."""
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MicroBatches = Iterator[tuple[Tensor, Tensor] | MicroBatch]
 """Tokens and labels, each [micro_batch_size, seq_length] int64, of this rank's dp index, and their context if any."""
 
@@ -89,7 +86,7 @@ class Engine:
         with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints its partition and its configuration
             deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False)
             self._module, grid = build_module(cfg, topology, self._tensor, self._feed)
-            optimizer = build_optimizer(named_parameters(self._module), cfg.optim)
+            optimizer = build_optimizer(named_parameters(self._module), cfg.optim, largest_group(cfg))
             self._deepspeed, *_ = deepspeed.initialize(
                 model=self._module, optimizer=optimizer, mpu=grid, config=deepspeed_config(cfg)
             )
@@ -232,8 +229,7 @@ class Engine:
         """Sums in fp64, one for each of the values, of which every rank gives as many; equal on every rank."""
         total = torch.tensor(values, dtype=torch.float64, device=self._deepspeed.device)
         dist.all_reduce(total)
-        sums: list[float] = total.tolist()
-        return sums
+        return list(map(float, total))
 
     def close(self) -> None:
         """Ends the process group; the engine cannot be used afterwards."""
@@ -301,53 +297,4 @@ class Engine:
 
     def _replicated_pieces(self) -> Iterator[tuple[Piece, nn.Parameter]]:
         parameters = dict(named_parameters(self._module))
-        for piece in replicated_pieces(self._zero.optimizer):
-            yield piece, parameters[piece.name]
-
-
-def build_module(
-    cfg: Config, topology: Topology, tensor: TensorGroup, feed: Feed
-) -> tuple[nn.Module, PipelineParallelGrid | None]:
-    """This rank's part of the model, and the process groups that DeepSpeed asks for where it is no pipeline."""
-    if topology.pp > 1:
-        return PipelineModel(cfg, topology, tensor, feed), None
-    grid = PipelineParallelGrid(PipeModelDataParallelTopology(num_pp=1, num_mp=topology.tp, num_dp=topology.dp))
-
-    def deal(layer: nn.Module) -> None:
-        """Leaves each replica its part of a layer, so that none ever has the whole model (ZeRO-3)."""
-        if cfg.parallel.zero_stage == 3:
-            group, settings = grid.get_data_parallel_group(), deepspeed_config(cfg)
-            layer.to(DTYPES[cfg.train.precision])
-            deepspeed.zero.Init(module=layer, data_parallel_group=group, config_dict_or_path=settings, mpu=grid)
-
-    return WholeModel(cfg, tensor, feed, finish=deal), grid
-
-
-def build_partition(cfg: Config, zero: Any) -> Partition:
-    """Access to the state of DeepSpeed's optimizer, less the copies that it makes of fp32 needlessly."""
-    partition: Partition = ShardedPartition(zero) if cfg.parallel.zero_stage == 3 else FlatPartition(zero)
-    if cfg.train.precision == "fp32" and cfg.parallel.offload == "none":
-        partition.share_masters()
-        if isinstance(partition, FlatPartition) and cfg.parallel.zero_stage == cfg.parallel.dp == 1:
-            partition.leave_gradients()
-    return partition
-
-
-def named_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """This rank's parameters by logical name; a tied weight once."""
-    for layer in module.modules():
-        if isinstance(layer, StageLayer):
-            yield from layer.named_parameters()
-
-
-def check_precision(cfg: Config) -> None:
-    """Refuses, by UserError, what DeepSpeed cannot do in fp16."""
-    if cfg.train.precision != "fp16":
-        return
-    if not torch.cuda.is_available():
-        raise UserError("train.precision = fp16 needs a GPU; on CPUs use fp32 or bf16")
-    if cfg.model.tie_embeddings and cfg.parallel.pp > 1:
-        # The tied gradients' sum over stages reads weight.grad, which fp32 accumulation of fp16 has emptied by then.
-        raise UserError(
-            "train.precision = fp16 with model.tie_embeddings and parallel.pp > 1 is not possible; use bf16"
-        )
+        return ((piece, parameters[piece.name]) for piece in replicated_pieces(self._zero.optimizer))

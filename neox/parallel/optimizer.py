@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -94,11 +95,13 @@ def state_kinds(name: str, cfg: OptimConfig) -> tuple[str, ...]:
     return () if cfg.name == "sgd" and cfg.momentum == 0 else KINDS[cfg.name]
 
 
-def build_optimizer(parameters: Iterable[tuple[str, nn.Parameter]], cfg: OptimConfig) -> torch.optim.Optimizer:
+def build_optimizer(
+    parameters: Iterable[tuple[str, nn.Parameter]], cfg: OptimConfig, max_numel: float = math.inf
+) -> torch.optim.Optimizer:
     """The optimizer of a resolved section over named parameters; its learning rate is set anew for every step.
 
-    Two groups: what is decayed, and the rest; Muon's are its matrices, and the rest, of which it decays a part. A
-    group's rate is its `rate` times the learning rate.
+    Two groups: what is decayed, and the rest; Muon's are its matrices, and the rest, of which it decays a part; each in
+    parts of `max_numel`. A group's rate is its `rate` times the learning rate.
     """
     belongs = is_matrix if cfg.name == "muon" else is_decayed
     groups: Groups = [
@@ -112,7 +115,22 @@ def build_optimizer(parameters: Iterable[tuple[str, nn.Parameter]], cfg: OptimCo
         group = groups[0 if belongs(name) else 1]
         group["params"].append(parameter)
         group["names"].append(name)
+    groups = [part for group in groups for part in split(group, max_numel)]
     return BUILDERS[cfg.name](groups, cfg)
+
+
+def split(group: dict[str, Any], max_numel: float) -> Groups:
+    """A group as several, in its order, of at most `max_numel` numbers together or of one tensor that has more."""
+    parts: Groups = []
+    room = 0.0
+    for name, parameter in zip(group["names"], group["params"], strict=True):
+        room -= parameter.numel()
+        if room < 0 or not parts:  # ZeRO-3 leaves no numbers
+            parts.append({**group, "params": [], "names": []})
+            room = max_numel - parameter.numel()
+        parts[-1]["params"].append(parameter)
+        parts[-1]["names"].append(name)
+    return parts or [group]
 
 
 def create_state(optimizer: torch.optim.Optimizer, cfg: OptimConfig) -> None:

@@ -10,8 +10,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from neox.config.schema import Config
 from neox.parallel.adamw8bit import read
 from neox.parallel.pieces import WEIGHT
+
+NORM_NUMEL = 1 << 20
+"""Numbers that are in fp64 at a time while the norm of the gradients is taken."""
 
 
 class FlatPartition:
@@ -41,6 +45,17 @@ class FlatPartition:
         In 16 bits it is this copy that makes the sum fp32.
         """
         self._zero.reduce_ready_partitions_and_remove_grads = lambda parameter, group: None
+
+    def measure_in_parts(self) -> None:
+        """Has the norm of each gradient found from parts of it, of which DeepSpeed makes fp64 copies."""
+        usual = self._zero.get_grad_norm_direct
+
+        def measure(gradients: list[Tensor], parameters: list[nn.Parameter]) -> Tensor:
+            pairs = zip(gradients, parameters, strict=False)  # padding may come after the last parameter's gradient
+            parts = [(part, p) for gradient, p in pairs for part in gradient.flatten().split(NORM_NUMEL)]
+            return usual(*zip(*parts, strict=True))
+
+        self._zero.get_grad_norm_direct = measure
 
     def held(self, parameter: nn.Parameter) -> tuple[int, int] | None:
         """First element and number of elements of the flattened parameter that are here; None: there is none."""
@@ -122,6 +137,17 @@ class ShardedPartition:
 
 
 Partition = FlatPartition | ShardedPartition
+
+
+def build_partition(cfg: Config, zero: Any) -> Partition:
+    """Access to the state of DeepSpeed's optimizer, less the copies that it makes of fp32 needlessly."""
+    partition: Partition = ShardedPartition(zero) if cfg.parallel.zero_stage == 3 else FlatPartition(zero)
+    if cfg.train.precision == "fp32" and cfg.parallel.offload == "none":
+        partition.share_masters()
+        if isinstance(partition, FlatPartition) and cfg.parallel.zero_stage == cfg.parallel.dp == 1:
+            partition.leave_gradients()
+            partition.measure_in_parts()
+    return partition
 
 
 def stepped_gradient(optimizer: torch.optim.Optimizer, flat: Tensor, start: int, numel: int) -> Tensor | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 
 import pytest
 import torch
@@ -14,10 +15,10 @@ from neox.config.partition import counted_pieces
 from neox.model.gpt import GPT
 from neox.parallel.groups import TensorGroup
 from neox.parallel.plan import apply_plan, local_shape, place, place_of, sharded_dim
-from neox.parallel.settings import deepspeed_config
+from neox.parallel.settings import GROUP_NUMEL, deepspeed_config, largest_group
 from neox.parallel.stages import deal_by_weight, deal_uniform
 from neox.parallel.topology import Topology
-from tests.parallel.training import LLAMA, NEOX, Case
+from tests.parallel.training import LLAMA, NEOX, OPTIM, Case
 
 
 @pytest.mark.parametrize(("dp", "tp", "pp"), [(1, 1, 1), (2, 3, 4), (3, 1, 2), (1, 4, 2)])
@@ -141,3 +142,12 @@ def test_deepspeed_is_told_of_the_loss_scale() -> None:
         "min_loss_scale": 8.0,
     }
     assert "fp16" not in deepspeed_config(Case("").config())
+
+
+def test_one_replicas_groups_are_bounded_and_no_others() -> None:
+    """Nor those of Muon, which knows two groups, and of Adafactor."""
+    bounded = [Case(""), Case("", tp=2), Case("", optim=dataclasses.replace(OPTIM, name="lion"))]
+    assert {largest_group(case.config()) for case in bounded} == {GROUP_NUMEL}
+    whole = [Case("", optim=dataclasses.replace(OPTIM, name=name)) for name in ("muon", "adafactor")]
+    free = [*whole, Case("", dp=2), Case("", pp=2), Case("", zero=2), Case("", precision="bf16")]
+    assert {largest_group(case.config()) for case in free} == {math.inf}

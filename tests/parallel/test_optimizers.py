@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any, get_args, get_type_hints
@@ -17,7 +18,7 @@ from neox.config.optimizers import OPTIMIZERS, REFUSED, WHOLE
 from neox.config.schema import ModelConfig, OptimConfig
 from neox.parallel import adamw8bit
 from neox.parallel.adamw8bit import Quantized, values
-from neox.parallel.optimizer import BUILDERS, create_state
+from neox.parallel.optimizer import BUILDERS, create_state, split
 from tests.distributed import run_ranks
 from tests.parallel.training import (
     CLIP,
@@ -307,3 +308,14 @@ def test_every_name_has_a_rule_and_a_builder() -> None:
     names = set(get_args(get_type_hints(OptimConfig)["name"]))
     assert names == set(OPTIMIZERS) | set(REFUSED)
     assert set(BUILDERS) == set(OPTIMIZERS)
+
+
+def test_a_group_is_split_in_its_order_between_tensors() -> None:
+    sizes = {"a": 3, "b": 2, "c": 9, "d": 1, "e": 4}
+    group = {"params": [torch.empty(n) for n in sizes.values()], "names": list(sizes), "rate": 2.0}
+    parts = split(group, 5)
+    assert [part["names"] for part in parts] == [["a", "b"], ["c"], ["d", "e"]]
+    assert [[len(p) for p in part["params"]] for part in parts] == [[3, 2], [9], [1, 4]]
+    assert all(part["rate"] == 2.0 for part in parts)
+    assert split(group, math.inf) == [group]
+    assert split({"params": [], "names": []}, 5) == [{"params": [], "names": []}]

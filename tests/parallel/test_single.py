@@ -13,7 +13,7 @@ import torch
 
 from neox.config.errors import UserError
 from neox.parallel import groups
-from neox.parallel.engine import check_precision
+from neox.parallel.module import check_precision
 from tests.parallel.training import Case
 
 SCRIPT = """

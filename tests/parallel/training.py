@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,8 @@ OPTIM = OptimConfig(weight_decay=0.1, grad_clip=CLIP)
 
 
 WHOLE_BATCH = range(GLOBAL_BATCH)
+SMALL_PARTS = functools.partial(mock.patch.multiple, "neox.parallel.settings", GROUP_NUMEL=5000)
+"""So that the tiny model's parameters are stepped on in several groups, as a real one's are."""
 
 
 @dataclass(frozen=True)
@@ -314,7 +317,7 @@ def run_case(case: Case) -> dict[str, Any]:
     built: list[int] = []
     if case.precision == "fp16":
         allow_fp16_on_cpu()
-    with mock.patch("deepspeed.initialize", wraps=deepspeed.initialize) as initialize:
+    with mock.patch("deepspeed.initialize", wraps=deepspeed.initialize) as initialize, SMALL_PARTS():
         initialize.side_effect = lambda model, **_: built.append(sum(p.numel() for p in model.parameters())) or DEFAULT
         engine = Engine(case.config(), Topology(case.dp, case.tp, case.pp))
 
