@@ -80,6 +80,8 @@ def test_layers_of_neox_import_downwards() -> None:
         if name(p).startswith(f"neox/{lower}/") and uses(p, f"neox.{upper}")
     ]
     assert wrong == []
+    data = [p for p in FILES if name(p).startswith("neox/data/")]
+    assert [name(p) for p in data for upper in NEOX_ORDER[:-1] if uses(p, f"neox.{upper}")] == []
 
 
 def test_workflow_imports_only_jobs_config_and_planner() -> None:

@@ -16,9 +16,9 @@ from dataclasses import replace
 from multiprocessing import get_context
 from typing import Any
 
+from neox.allocator import give_back_freed_memory
 from neox.data.encoder import EncodedBatch, Encoder
 from neox.data.formats.contract import Batch, Span
-from neox.parallel.allocator import give_back_freed_memory
 
 PR_SET_PDEATHSIG = 1
 _encoder: Encoder

@@ -14,13 +14,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from neox.allocator import keep_freed_memory
 from neox.config.errors import UserError
 from neox.config.optimizers import WHOLE
 from neox.config.schema import Config
 from neox.model.context import MicroBatch
 from neox.parallel import groups
 from neox.parallel.adamw8bit import writable
-from neox.parallel.allocator import keep_freed_memory
 from neox.parallel.collectives import broadcast_json
 from neox.parallel.feed import Feed, Loaded, needs_context
 from neox.parallel.fragments import Ranks

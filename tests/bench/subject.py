@@ -19,12 +19,12 @@ import torch._inductor.compile_fx  # DeepSpeed imports it when it starts: 46 MiB
 from torch import nn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
+from neox.allocator import keep_freed_memory
 from neox.config.derive import padded_vocab, resolve
 from neox.config.load import load_config
 from neox.config.schema import Config
 from neox.model.gpt import GPT
 from neox.model.init import init_weights
-from neox.parallel.allocator import keep_freed_memory
 from neox.parallel.engine import Engine
 from neox.parallel.groups import TensorGroup
 from neox.parallel.loss import head_loss

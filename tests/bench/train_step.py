@@ -163,7 +163,7 @@ def main() -> None:
     print(
         "against best product. Step MiB: peak above imports, parameters and Adam's moments. Kept memory: freed memory"
     )
-    print("stays with the process, as under the engine (neox/parallel/allocator.py).")
+    print("stays with the process, as under the engine (neox/allocator.py).")
     for shape in options.shapes or SHAPES:
         compare(shape, options.threads, options.rounds or ROUNDS[shape])
 
