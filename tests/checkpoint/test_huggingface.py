@@ -154,6 +154,29 @@ def test_logits_are_ours_in_other_families(
     assert scaling["factor"] == cfg.rotary_factor
 
 
+NO_FAMILY_HAS = (
+    *[(cfg, {key: 30.0}) for cfg in (TINY, LLAMA) for key in ("attn_softcap", "logit_softcap")],
+    *[(cfg, {"sandwich_norm": True}) for cfg in (TINY, LLAMA)],
+    *[(TINY, change) for change in ({"norm_bias": False}, {"rotary_scaling": "linear"}, {"shared_norm": True})],
+    *[(OTHERS[name][0], {"rotary_pct": 0.5}) for name in OTHERS],
+    *[(OTHERS[name][0], {"bias": True}) for name in ("MistralForCausalLM", "Qwen3ForCausalLM")],
+    *[
+        (falcon, change)
+        for falcon in OTHERS["FalconForCausalLM"]
+        for change in ({"norm": "rmsnorm"}, {"norm_bias": False}, {"rotary_scaling": "linear"}, {"rotary_pct": 0.5})
+    ],
+    *[(falcon, {"parallel_residual": False}) for falcon in OTHERS["FalconForCausalLM"]],
+    (OTHERS["FalconForCausalLM"][1], {"shared_norm": True}),
+)
+
+
+@pytest.mark.parametrize(("cfg", "change"), NO_FAMILY_HAS)
+def test_what_no_family_has_is_never_exported_as_one(cfg: ModelConfig, change: dict) -> None:
+    choose(cfg)
+    with pytest.raises(UserError, match="has only"):
+        choose(dataclasses.replace(cfg, **change))
+
+
 def test_large_models_are_written_in_shards(tmp_path: Path, tokenizer: Path) -> None:
     model = build(TINY)
     theirs = exported(TINY, model, tokenizer, tmp_path / "hf", shard_bytes=100_000)
