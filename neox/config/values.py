@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import math
+import sys
 import types
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -46,7 +46,7 @@ def _convert_tuple(args: tuple[Any, ...], value: Any, name: str) -> tuple[Any, .
 
 def _convert_scalar(hint: type, value: Any, name: str) -> Any:
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        if not math.isfinite(value):
+        if not abs(value) <= sys.float_info.max:  # of integers, too, which a float may have no place for
             raise UserError(f"{name} = {value}: expected a finite number")
         return float(value)
     if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):

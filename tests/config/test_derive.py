@@ -137,6 +137,7 @@ def test_what_zero_cannot_do_is_named(overrides: list[str], key: str) -> None:
         ("optim.min_lr=1.0", "optim.min_lr = 1.0: must be in 0…optim.lr"),
         ("optim.min_lr=-1", "optim.min_lr = -1.0: must be in 0…optim.lr"),
         ("optim.lr=.nan", "optim.lr = nan: expected a finite number"),
+        (f"optim.lr=1{'0' * 309}", ": expected a finite number"),
         ("model.norm_eps=-1", "model.norm_eps = -1.0: must be at least 0"),
         ("model.rotary_base=0", "model.rotary_base = 0.0: must be above 0"),
         ("model.rotary_scaling=yarn model.rotary_factor=2 model.rotary_trained_length=0", "tokens, at least 1"),
