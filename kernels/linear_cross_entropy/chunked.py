@@ -95,7 +95,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 def _add_product(total: Tensor, x: Tensor, gradient: Tensor) -> None:
     """total [h, vocab] += xᵀ gradient, of [n, h] and [n, vocab], some rows at a time: so small is the product."""
-    for part in descending(len(total), total.shape[1], SLICE_NUMEL):
+    rows, width = total.shape
+    # GPUs want few, large and aligned products, and their allocator has room for equal ones.
+    parts = descending(rows, width, SLICE_NUMEL) if total.is_cpu else (slice(0, rows // 2), slice(rows // 2, rows))
+    for part in parts:
         total[part] += linear(x[:, part].T, gradient.T)
 
 

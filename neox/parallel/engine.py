@@ -229,7 +229,7 @@ class Engine:
         """Sums in fp64, one for each of the values, of which every rank gives as many; equal on every rank."""
         total = torch.tensor(values, dtype=torch.float64, device=self._deepspeed.device)
         dist.all_reduce(total)
-        return list(map(float, total))
+        return list(total.tolist())
 
     def close(self) -> None:
         """Ends the process group; the engine cannot be used afterwards."""

@@ -61,7 +61,7 @@ def memory_per_rank(config: Config) -> Memory:
     layers = model.num_layers / parallel.pp
     # One chunk of fp32 logits (kernels/linear_cross_entropy) and the sum of the head's gradient, which is fp32 too.
     rows = padded_vocab(model) / parallel.tp
-    head = 4 * (min(tokens * rows, 1 << 24) + rows * model.hidden_size)
+    head = 4 * (min(tokens * rows, 1 << 23) + rows * model.hidden_size)
     activations = tokens * ((per_token - again) * layers * in_flight + again) + head
     return _model_state(config, parameters, activations)
 
