@@ -62,16 +62,7 @@ def ask_nodes(
     Raises:
         LauncherError: the launcher failed without a word about a node, and none has answered: that is no node's fault.
     """
-    probe = replace(
-        launch,
-        command=(sys.executable, "-m", module, *words, str(folder)),
-        python="",
-        ranks_per_node=1,
-        folder=folder,
-        device_choice="",
-        rank_cores=(),
-        extra=tuple(option for option in launch.extra if not option.startswith(PER_RANK)),
-    )
+    probe = _probe(launch, (sys.executable, "-m", module, *words, str(folder)), folder)
     try:
         ended, said = _start(LAUNCHERS[launcher], probe, {**environ}, timeout_s)
         files = {rank: report_file(folder, rank) for rank in range(probe.nodes)}
@@ -89,6 +80,20 @@ def ask_nodes(
     has_master = any(report.rank == 0 and not report.apart for report in reports)
     bad = {report.node: why for report in reports if (why := _problems(report, has_master))}
     return reports, bad | (lost or silent)  # with a lost node the launcher ends all others, before they can answer
+
+
+def _probe(launch: Launch, command: tuple[str, ...], folder: Path) -> Launch:
+    """The launch of one process per node, which has all of it."""
+    return replace(
+        launch,
+        command=command,
+        python="",
+        ranks_per_node=1,
+        folder=folder,
+        device_choice="",
+        rank_cores=(),
+        extra=tuple(option for option in launch.extra if not option.startswith(PER_RANK)),
+    )
 
 
 def _name(host: str, nodes: Sequence[str]) -> str:

@@ -210,7 +210,8 @@ READERS = {"mpi": mpi.rank_environment, "agent": agent_environment}
 """For launchers whose ranks have not the environment of `jobs launch`."""
 
 
-def main() -> int:
+def _arguments() -> argparse.Namespace:
+    """What `wrapper_argv` wrote."""
     parser = argparse.ArgumentParser(prog="python -m jobs.ranks", description=__doc__)
     parser.add_argument("--from", dest="ranks_from", required=True, choices=["torchrun", "agent", "mpi", *SCHEDULERS])
     parser.add_argument("--folder", type=Path, required=True)
@@ -219,7 +220,11 @@ def main() -> int:
     parser.add_argument("--signals-by-file", action="store_true", help="the launcher passes no signals on")
     parser.add_argument("--rank-logs", type=Path, help="folder for what each rank says")
     parser.add_argument("command", nargs="+")
-    arguments = parser.parse_args(decode(sys.argv[1:]))
+    return parser.parse_args(decode(sys.argv[1:]))
+
+
+def main() -> int:
+    arguments = _arguments()
     if arguments.ranks_from in READERS:
         launched = json.loads(environment_file(arguments.folder).read_text())
         environ = READERS[arguments.ranks_from](launched, os.environ)
