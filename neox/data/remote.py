@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from neox.config.errors import UserError
+from neox.data.connection import open_address
 
-TIMEOUT_S = 60.0
 RETRIED_STATUSES = {408, 425, 429}  # and every 5xx
 COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
 """Of such files some servers call the format an encoding."""
@@ -74,11 +74,11 @@ def open_part(url: str, start: int = 0, stop: int | None = None, validator: str 
         TransferError: it may succeed later. UserError: it will not.
     """
     try:
-        return _answer(url, urllib.request.urlopen(_request(url, start, stop, validator), timeout=TIMEOUT_S))
+        return _answer(url, open_address(_request(url, start, stop, validator)))
     except urllib.error.HTTPError as error:
         raise _refusal(url, error) from error
     except http.client.InvalidURL as error:
-        raise UserError(f"{_line(url)}: {_line(error)}; write a space as %20") from error
+        raise UserError(f"{url}: {_line(error)}") from error
     except (OSError, http.client.HTTPException) as error:
         if isinstance(reason := getattr(error, "reason", None), FileNotFoundError | IsADirectoryError):
             raise UserError(f"{url}: {reason.strerror}") from error
@@ -95,6 +95,8 @@ def _request(url: str, start: int, stop: int | None, validator: str) -> urllib.r
         from neox.data.s3 import signed_url
 
         address = signed_url(url)
+    if address.startswith("http") and (wrong := re.search("[^!-~]", address)):
+        raise UserError(f"{_line(url)}: write {wrong[0]!r} as {urllib.parse.quote(wrong[0])}")
     request = urllib.request.Request(address, headers={"User-Agent": "neox-hpc"})
     token = os.environ.get("HF_TOKEN")
     if token and address.startswith(f"{os.environ.get('HF_ENDPOINT', HUB).rstrip('/')}/"):

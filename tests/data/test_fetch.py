@@ -255,9 +255,11 @@ def test_statuses(folder, status, tries):
         ("http://127.0.0.1:9/x", "no answer .* 2 attempts"),
         ("file:///no/such/file", "No such file"),
         ("file:///", "Is a directory"),
-        ("http://127.0.0.1:9/two\nlines", "two lines: .* write a space as %20"),
+        ("http://127.0.0.1:9/two\nlines", r"two lines: write '\\n' as %0A"),
+        ("http://127.0.0.1:9/über", "write 'ü' as %C3%BC"),
+        ("http://127.0.0.1:port/", "nonnumeric port"),
         ("not a url", "write http://, https://, s3:// or file://"),
-        ("gopher://x/y", "unknown url type"),
+        ("ftp://127.0.0.1/x", "unknown url type ftp; write http://"),
     ],
 )
 def test_wrong_url(tmp_path, url, message):

@@ -1,13 +1,17 @@
 """Downloads from servers that say one thing and send another: the right file or one clear line, never a wrong file."""
 
+import contextlib
 import hashlib
 import http.server
+import ssl
+import subprocess
+import time
 
 import pytest
 from data_inputs import serve
 
 from neox.config.errors import UserError
-from neox.data import parallel
+from neox.data import connection, parallel
 from neox.data.fetch import Download, fetch
 
 CONTENT = bytes(range(256)) * 400
@@ -118,20 +122,100 @@ def test_compressed_files_may_be_called_encoded(tmp_path):
         assert fetch(Download(f"{url}/text.jsonl.gz?download=1", tmp_path / "out")) == SHA256
 
 
-def test_what_is_no_http_is_one_line(tmp_path):
+def says(first, then=b"", pause_s=0.0):
+    """A server that sends `first`, and `then` again and again, until nobody listens; it is never asked."""
+
     class Handler(http.server.BaseHTTPRequestHandler):
         def __init__(self, *args, directory):
             super().__init__(*args)
 
         def handle(self):
-            self.wfile.write(b"nonsense\n\n")
+            with contextlib.suppress(OSError):
+                self.wfile.write(first)
+                while then:
+                    self.wfile.write(then)
+                    time.sleep(pause_s)
 
-    with (
-        serve(tmp_path, Handler) as url,
-        pytest.raises(UserError, match=r"no answer \(nonsense\), 2 attempts") as caught,
-    ):
+    return Handler
+
+
+HEAD = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    ("server", "message"),
+    [
+        (says(b"nonsense\n\n"), r"no answer \(nonsense\)"),
+        (says(HEAD + b"X: ", b"y", 0.01), r"no answer \(\d+ bytes in 0 s\)"),
+        (says(HEAD + b"Content-Length: 102400\r\n\r\n", b"y", 0.01), r"the transfer broke \(\d+ bytes in 0 s\)"),
+        (says(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 1000), "no answer .more than 1048576 bytes before or behind"),
+        (
+            says(HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n", b"X: y\r\n" * 1000),
+            "broke .more than 1048576 bytes",
+        ),
+        (says(b"HTTP/1.1 302 Found\r\nLocation: /x\r\n\r\n", bytes(9999)), "HTTP status 302 .*infinite loop"),
+        (says(b"HTTP/1.1 302 Found\r\nLocation: ftp://127.0.0.1/x\r\n\r\n"), "ftp://.*: unknown url type"),
+    ],
+    ids=["nonsense", "head drips", "body drips", "told to wait", "trailers", "redirect", "redirect to ftp"],
+)
+def test_what_has_no_end_is_one_line(tmp_path, monkeypatch, server, message):
+    monkeypatch.setattr(connection, "TIMEOUT_S", 0.3)
+    with serve(tmp_path, server) as url, pytest.raises(UserError, match=message) as caught:
         fetch(Download(url, tmp_path / "out", attempts=2, backoff_s=0.01))
     assert "\n" not in str(caught.value)
+
+
+def test_trailers_are_passed_over(tmp_path):
+    body = b"2\r\nab\r\n0\r\nX: y\r\nZ: w\r\n\r\n"
+    assert get(tmp_path, (200, {"Transfer-Encoding": "chunked"}, body)) == b"ab"
+
+
+@pytest.mark.parametrize(
+    ("proxy", "message"),
+    [
+        ("nonsense::proxy", "^http_proxy, by which http://example.invalid/x is to be asked: must be http://HOST:PORT$"),
+        ("socks5://127.0.0.1:9", "^http_proxy, by which"),
+        ("127.0.0.1:port", "^http_proxy, by which"),
+        ("http://me:secret@127.0.0.1:9/", r"no answer \(the proxy 127.0.0.1:9: .*refused"),
+    ],
+)
+def test_proxies_that_are_none(tmp_path, monkeypatch, proxy, message):
+    monkeypatch.setenv("http_proxy", proxy)
+    with pytest.raises(UserError, match=message) as caught:
+        fetch(Download("http://example.invalid/x", tmp_path / "out", attempts=2, backoff_s=0.01))
+    assert "secret" not in str(caught.value)
+    with serve(tmp_path, answers(WHOLE)) as url:
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        assert fetch(Download(url, tmp_path / "out")) == SHA256
+        monkeypatch.setenv("http_proxy", url)
+        assert fetch(Download("http://example.invalid/x", tmp_path / "other")) == SHA256
+
+
+def test_redirects_never_lead_down_from_https(tmp_path, monkeypatch):
+    """The one server is asked in TLS, leads to the other, and is believed to be who it says."""
+    key = tmp_path / "key.pem"
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
+    subprocess.run([*command.split(), "-keyout", key, "-out", tmp_path / "cert.pem"], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert.pem", key)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
+
+    def secured(reply):
+        class Handler(answers(reply)):
+            def setup(self):
+                self.request = context.wrap_socket(self.request, server_side=True)
+                super().setup()
+
+        return Handler
+
+    with serve(tmp_path, secured(WHOLE)) as url:
+        assert fetch(Download(url.replace("http", "https"), tmp_path / "out")) == SHA256
+    with (
+        serve(tmp_path, answers(WHOLE)) as plain,
+        serve(tmp_path, secured((302, {"Location": f"{plain}/file"}, b""))) as url,
+        pytest.raises(UserError, match=r"redirects to http://127.0.0.1:.*, which nobody vouches for"),
+    ):
+        fetch(Download(url.replace("http", "https"), tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
