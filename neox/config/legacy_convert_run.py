@@ -9,6 +9,7 @@ from typing import Any
 
 from neox.config.legacy_convert import Converted, Flat, attention, mlp, norms, pipeline, positions, shape, weights
 from neox.config.legacy_generation import generation
+from neox.config.legacy_table_run import KEYS
 from neox.config.legacy_unread import unread
 from neox.config.legacy_zero import zero
 from neox.config.optimizers import REFUSED
@@ -20,8 +21,8 @@ LOSS_SCALER = {
     "min_loss_scale": ("train.fp16_min_scale", 1),
 }
 """Key of the fp16 block → ours, and the default of DeepSpeed, which GPT-NeoX hands the block to."""
-FP16_ONLY = {"loss_scale": (0, None), "auto_cast": (False, None), "enabled": (True, False)}
-"""The block's other keys, with the values they may have."""
+FP16_ONLY = {"loss_scale": (0, None), "auto_cast": (False, True, None), "enabled": (True, False)}
+"""The block's other keys, with the values they may have; auto_cast halves inputs that are floats, tokens are not."""
 
 
 ADAM_KEYS = {"betas": [0.9, 0.999], "eps": 1e-8}
@@ -248,6 +249,16 @@ def derived(flat: Flat) -> Converted:
     return {}
 
 
+def extra_args(flat: Flat) -> Converted:
+    """deepspeed_extra_args: DeepSpeed's reports, which are not written here; what changes results is refused."""
+    for name, value in flat.block("deepspeed_extra_args").items():
+        if name not in KEYS or KEYS[name].category != "elsewhere":
+            reason = "options are not handed through to DeepSpeed: leave it out"
+            raise flat.refusal("deepspeed_extra_args", reason, name, value)
+        flat.notices.append(f"deepspeed_extra_args.{name}: {KEYS[name].text}")
+    return {}
+
+
 def start(flat: Flat) -> Converted:
     """finetune with load: the weights of a checkpoint, and nothing else of it."""
     if not flat.get("finetune") or not flat.is_set("load"):
@@ -276,6 +287,6 @@ MODEL_CONVERTERS: tuple[Callable[[Flat], Converted], ...] = (attention, shape, p
 
 CONVERTERS: tuple[Callable[[Flat], Converted], ...] = (
     *(*MODEL_CONVERTERS, pipeline, zero),
-    *(optimizer, precision, schedule, curriculum, checkpoints, data, blends, derived, start, logs, generation, unread),
+    *(optimizer, precision, schedule, curriculum, checkpoints, data, blends, derived, extra_args, start, logs, generation, unread),
 )
 """Every group, in the order its errors are reported."""

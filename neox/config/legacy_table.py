@@ -159,7 +159,7 @@ PARALLEL_AND_DEEPSPEED: dict[str, Key] = {
     **_block("converted", "train.seq_warmup", curriculum_learning=None),
     **_off("curriculum_seqlen", 0, "GPT-NeoX's counter of the length at hand, from curriculum_learning: leave it out"),
     **_off("checkpoint", None, "DeepSpeed's checkpoint options do not apply to ours: leave it out", {}),
-    **_off("deepspeed_extra_args", None, "options are not handed through to DeepSpeed: leave it out", {}),
+    **_null("converted", "notices of DeepSpeed's reports, which are not written", "deepspeed_extra_args"),
     **_off("autotuning", None, f"{LATER}; `neox plan` sizes a layout", {"enabled": False}),
     **_null("refused", "`neox plan` sizes a layout: leave it out", "autotuning_run"),
     **{

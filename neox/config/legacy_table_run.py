@@ -136,6 +136,7 @@ TYPES: dict[str, type | None] = {
     **dict.fromkeys(["expansion_factor", "checkpoint_factor", "lr_decay_fraction", "clip_grad", "lr"], float),
     **dict.fromkeys(["precision", "optimizer_type", "vocab_file", "text_gen_type", "sample_input_file"], str),
     **dict.fromkeys(["fp16", "bf16", "zero_optimization", "optimizer", "curriculum_learning"], dict),
+    "deepspeed_extra_args": dict,
     **{f"{part}_{of}": list for part in ("train", "valid", "test") for of in ("data_paths", "label_data_paths")},
     **{f"{part}_data_weights": list for part in ("train", "valid", "test")},
     **{"attention_config": list, "use_wandb": bool, "split": None},

@@ -48,8 +48,12 @@ class Batches:
         dp_index: int,
         ends: Ends | None = None,
         dropout_seed: int | None = None,
+        drop_last: bool = False,
     ) -> None:
-        """ends: None where documents follow each other unmarked. dropout_seed: None where there is no dropout."""
+        """ends: None where documents follow each other unmarked. dropout_seed: None where there is no dropout.
+        drop_last: whether the first micro-batch comes again after the last whole one, as from GPT-NeoX's loader, and
+        not after the last sample.
+        """
         assert 0 <= dp_index < dp
         self._ends = ends
         self._dropout_seed = dropout_seed
@@ -58,6 +62,7 @@ class Batches:
         self._grad_accum = grad_accum
         self._dp = dp
         self._dp_index = dp_index
+        self._lap = len(dataset) // self.micro_step_size * self.micro_step_size if drop_last else 0
 
     @property
     def micro_step_size(self) -> int:
@@ -83,7 +88,8 @@ class Batches:
 
     def _micro_batch(self, first: int, length: int | None) -> MicroBatch:
         items = range(first, first + self._micro_batch_size)
-        rows = [self._dataset[item] for item in items]
+        begin = first % self._lap if self._lap else first
+        rows = [self._dataset[begin + row] for row in range(self._micro_batch_size)]
         text, labels = (torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
         tokens, labels = text[:, :-1][:, :length].contiguous(), labels[:, 1:][:, :length].contiguous()
         context = Context() if self._ends is None else self._ends.context(tokens)

@@ -49,7 +49,7 @@ def build_inputs(cfg: Config, parts: Parts, engine: Engine) -> Inputs:
         assert train.micro_batch_size and train.grad_accum and cfg.parallel.dp
         sizes = (train.micro_batch_size, train.grad_accum, cfg.parallel.dp, engine.dp_index)
         dropout_seed = train.seed if cfg.model.hidden_dropout or cfg.model.attention_dropout else None
-        return Batches(part.open(), *sizes, parts.ends, dropout_seed)
+        return Batches(part.open(), *sizes, parts.ends, dropout_seed, drop_last=cfg.compat == "neox_v2")
 
     valid = None if parts.valid is None else batches(parts.valid)
     return Inputs(batches(parts.train), valid, parts.train.fingerprint())

@@ -122,7 +122,7 @@ def test_defaults_of_gpt_neox_apply_where_a_key_is_not_set(tmp_path: Path) -> No
         ({"pipe_partition_method": "Type:Embedding|NormPipe"}, "parallel.partition", "type:embedding|normpipe"),
         ({"sequence_parallel": True, "model_parallel_size": 2}, "parallel.sequence_parallel", True),
         ({"checkpoint_activations": True}, "parallel.recompute", "full"),
-        ({"fp16": {"enabled": True, "type": "bfloat16"}}, "train.precision", "bf16"),
+        ({"fp16": {"enabled": True, "type": "bfloat16", "auto_cast": True}}, "train.precision", "bf16"),
         ({"fp16": {"enabled": True, "loss_scale_window": 500}}, "train.precision", "fp16"),
         ({"fp16": {"enabled": True, "loss_scale_window": 500}}, "train.fp16_scale_window", 500),
         ({"fp16": {"enabled": True}}, "train.fp16_initial_scale_power", 16),
@@ -253,6 +253,8 @@ def test_values_become_ours(tmp_path: Path, changes: dict[str, Any], key: str, e
         ({"pipe_partition_method": "type:(mlp"}, ["pipe_partition_method = 'type:(mlp'", "regular expression"]),
         ({"precision": "fp16", "bf16": {"enabled": True}}, ["precision = 'fp16'", "bf16 and fp16"]),
         ({"fp16": {"enabled": True, "loss_scale": 128}}, ["fp16.loss_scale = 128"]),
+        ({"deepspeed_extra_args": {"comms_logger": {}, "bf16": {"enabled": True}}}, ["deepspeed_extra_args.bf16 = {"]),
+        ({"deepspeed_extra_args": {"use_node_local_storage": True}}, ["use_node_local_storage = True: options are not"]),
         ({"fp16": {"enabled": True, "type": "bfloat16", "x": 1}}, ["fp16.x = 1"]),
         ({"activation": "swiglu", "intermediate_size": 14336}, ["4779", "4778"]),
         ({"lr_decay_style": "polynomial"}, ["lr_decay_style", "cosine"]),
@@ -305,6 +307,8 @@ def test_what_has_no_place_here_is_noticed_and_never_silent() -> None:
     for name, key in TABLE.items():
         if key.category == "elsewhere":
             assert f"{name}: {key.text}" in notices(**{name: "something"}), name
+    shown = notices(deepspeed_extra_args={"comms_logger": {"enabled": True}})
+    assert "deepspeed_extra_args.comms_logger: DeepSpeed's own reports are not written" in shown
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,19 @@ def test_batches_are_dealt_in_order(corpus, dp):
         assert rows == [dataset[item][0].tolist() for item in range(step * size, (step + 1) * size)]
 
 
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_the_samples_come_again(corpus, drop_last):
+    """GPT-NeoX's loader drops those that do not fill a micro-batch of all ranks, here of six."""
+    dataset = made(config_of(f"data.path={corpus}", "data.split=[1]", num_samples=17, seq_length=3, seed=1))
+    assert (num_whole := len(dataset) // 6 * 6) < len(dataset) < 36
+    ranks = [Batches(dataset, 3, 2, 2, index, drop_last=drop_last) for index in range(2)]
+    for samples in (0, 12, 24):
+        steps = [rank.step(samples) for rank in ranks]
+        rows = [row for k in range(2) for micro_batches in steps for row in micro_batches[k].tokens.tolist()]
+        items = [item % num_whole if drop_last else item for item in range(samples, samples + 12)]
+        assert rows == [dataset[item][0][:-1].tolist() for item in items]
+
+
 def test_the_token_after_an_end_of_document_does_not_count(corpus, tmp_path):
     """GPT-NeoX's eod_mask_loss looks at the token read, not at the one foretold."""
     (tmp_path / "vocab.json").write_text(json.dumps({"a": 0, "<|endoftext|>": 30}))
