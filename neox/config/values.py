@@ -30,6 +30,8 @@ def convert(hint: Any, value: Any, name: str) -> Any:
     if origin is Literal:
         if value in args and not isinstance(value, bool):
             return value
+        if value is False and "off" in args:  # what YAML reads where off is written
+            return "off"
         raise UserError(f"{name} = {value!r}: allowed are {', '.join(map(str, args))}")
     if origin is tuple:
         return _convert_tuple(args, value, name)

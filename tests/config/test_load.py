@@ -22,11 +22,11 @@ def write(folder: Path, name: str, text: str) -> Path:
 def test_files_merge_left_to_right_then_overrides(tmp_path: Path) -> None:
     base = write(tmp_path, "a.yml", "model: {num_layers: 2, hidden_size: 64, num_heads: 4}\noptim: {lr: 1e-3}\n")
     over = write(tmp_path, "b.json", '{"model": {"num_layers": 3}, "optim": {"betas": [0.8, 0.9]}}')
-    config = load_config([base, over], ["optim.lr=2.5e-4", "checkpoint.steps=[1, 2, 4]"])
+    config = load_config([base, over], ["optim.lr=2.5e-4", "checkpoint.steps=[1, 2, 4]", "checkpoint.between=off"])
     assert (config.model.num_layers, config.model.hidden_size) == (3, 64)
     assert config.optim.lr == 2.5e-4
     assert config.optim.betas == (0.8, 0.9)
-    assert config.checkpoint.steps == (1, 2, 4)
+    assert (config.checkpoint.steps, config.checkpoint.between) == ((1, 2, 4), "off")
 
 
 def test_dump_reads_back_equal_and_hash_follows_content(tmp_path: Path) -> None:
