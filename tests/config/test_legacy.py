@@ -254,7 +254,10 @@ def test_values_become_ours(tmp_path: Path, changes: dict[str, Any], key: str, e
         ({"precision": "fp16", "bf16": {"enabled": True}}, ["precision = 'fp16'", "bf16 and fp16"]),
         ({"fp16": {"enabled": True, "loss_scale": 128}}, ["fp16.loss_scale = 128"]),
         ({"deepspeed_extra_args": {"comms_logger": {}, "bf16": {"enabled": True}}}, ["deepspeed_extra_args.bf16 = {"]),
-        ({"deepspeed_extra_args": {"use_node_local_storage": True}}, ["use_node_local_storage = True: options are not"]),
+        (
+            {"deepspeed_extra_args": {"use_node_local_storage": True}},
+            ["use_node_local_storage = True: options are not"],
+        ),
         ({"fp16": {"enabled": True, "type": "bfloat16", "x": 1}}, ["fp16.x = 1"]),
         ({"activation": "swiglu", "intermediate_size": 14336}, ["4779", "4778"]),
         ({"lr_decay_style": "polynomial"}, ["lr_decay_style", "cosine"]),
