@@ -110,7 +110,8 @@ def test_batches_are_dealt_in_order(corpus, dp):
 def test_the_samples_come_again(corpus, drop_last):
     """GPT-NeoX's loader drops those that do not fill a micro-batch of all ranks, here of six."""
     dataset = made(config_of(f"data.path={corpus}", "data.split=[1]", num_samples=17, seq_length=3, seed=1))
-    assert (num_whole := len(dataset) // 6 * 6) < len(dataset) < 36
+    num_whole = len(dataset) // 6 * 6
+    assert num_whole < len(dataset) < 36
     ranks = [Batches(dataset, 3, 2, 2, index, drop_last=drop_last) for index in range(2)]
     for samples in (0, 12, 24):
         steps = [rank.step(samples) for rank in ranks]
