@@ -33,10 +33,10 @@ class Adoption:
 
     def __init__(self, scheduler: str, active: ActiveJobs) -> None:
         self.scheduler, self.active = scheduler, active
-        self.left: dict[Path, ActiveJob] | None = None
+        self.left: dict[str, ActiveJob] | None = None
         self.states: dict[str, State] = {}
 
-    def find(self, key: Path) -> Adopted | None:
+    def find(self, key: str) -> Adopted | None:
         """The job of a key; None if there was none, or if it ended: then it is forgotten.
 
         Raises UserError while the scheduler does not answer: the job may run still, and must not run twice.
@@ -50,7 +50,7 @@ class Adoption:
         job = self.left.pop(key)
         alive = [one for one in job.chain if self.states.get(one[0]) in (State.PENDING, State.RUNNING)]
         if not alive:
-            key.unlink()
+            self.active.remove(key)
             return None
         handles = [executor.attach(self.scheduler, folder, job_id) for job_id, folder in alive]
         return Adopted(job.notes, handles, self.states[alive[0][0]])

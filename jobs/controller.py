@@ -6,11 +6,15 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jobs.errors import UserError
+
+ACTIVE = "active.jsonl"
+"""The journal of `ActiveJobs` in a controller's folder."""
 
 
 class Lock:
@@ -58,38 +62,56 @@ class ActiveJob:
 
 @dataclass(frozen=True)
 class ActiveJobs:
-    """One file per job on its way, so that the next controller finds the jobs of a dead one."""
+    """A journal of the jobs on their way, so that the next controller finds those of a dead one.
 
-    folder: Path
+    One line for a job that begins, and one where it ends: shared filesystems make files far slower than lines.
+    """
 
-    def key(self, name: str, outputs: Sequence[str]) -> Path:
-        """The file of a job, from what makes it the same job in every run."""
-        text = json.dumps([name, sorted(outputs)])
-        return self.folder / hashlib.sha256(text.encode()).hexdigest()[:32]
+    file: Path
 
-    def add(self, key: Path, job: ActiveJob) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        draft = key.with_suffix(".tmp")
-        draft.write_text(json.dumps(vars(job), default=str))
-        draft.replace(key)
+    @staticmethod
+    def key(name: str, outputs: Sequence[str]) -> str:
+        """What makes it the same job in every run."""
+        return hashlib.sha256(json.dumps([name, sorted(outputs)]).encode()).hexdigest()[:32]
 
-    def find(self, key: Path) -> ActiveJob | None:
-        """The job of a key if it was on its way; None also where it ends at this moment."""
-        try:
-            data = json.loads(key.read_text())
-        except FileNotFoundError:
-            return None
-        return ActiveJob(
-            job_id=data["job_id"],
-            scheduler=data["scheduler"],
-            folder=Path(data["folder"]),
-            name=data["name"],
-            outputs=tuple(data["outputs"]),
-            notes=Path(data["notes"]),
-            successors=tuple((job_id, Path(folder)) for job_id, folder in data["successors"]),
-        )
+    def add(self, jobs: Mapping[str, ActiveJob]) -> None:
+        """Notes jobs by their keys; one that is known by its key already is another from now on."""
+        self._append([{"key": key, **vars(job)} for key, job in jobs.items()])
 
-    def all(self) -> dict[Path, ActiveJob]:
-        """Every job on its way, whoever submitted it, by its file."""
-        files = [file for file in self.folder.glob("*") if not file.suffix]
-        return {file: job for file in files if (job := self.find(file))}
+    def remove(self, key: str) -> None:
+        self._append([{"key": key}])
+
+    def all(self) -> dict[str, ActiveJob]:
+        """Every job on its way by its key, whoever submitted it."""
+        found: dict[str, ActiveJob] = {}
+        for line in self.file.read_text(errors="replace").splitlines() if self.file.exists() else ():
+            try:
+                data = json.loads(line)
+            except ValueError:
+                continue  # the disk was full, or it is being written
+            key = data.pop("key")
+            if data:
+                found[key] = _active_job(data)
+            else:
+                found.pop(key, None)
+        return found
+
+    def compact(self) -> None:
+        """Leaves the lines of jobs on their way alone; for a controller that begins."""
+        draft = self.file.with_suffix(".tmp")
+        draft.unlink(missing_ok=True)
+        ActiveJobs(draft).add(self.all())
+        draft.replace(self.file)
+
+    def _append(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Begins a line of its own: the last one may have been cut off by a full disk."""
+        self.file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lines = "".join(f"\n{json.dumps(record, default=str)}" for record in records)
+        with os.fdopen(os.open(self.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "w") as stream:
+            stream.write(f"{lines}\n")
+
+
+def _active_job(data: Mapping[str, Any]) -> ActiveJob:
+    successors = tuple((job_id, Path(folder)) for job_id, folder in data["successors"])
+    paths = {"folder": Path(data["folder"]), "notes": Path(data["notes"])}
+    return ActiveJob(**{**data, **paths, "outputs": tuple(data["outputs"]), "successors": successors})

@@ -108,7 +108,7 @@ class SchedulerExecutor(core.PicklingExecutor):
 
     @property
     def _submitit_command_str(self) -> str:
-        return shlex.join([sys.executable, "-u", "-m", "submitit.core._submit", str(self.folder)])
+        return shlex.join([sys.executable, "-u", "-m", "jobs.entry", str(self.folder)])
 
     def _num_tasks(self) -> int:
         return 1  # ranks are the command's own affair: submitit would wait for one result of each
@@ -160,7 +160,7 @@ class SchedulerExecutor(core.PicklingExecutor):
         return self._text(self._submitit_command_str, job_id, f'{uid}_"${array.number}".pkl')
 
     def _text(self, command: str, job_id: str, pickled: str) -> str:
-        """submitit reads the pickle under the job's id, so the job, a word of its shell, gives it that name."""
+        """The pickle is submitit's under the job's id, so the job, a word of its shell, gives it that name."""
         spec = self._spec(command)
         folder = shlex.quote(str(self.folder))
         lines = (
@@ -187,9 +187,6 @@ class SchedulerJobEnvironment(job_environment.JobEnvironment):
         # One submitit task per job, whatever the ranks: for the rest its defaults hold, read from no variable.
         unset = {"job_id": warning.ID_VARIABLE, **dict.fromkeys(("num_tasks", "node", "local_rank"), "JOBS_UNSET")}
         self._env = {**unset, **{theirs: words.get(word, "JOBS_UNSET") for theirs, word in ours.items()}}  # type: ignore[misc]
-
-    def _handle_signals(self, paths: utils.JobPaths, submission: utils.DelayedSubmission) -> None:
-        """Left to Allocation: submitit's own handlers take every warning in a job of ≤ 10 min for a timeout."""
 
 
 def make_executor(site: Site, folder: Path, spec: JobSpec) -> core.PicklingExecutor:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 from jobs import executor, segments
 from jobs.adoption import Adoption
 from jobs.allocation import Allocation
-from jobs.controller import ActiveJob, ActiveJobs, Lock
+from jobs.controller import ACTIVE, ActiveJob, ActiveJobs, Lock
 from jobs.errors import RefusalError, UserError
 from jobs.failure import error_line
 from jobs.restarts import Restarts
@@ -54,7 +53,7 @@ class QueuedJob:
     """A job on its way."""
 
     submission: Submission
-    key: Path
+    key: str
     notes: Path
     """What its allocations tell each other is in this folder and beside it."""
     handle: Any
@@ -74,8 +73,8 @@ class QueuedJob:
 
     def take(self, handle: Any) -> None:
         """Goes on as another of submitit's jobs."""
-        self.handle = handle
-        self.folder, self.result_file = str(handle.paths.folder), str(handle.paths.result_pickle)
+        result_file = handle.paths.result_pickle
+        self.handle, self.folder, self.result_name = handle, result_file.parent, result_file.name
 
     @property
     def job_id(self) -> str:
@@ -98,7 +97,8 @@ class Queue:
             raise UserError(f"{folder}: {pattern[0]} in the name of a folder is filled in by submitit; work in another")
         self.site, self.folder, self.interval_s = site, folder, interval_s
         self.lock = Lock(folder)
-        self.active = ActiveJobs(folder / "active")
+        self.active = ActiveJobs(folder / ACTIVE)
+        self.active.compact()
         self.asked_s = float("-inf")
         self.wait_s = interval_s
         self.adoption = Adoption(site.scheduler, self.active)
@@ -111,7 +111,7 @@ class Queue:
         """Submits a command. Raises RefusalError when the scheduler refuses, UserError when nobody knows."""
         notes = self._new_notes()
         job = QueuedJob(submission, self._key(submission), notes, self._submit(submission, notes))
-        self._remember(job)
+        self._remember([job])
         self._fill_chain(job)
         return job
 
@@ -120,15 +120,15 @@ class Queue:
 
         Raises RefusalError when the scheduler refuses: then it has none of them; UserError when nobody knows.
         """
-        spec, notes = submissions[0].spec, [self._new_notes() for _ in submissions]
+        spec, first = submissions[0].spec, self._new_notes()
+        notes = [Path(f"{first}_{number}") for number in range(len(submissions))]
         allocations = [self._allocation(*each) for each in zip(submissions, notes, strict=True)]
         handles = executor.submit_all(self.site, self._new_folder(spec), spec, allocations)
         jobs = [QueuedJob(s, self._key(s), n, h) for s, n, h in zip(submissions, notes, handles, strict=True)]
-        for job in jobs:
-            self._remember(job)
+        self._remember(jobs)
         return jobs
 
-    def _key(self, submission: Submission) -> Path:
+    def _key(self, submission: Submission) -> str:
         return self.active.key(submission.spec.name, submission.outputs)
 
     def _new_notes(self) -> Path:
@@ -143,17 +143,19 @@ class Queue:
             while len(job.successors) < job.submission.num_successors:
                 last = job.successors[-1] if job.successors else job.handle
                 job.successors.append(self._submit(job.submission, job.notes, after=str(last.job_id)))
-                self._remember(job)
+                self._remember([job])
         except UserError as error:
             print(f"jobs: no successor waits behind job {job.job_id}: {error}", file=sys.stderr, flush=True)
 
-    def _remember(self, job: QueuedJob) -> None:
+    def _remember(self, jobs: Sequence[QueuedJob]) -> None:
         """For the next controller, should this one die; and there is news to expect."""
         self.wait_s = self.interval_s
-        spec, handle = job.submission.spec, job.handle
+        self.active.add({job.key: self._active_job(job) for job in jobs})
+
+    def _active_job(self, job: QueuedJob) -> ActiveJob:
         waiting = tuple((str(one.job_id), one.paths.folder) for one in job.successors)
-        words = (job.job_id, self.site.scheduler, handle.paths.folder, spec.name, job.submission.outputs, job.notes)
-        self.active.add(job.key, ActiveJob(*words, waiting))
+        spec, outputs = job.submission.spec, job.submission.outputs
+        return ActiveJob(job.job_id, self.site.scheduler, job.folder, spec.name, outputs, job.notes, waiting)
 
     def _allocation(self, submission: Submission, notes: Path) -> Allocation:
         site, spec = self.site, submission.spec
@@ -200,12 +202,9 @@ class Queue:
         wait_s = MIN_INTERVAL_S if any(job.result for job in jobs) else self.wait_s
         if jobs and waited_s >= wait_s:
             self._ask(jobs)
-        files: set[str] = set()
-        for folder in {job.folder for job in jobs}:
-            with contextlib.suppress(FileNotFoundError):
-                files.update(file.path for file in os.scandir(folder))
+        files = {folder: _names(folder) for folder in {job.folder for job in jobs}}
         for job in jobs:
-            job.result = executor.read_result(job.handle) if job.result_file in files else None
+            job.result = executor.read_result(job.handle) if job.result_name in files[job.folder] else None
         if any(job.num_ended and job.result is None for job in jobs):
             self.wait_s = self.interval_s  # it may be lost; other ends are told by results
 
@@ -223,7 +222,7 @@ class Queue:
                 job.known_s = self.asked_s
         return True
 
-    def end(self, job: QueuedJob, logs: Sequence[Path]) -> str | None:
+    def end(self, job: QueuedJob, logs: Iterable[str]) -> str | None:
         """None while the job may still do something, "" after success, else one line that says what went wrong.
 
         An error result alone is no end: the scheduler may have killed the command and queued the job again. A job that
@@ -244,7 +243,7 @@ class Queue:
         self._forget(job)
         silent = f"{job.status.state.value}, no result"
         how = result.rpartition("PayloadError: ")[2] if isinstance(result, str) else silent
-        why = refusal or error_line([*job.logs, *logs]) or job.status.reason
+        why = refusal or error_line([*job.logs, *map(Path, logs)]) or job.status.reason
         return f"job {job.job_id} failed ({how})" + (f": {why}" if why else "")
 
     def _may_run_on(self, job: QueuedJob, result: int | str | None) -> bool:
@@ -267,7 +266,7 @@ class Queue:
         """Nobody shall adopt it, and none of its successors is wanted."""
         if job.successors:
             executor.cancel(self.site.scheduler, job.successors)
-        job.key.unlink(missing_ok=True)
+        self.active.remove(job.key)
 
     def _run_on(self, job: QueuedJob) -> str:
         """The job's successor takes its place, or it is submitted anew; returns why not, if the scheduler refuses."""
@@ -277,7 +276,7 @@ class Queue:
             job.take(job.successors.pop(0) if job.successors else self._submit(job.submission, job.notes))
         except UserError as error:
             return f"not submitted anew: {error}"
-        self._remember(job)
+        self._remember([job])
         self._fill_chain(job)
         job.status, job.result, job.num_ended, job.known_s = NOTHING, None, 0, time.monotonic()
         print(f"jobs: job {old} ended ({how}) and runs on as job {job.job_id}", file=sys.stderr, flush=True)
@@ -291,7 +290,15 @@ class Queue:
             print(f"jobs: error: not cancelled: {ids}: {why_not}; the same command adopts them", file=sys.stderr)
             return
         for job in jobs:
-            job.key.unlink(missing_ok=True)
+            self.active.remove(job.key)
 
     def close(self) -> None:
         self.lock.release()
+
+
+def _names(folder: Path) -> set[str]:
+    """Of the files in a folder, which a job may not have made yet."""
+    try:
+        return {file.name for file in os.scandir(folder)}
+    except FileNotFoundError:
+        return set()

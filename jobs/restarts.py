@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jobs import warning
-from jobs.runs import last_save
+
+_CHECKPOINT = re.compile(r"step_(\d+)")
 
 
 @dataclass(frozen=True)
@@ -63,3 +65,13 @@ class Restarts:
         """The step of the newest checkpoint of every run that the job has launched and that has one."""
         steps = {str(run): last_save(run)[0] for run in warning.runs_of(self.notes)}
         return {run: step for run, step in steps.items() if step is not None}
+
+
+def last_save(folder: Path) -> tuple[int | None, float | None]:
+    """Step and time of the newest checkpoint; one without a manifest is not committed."""
+    saved = [
+        (int(match[1]), manifest.stat().st_mtime)
+        for manifest in (folder / "checkpoints").glob("step_*/manifest.json")
+        if (match := _CHECKPOINT.fullmatch(manifest.parent.name))
+    ]
+    return max(saved, default=(None, None))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import statistics
 import time
 from collections.abc import Iterable
@@ -14,12 +13,12 @@ from typing import Any
 import yaml
 
 from jobs.failure import tail
+from jobs.restarts import last_save
 
 SUMMARY = "train_summary.json"
 """The trainer writes it last: a run that has it is finished."""
 RECENT_STEPS = 100
 """How many of the last steps the rate and the time left are taken from."""
-_CHECKPOINT = re.compile(r"step_(\d+)")
 
 
 @dataclass(frozen=True)
@@ -115,13 +114,3 @@ def _num_steps(folder: Path) -> int | None:
         return int(yaml.safe_load((folder / "config.yaml").read_text())["train"]["steps"])
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
         return None
-
-
-def last_save(folder: Path) -> tuple[int | None, float | None]:
-    """Step and time of the newest checkpoint; one without a manifest is not committed."""
-    saved = [
-        (int(match[1]), manifest.stat().st_mtime)
-        for manifest in (folder / "checkpoints").glob("step_*/manifest.json")
-        if (match := _CHECKPOINT.fullmatch(manifest.parent.name))
-    ]
-    return max(saved, default=(None, None))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import executor
-from jobs.controller import ActiveJob, ActiveJobs
+from jobs.controller import ACTIVE, ActiveJob, ActiveJobs
 from jobs.errors import UserError
 from jobs.inquiry import Place
 from jobs.ranks import log_file
@@ -47,7 +47,7 @@ def overview(folders: Sequence[Path], state_folder: Path) -> list[Row]:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder; name the results of a workflow, or a run directory")
-    active = list(ActiveJobs(state_folder / "active").all().values())
+    active = list(ActiveJobs(state_folder / ACTIVE).all().values())
     said = _ask(active)
     by_run = {run_of(job): job for job in active if run_of(job) is not None}
     runs = {*find_runs(folders), *(run for run in by_run if run is not None)}
@@ -188,7 +188,7 @@ def log_text(run: Path, follow: bool, rank: int | None = None) -> Iterator[str]:
 
 def cancel(runs: Sequence[Path], state_folder: Path) -> list[ActiveJob]:
     """Cancels the training jobs of some runs, which save first; returns them. Raises UserError if a run has none."""
-    active = ActiveJobs(state_folder / "active").all().values()
+    active = ActiveJobs(state_folder / ACTIVE).all().values()
     by_run = {run.resolve(): job for job in active if (run := run_of(job))}
     missing = [str(run) for run in runs if run.resolve() not in by_run]
     if missing:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from submitit.core import utils
+from submitit.core import core, utils
 
 from jobs import executor, warning
 from jobs.allocation import Allocation
@@ -143,7 +144,7 @@ def test_lost_jobs_are_submitted_anew(
     job.status, job.num_ended = Status(state), 2
     said = queue.end(job, [])
     assert (said is None) == expected and job.job_id == ("8" if expected else "7")
-    known = queue.active.find(job.key)
+    known = queue.active.all().get(job.key)
     assert (known.job_id if known else None) == ("8" if expected else None)
     queue.close()
 
@@ -165,10 +166,10 @@ def test_a_successor_takes_over_and_another_waits_behind_it(tmp_path: Path, monk
     job.status, job.num_ended = Status(State.NODE_FAIL), 2
     assert queue.end(job, []) is None
     assert (job.job_id, [one.job_id for one in job.successors]) == ("8", ["9"])
-    known = queue.active.find(job.key)
+    known = queue.active.all().get(job.key)
     assert known is not None and [job_id for job_id, _ in known.chain] == ["8", "9"]
     job.result = 0
-    assert queue.end(job, []) == "" and cancelled == ["9"] and queue.active.find(job.key) is None
+    assert queue.end(job, []) == "" and cancelled == ["9"] and queue.active.all().get(job.key) is None
     queue.close()
 
 
@@ -231,10 +232,10 @@ def test_job_is_not_forgotten_while_the_scheduler_is_silent(tmp_path: Path, monk
     queue = Queue(load_site("slurm"), tmp_path, 1)
     key = queue.active.key("train", ["a"])
     known = ActiveJob("7", "slurm", tmp_path / "%j", "train", ("a",), tmp_path / "notes")
-    queue.active.add(key, known)
+    queue.active.add({key: known})
     with pytest.raises(UserError, match="slurm does not say whether job 7 still runs"):
         queue.adopt(submission(tmp_path, "a"))
-    assert queue.active.find(key) == known
+    assert queue.active.all() == {key: known}
     queue.close()
 
 
@@ -251,13 +252,38 @@ def test_one_controller_per_folder_and_none_after_its_death(tmp_path: Path) -> N
 
 
 def test_active_jobs_are_found_by_name_and_outputs(tmp_path: Path) -> None:
-    active = ActiveJobs(tmp_path)
-    job = ActiveJob("7", "slurm", Path("logs/%j"), "train", ("b", "a"), Path("notes"))
-    active.add(active.key("train", ["b", "a"]), job)
-    assert active.find(active.key("train", ["a", "b"])) == job
-    assert list(active.all().values()) == [job]
-    assert active.find(active.key("train", ["a"])) is None
-    assert not list(tmp_path.glob("*.tmp"))
+    active = ActiveJobs(tmp_path / "state" / "active")
+    assert active.all() == {}
+    rest = ("slurm", Path("logs"), "train", ("b\nb", "a"), Path("notes"), (("8", Path("next")),))
+    jobs = [ActiveJob(job_id, *rest) for job_id in "567"]
+    keys = [active.key("train", [name, "b\nb"]) for name in "567"]
+    active.add(dict(zip(keys, jobs, strict=True)))
+    assert keys[0] == active.key("train", ["b\nb", "5"]) != keys[1]
+    active.remove(keys[0])
+    active.add({keys[1]: jobs[0]})
+    known = {keys[1]: jobs[0], keys[2]: jobs[2]}
+    assert active.all() == known
+    with active.file.open("a") as file:
+        file.write('{"key": "ab')  # the disk was full
+    active.add({keys[0]: jobs[1]})
+    assert active.all() == {**known, keys[0]: jobs[1]}
+    active.compact()
+    assert active.all() == {**known, keys[0]: jobs[1]} and active.file.read_text().count('"key"') == 3
+    assert list(active.file.parent.iterdir()) == [active.file] and active.file.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_job_starts_with_few_imports_and_leaves_submitits_result(tmp_path: Path) -> None:
+    heavy = "sorted({'numpy', 'asyncio', 'yaml', 'submitit', 'torch'} & set(__import__('sys').modules))"
+    utils.DelayedSubmission(eval, heavy).dump(tmp_path / "7_submitted.pkl")
+    utils.DelayedSubmission(allocation(tmp_path, "exit 3")).dump(tmp_path / "8_submitted.pkl")
+    code = "import jobs.allocation, sys; from jobs.entry import Path, main; sys.exit(main(Path('.')))"
+    for job_id, exit_code in (("7", 0), ("8", 1)):
+        environ = {**os.environ, "JOBS_JOB_ID": job_id, "PYTHONPATH": str(Path(__file__).parents[2])}
+        assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environ).returncode == exit_code
+    assert core.Job[list[str]](tmp_path, "7").result() == []
+    failed = core.Job[int](tmp_path, "8")
+    assert "PayloadError: exit code 3" in str(failed.exception())
+    assert executor.read_result(failed) == "jobs.errors.PayloadError: exit code 3"
 
 
 def test_error_line_prefers_the_cause(tmp_path: Path) -> None:

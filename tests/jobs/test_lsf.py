@@ -243,9 +243,8 @@ def test_queue_tells_forgotten_jobs_from_a_silent_lsf(
     site = load_site("summit")
     queue = Queue(site, tmp_path / "queue", 1)
     wanted = Submission(JobSpec(name="train"), ("a",), ["true"], tmp_path)
-    queue.active.add(
-        queue.active.key("train", ["a"]), ActiveJob("7", "lsf", tmp_path / "%j", "train", ("a",), tmp_path)
-    )
+    key = queue.active.key("train", ["a"])
+    queue.active.add({key: ActiveJob("7", "lsf", tmp_path / "%j", "train", ("a",), tmp_path)})
     (fake / "down").touch()
     with pytest.raises(UserError, match="lsf does not say whether job 7 still runs"):
         queue.adopt(wanted)

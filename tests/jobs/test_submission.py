@@ -130,7 +130,7 @@ def test_all_jobs_of_a_dead_controller_are_asked_about_at_once(slurm_commands: P
     queue = Queue(load_site("slurm"), slurm_commands / "state", 1)
     for job_id in ("7", "8", "9"):
         key = queue.active.key("train", [job_id])
-        queue.active.add(key, ActiveJob(job_id, "slurm", slurm_commands / "%j", "train", (job_id,), slurm_commands))
+        queue.active.add({key: ActiveJob(job_id, "slurm", slurm_commands / "%j", "train", (job_id,), slurm_commands)})
     adopted = [queue.adopt(submission_of(slurm_commands, job_id)) for job_id in ("7", "8", "9", "10")]
     assert [job and job.job_id for job in adopted] == ["7", "8", None, None]
     assert calls(slurm_commands, "squeue") == 1
@@ -216,7 +216,7 @@ def test_submission_files_are_private(slurm_commands: Path) -> None:
     assert folder.parent == queue.folder / "train" and {file.suffix for file in folder.iterdir()} == {".sh", ".pkl"}
     script = next(folder.glob("*.sh")).read_text()
     assert 'export JOBS_JOB_ID="$SLURM_JOB_ID"\n' in script
-    assert f'"$JOBS_JOB_ID"_submitted.pkl\nexec {sys.executable} -u -m submitit.core._submit {folder}\n' in script
+    assert f'"$JOBS_JOB_ID"_submitted.pkl\nexec {sys.executable} -u -m jobs.entry {folder}\n' in script
     assert queue.folder.stat().st_mode & folder.stat().st_mode & 0o777 == 0o700, "nobody else gets below them"
     assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o600}
     assert executor.read_result(job.handle) is None

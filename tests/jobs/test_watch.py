@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.controller import ActiveJob, ActiveJobs
+from jobs.controller import ACTIVE, ActiveJob, ActiveJobs
 from jobs.inquiry import Place, places
 from jobs.scheduler import SCHEDULERS
 
@@ -69,9 +69,9 @@ def jobs(folder: Path, *arguments: str, expect: int = 0) -> str:
 
 
 def submitted(folder: Path, job_id: str, name: str, output: str) -> None:
-    active = ActiveJobs(folder / ".snakemake" / "submitit" / "active")
+    active = ActiveJobs(folder / ".snakemake" / "submitit" / ACTIVE)
     job = ActiveJob(job_id, "slurm", folder / "logs" / "%j", name, (output,), folder / "notes")
-    active.add(active.key(name, [output]), job)
+    active.add({active.key(name, [output]): job})
 
 
 def statuses(folder: Path) -> dict[str, dict]:

@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Optional
 
@@ -113,9 +114,9 @@ class Executor(RemoteExecutor):
             for job, _ in group:  # where nobody knows whether the scheduler has them, they must not run twice
                 self._refuse(job, error)
             return
+        names, ids = ", ".join(str(job.jobid) for job, _ in group), ", ".join(each.job_id for each in queued)
+        self.logger.info(f"Job {names}: submitted as {self.site.scheduler} job {ids} (logs: {queued[0].folder})")
         for (job, _), each in zip(group, queued, strict=True):
-            where = f"submitted as {self.site.scheduler} job {each.job_id} (log: {each.handle.paths.stderr})"
-            self.logger.info(f"Job {job.jobid}: {where}")
             self._register(job, each)
 
     def _refuse(self, job: JobExecutorInterface, error: UserError) -> None:
@@ -140,11 +141,10 @@ class Executor(RemoteExecutor):
     async def check_active_jobs(self, active_jobs: list[SubmittedJobInfo]) -> AsyncGenerator[SubmittedJobInfo, None]:
         if not active_jobs:  # Snakemake's thread asks before __post_init__ is done, where that takes over a second
             return
-        self.queue.refresh([_queued(info) for info in active_jobs])
-        for info in active_jobs:
-            queued = _queued(info)
-            logs = [Path(path) for path in info.job.log]
-            message = self.queue.end(queued, logs)
+        pairs = [(info, _queued(info)) for info in active_jobs]
+        self.queue.refresh([queued for _, queued in pairs])
+        for info, queued in pairs:
+            message = self.queue.end(queued, info.job.log)
             if message is None:
                 yield info
             elif message == "":
@@ -162,14 +162,15 @@ class Executor(RemoteExecutor):
 
 def shell_line(line: str) -> str:
     """Snakemake's line with its words quoted for a shell: it writes Python's literals, in which bash finds `$(...)`."""
-    return _LITERAL.sub(_quoted, line)
+    return _LITERAL.sub(lambda literal: _quoted(literal[0]), line)
 
 
-def _quoted(literal: re.Match[str]) -> str:
+@lru_cache
+def _quoted(literal: str) -> str:
     try:
-        return shlex.quote(ast.literal_eval(literal[0]))
+        return shlex.quote(ast.literal_eval(literal))
     except (SyntaxError, ValueError):
-        return literal[0]  # a path, which Snakemake does quote for a shell
+        return literal  # a path, which Snakemake does quote for a shell
 
 
 def _queued(info: SubmittedJobInfo) -> QueuedJob:
