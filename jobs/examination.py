@@ -131,10 +131,13 @@ def _start(launcher: Launcher, probe: Launch, environ: dict[str, str], timeout_s
 
 
 def judge_links(reports: Sequence[Report], factor: float) -> dict[str, str]:
-    """Nodes to which or from which the way is slow, compared with the median node's, or cut."""
+    """Nodes to which or from which the way is slow, compared with the median node's, or cut.
+
+    Links to those that did not report say nothing of who did.
+    """
     bad: dict[str, str] = {}
     names = {report.rank: report.node for report in reports}
-    links = {(report.rank, other): seconds for report in reports for other, seconds in report.links}
+    links = {(one.rank, other): seconds for one in reports for other, seconds in one.links if other in names}
     fastest = {rank: _fastest_s(rank, links) for rank in names}
     usual_s = statistics.median(fastest.values()) if fastest else 0.0
     for rank, seconds in fastest.items():
@@ -144,9 +147,8 @@ def judge_links(reports: Sequence[Report], factor: float) -> dict[str, str]:
             size = f"{len(MESSAGE) >> 20} MB"
             bad[names[rank]] = f"its links are slow: {seconds:.2f} s for {size}, where {usual_s:.2f} s are usual"
     for (sender, other), seconds in links.items():
-        their_name = names.get(other, str(other))
-        if seconds == float("inf") and not bad.keys() & {names[sender], their_name}:
-            bad[names[sender]] = f"no data come to node {their_name} from it"
+        if seconds == float("inf") and not bad.keys() & {names[sender], names[other]}:
+            bad[names[sender]] = f"no data come to node {names[other]} from it"
     return bad
 
 

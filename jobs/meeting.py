@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import resource
 import socket
 import threading
 import time
@@ -20,8 +21,6 @@ DISTANCES = (1, 2)
 REPEATS, ENOUGH_S = 3, 1.0
 """A link's fastest message counts, for nodes may be shared; one that takes this long is not repeated."""
 RETRY_S = 0.05
-GREETING_S = 5.0
-"""How long the master, who hears one at a time, waits for what a guest says: others knock at ports, too."""
 
 
 @dataclass
@@ -51,39 +50,67 @@ def meet(rank: int, world_size: int, host: str, port: int, limit_s: float) -> Me
             seen.problem = f"the master {host}:{port} cannot be {'opened' if rank == 0 else 'reached'}: {error}"
             return seen
         present = sorted(addresses)
-        others = [present[(present.index(rank) + distance) % len(present)] for distance in DISTANCES]
-        for other in others:
-            if other != rank:
-                their_host, their_port = addresses[other]
-                seen.links[other] = _pass_message(their_host or host, their_port, deadline_s)
+        others = {present[(present.index(rank) + distance) % len(present)] for distance in DISTANCES} - {rank}
+        for number, other in enumerate(others):  # one that is silent leaves the others their share of the time
+            share_s = (deadline_s - time.monotonic()) / (len(others) - number)
+            their_host, their_port = addresses[other]
+            seen.links[other] = _pass_message(their_host or host, their_port, time.monotonic() + share_s)
         for _ in seen.links:  # as many come to us, and may still be on their way
             taken.acquire(timeout=max(0.0, deadline_s - time.monotonic()))
     return seen
 
 
 def _receive_all(world_size: int, port: int, own_port: int, deadline_s: float) -> dict[int, tuple[str, int]]:
-    """The master's part: takes every node's address, answers with the time, then with all addresses."""
-    addresses: dict[int, tuple[str, int]] = {0: ("", own_port)}
-    guests = []
-    with socket.create_server(("", port)) as server:
-        while len(addresses) < world_size and (left_s := deadline_s - time.monotonic()) > 0:
-            server.settimeout(left_s)
-            try:
-                guest, (guest_host, _) = server.accept()
-                guest.settimeout(min(left_s, GREETING_S))
-                said = json.loads(guest.makefile("rb").readline())
-                guest.sendall(json.dumps(time.time()).encode() + b"\n")
-                addresses[int(said["rank"])] = (guest_host, int(said["port"]))
-            except (OSError, ValueError, TypeError, KeyError):
-                continue  # whoever it was shows as missing
-            guests.append(guest)
-        listed = json.dumps(addresses).encode() + b"\n"
-        for guest in guests:
+    """The master's part: takes every node's address, answers with the time, then with all addresses.
+
+    Each guest has a thread: of a thousand nodes some are late, some fall silent, and others knock at ports, too.
+    """
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # usual are 1024, and every guest has a connection
+    table = _Table({0: ("", own_port)}, world_size)
+    with socket.create_server(("", port), backlog=world_size) as server:
+        while not table.is_full.wait(0) and (left_s := deadline_s - time.monotonic()) > 0:
+            server.settimeout(min(left_s, RETRY_S))
             with contextlib.suppress(OSError):
-                guest.sendall(listed)
-                guest.recv(1)  # the guest closes first: no connection lingers on the port that the ranks want
-            guest.close()
+                guest, (host, _) = server.accept()
+                guest.settimeout(left_s)
+                threading.Thread(target=table.seat, args=(guest, host), daemon=True).start()
+        addresses = table.close()
+        for _ in range(len(addresses) - 1):
+            table.left.acquire(timeout=max(0.0, deadline_s - time.monotonic()))
     return addresses
+
+
+class _Table:
+    """Where nodes sit down until all are there, or until the master waits no longer."""
+
+    def __init__(self, addresses: dict[int, tuple[str, int]], size: int) -> None:
+        self.addresses, self.size = addresses, size
+        self.lock, self.is_full, self.is_closed = threading.Lock(), threading.Event(), threading.Event()
+        self.left = threading.Semaphore(0)
+        """Released by each guest who has gone with all addresses."""
+
+    def seat(self, guest: socket.socket, host: str) -> None:
+        """Hears one guest and tells it all; whoever does not speak, or comes too late, shows as missing."""
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError), guest:
+            said = json.loads(guest.makefile("rb").readline())
+            rank, address = int(said["rank"]), (host, int(said["port"]))
+            guest.sendall(json.dumps(time.time()).encode() + b"\n")
+            with self.lock:
+                if self.is_closed.is_set():
+                    return
+                self.addresses[rank] = address
+                if len(self.addresses) == self.size:
+                    self.is_full.set()
+            self.is_closed.wait()
+            guest.sendall(json.dumps(self.addresses).encode() + b"\n")
+            guest.recv(1)  # the guest closes first: no connection lingers on the port that the ranks want
+            self.left.release()
+
+    def close(self) -> dict[int, tuple[str, int]]:
+        with self.lock:
+            self.is_closed.set()
+        return self.addresses
 
 
 def _report(

@@ -78,6 +78,9 @@ def test_memory_and_folders(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+CUT = float("inf")
+
+
 def free_port() -> int:
     with socket.create_server(("", 0)) as server:
         return int(server.getsockname()[1])
@@ -118,10 +121,20 @@ def test_those_who_come_do_without_the_one_who_does_not() -> None:
     assert "cannot be reached" in meeting.meet(1, 2, "no-such-host.invalid", 1, 0.5).problem
 
 
-def test_strangers_at_the_masters_port_keep_no_node_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meeting, "GREETING_S", 0.5)
+def test_strangers_at_the_masters_port_keep_no_node_out() -> None:
     found = gather(3, range(3), 40, [b"", b"GET / HTTP/1.0\r\n\r\n", b"5\n", b"{}\n"])
     assert [(one.problem, len(one.links)) for one in found] == [("", 2)] * 3
+
+
+def test_nodes_that_fall_silent_hold_up_nobody() -> None:
+    """As many die after they came to the master as would each cost the others all of their time."""
+    dead = [f'{{"rank": {rank}, "port": 1}}\n'.encode() for rank in range(3, 9)]
+    found = gather(9, range(3), 6, dead)
+    assert [one.problem for one in found] == [""] * 3
+    reached = [{rank for rank, seconds in one.links.items() if seconds < CUT} for one in found]
+    assert reached == [{1, 2}, {2}, set()]
+    reports = [Report(rank, f"n{rank}", (), tuple(one.links.items())) for rank, one in enumerate(found)]
+    assert judge_links(reports, 1e9) == {}, "their links to the dead are not their fault"
 
 
 def reports_of(num_nodes: int, changed: dict[tuple[int, int], float]) -> list[Report]:
@@ -129,9 +142,6 @@ def reports_of(num_nodes: int, changed: dict[tuple[int, int], float]) -> list[Re
     others = {rank: sorted({(rank + 1) % num_nodes, (rank + 2) % num_nodes} - {rank}) for rank in range(num_nodes)}
     links = {rank: tuple((other, changed.get((rank, other), 0.01)) for other in others[rank]) for rank in others}
     return [Report(rank, f"n{rank}", (), links[rank]) for rank in range(num_nodes)]
-
-
-CUT = float("inf")
 
 
 @pytest.mark.parametrize(
