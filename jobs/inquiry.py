@@ -53,12 +53,12 @@ class Place:
 
 
 def places(batch: Batch) -> dict[str, Place]:
-    """Of all jobs that wait, by id, with one call; none where the scheduler does not say.
+    """Of all jobs that wait, by id; none where the scheduler does not say, or shows each user his own alone.
 
     A job that may start in several queues, and is listed in each, has its best place.
     """
     done = run(batch.waiting) if batch.waiting else None
-    if done is None or done.code != 0:
+    if done is None or done.code != 0 or (batch.hides and batch.hides[1](run(batch.hides[0]).stdout)):
         return {}
     rows = [line.strip().split("|") for line in done.stdout.splitlines()]
     seen: Counter[str] = Counter()

@@ -18,6 +18,8 @@ PATIENCE_S = 600.0
 FIRST_WAIT_S, LONGEST_WAIT_S = 2.0, 30.0
 EMPTY_S = 75.0
 """How long a list without any job is not believed: a command that fails may print nothing, and say that all is well."""
+LATE_S = 30.0
+"""How long a job is looked for whose submit command got no answer: what it sent may lie unread with the scheduler."""
 CANCEL_ATTEMPTS, CANCEL_WAIT_S = 4, 3.0
 _ROW = re.compile(r"^ *([^\s|]+) *\|", re.MULTILINE)
 _ALREADY_OVER = re.compile(
@@ -44,7 +46,7 @@ def place(batch: Batch, argv: list[str], script: Path) -> str:
         elif done.code != TIMED_OUT and batch.is_refusal(done.stderr + done.stdout):
             raise RefusalError(_words(argv, done))
         print(f"jobs: not submitted yet: {_words(argv, done)}", file=sys.stderr, flush=True)
-        failed_s = time.monotonic()
+        failed_s, may_be_late = time.monotonic(), done.code == TIMED_OUT or "timed out" in _words(argv, done)
         while True:
             if time.monotonic() > deadline_s:
                 raise UserError(f"given up after {PATIENCE_S:.0f} s: {_words(argv, done)}")
@@ -56,7 +58,8 @@ def place(batch: Batch, argv: list[str], script: Path) -> str:
             if found := find(listed.stdout, script):
                 print(f"jobs: it was: as job {found}", file=sys.stderr, flush=True)
                 return found
-            if _ROW.search(listed.stdout) or time.monotonic() > failed_s + EMPTY_S:
+            patience_s = (LATE_S if may_be_late else 0.0) if _ROW.search(listed.stdout) else EMPTY_S
+            if time.monotonic() > failed_s + patience_s:
                 break
 
 

@@ -41,7 +41,7 @@ class Row:
 def overview(folders: Sequence[Path], state_folder: Path) -> list[Row]:
     """Every run below `folders` and every other job on its way.
 
-    One call to the scheduler, however many there are, and one more where some of them wait. `state_folder` is the
+    One call to the scheduler, however many there are, and two more where some of them wait. `state_folder` is the
     executor's (.snakemake/submitit). Raises UserError when a folder is not there.
     """
     for folder in folders:

@@ -75,6 +75,8 @@ class Batch:
     """Prints how each allocation of a job ended, in order, and its parser; None: nobody keeps that."""
     waiting: tuple[str, ...] = ()
     """Prints `ID|QUEUE` for each waiting job of all users, the next to start first; empty: nobody can tell."""
+    hides: tuple[tuple[str, ...], Callable[[str], bool]] | None = None
+    """Prints the scheduler's settings, and says of them whether users may not see each other's jobs; None: they may."""
     preemption: tuple[Callable[[str], list[str]], Callable[[str], bool]] | None = None
     """Prints what a running job is, and says of it whether it is being preempted; None: nobody says."""
     array: Array | None = None

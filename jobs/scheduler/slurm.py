@@ -160,6 +160,14 @@ def squeue_argv(job_ids: Sequence[str]) -> list[str]:
 WAITING = ("squeue", "--priority", "--sort=-p,i", "--states=PENDING", "--noheader", "--array", "--format=%i|%P")
 
 
+SETTINGS = ("scontrol", "show", "config")
+
+
+def hides_jobs(output: str) -> bool:
+    """`PrivateData = jobs,usage`: squeue then lists one's own alone, as if nobody else waited."""
+    return bool(re.search(r"^PrivateData\s*=.*\bjobs\b", output, re.MULTILINE))
+
+
 def sacct_argv(job_ids: Sequence[str]) -> list[str]:
     """Jobs that slurmctld has forgotten; exits with an error where accounting is off."""
     return ["sacct", "-X", "--noheader", "--parsable2", "--format=JobID,State", f"--jobs={','.join(job_ids)}"]
@@ -206,6 +214,7 @@ SCHEDULER = Scheduler(
         requeue=requeue_argv,
         ends=(ends_argv, parse_ends),
         waiting=WAITING,
+        hides=(SETTINGS, hides_jobs),
         preemption=(show_argv, is_preempted),
         array=Array(array_argv, array_job_id, "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_JOB_ID"),
     ),

@@ -56,7 +56,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
         (tmp_path / name).chmod(0o700)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setattr(shell.run, "__defaults__", (0.5, None))
-    short = {"FIRST_WAIT_S": 0.05, "LONGEST_WAIT_S": 0.2, "EMPTY_S": 25.0, "PATIENCE_S": 30.0}
+    short = {"FIRST_WAIT_S": 0.05, "LONGEST_WAIT_S": 0.2, "EMPTY_S": 25.0, "LATE_S": 0.5, "PATIENCE_S": 30.0}
     for name, seconds in short.items():
         monkeypatch.setattr(submission, name, seconds)
     for name, seconds in {"WAIT_S": 0.1, "UNKNOWN_S": 25.0, "PATIENCE_S": 30.0}.items():

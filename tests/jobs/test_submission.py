@@ -39,7 +39,8 @@ def slurm_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / tool).chmod(0o700)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.chdir(tmp_path)
-    for name, value in {"FIRST_WAIT_S": 0.01, "LONGEST_WAIT_S": 0.05, "PATIENCE_S": 2.0, "CANCEL_WAIT_S": 0.01}.items():
+    waits = {"FIRST_WAIT_S": 0.01, "LONGEST_WAIT_S": 0.05, "LATE_S": 0.2, "PATIENCE_S": 2.0, "CANCEL_WAIT_S": 0.01}
+    for name, value in waits.items():
         monkeypatch.setattr(submission, name, value)
     return tmp_path
 
@@ -75,8 +76,19 @@ def test_a_lost_answer_is_looked_up(slurm_commands: Path) -> None:
     assert (calls(slurm_commands, "sbatch"), calls(slurm_commands, "squeue")) == (1, 2)
 
 
+def test_a_job_that_appears_after_its_command_was_given_up_is_found(
+    slurm_commands: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shell.run, "__defaults__", (0.5, None))
+    monkeypatch.setattr(submission, "LATE_S", 10.0)
+    monkeypatch.setattr(submission, "PATIENCE_S", 30.0)
+    hangs = f"(sleep 1.5; echo '7|{SCRIPT}' >> listed) > /dev/null 2>&1 & exec sleep 20\n"
+    plan(slurm_commands, sbatch=f"{hangs}echo 8\n", squeue="echo '6|/x.sh'; cat listed 2> /dev/null; true\n" * 999)
+    assert place() == "7" and calls(slurm_commands, "sbatch") == 1
+
+
 def test_a_job_that_did_not_arrive_is_submitted_again(slurm_commands: Path) -> None:
-    plan(slurm_commands, sbatch=f"{TIMED_OUT}\nexit 1\necho 8\n", squeue="echo '6|/x.sh'\n" * 2)
+    plan(slurm_commands, sbatch=f"{TIMED_OUT}\nexit 1\necho 8\n", squeue="echo '6|/x.sh'\n" * 999)
     assert place() == "8"
     assert calls(slurm_commands, "sbatch") == 3
 

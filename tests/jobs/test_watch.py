@@ -52,11 +52,12 @@ def workflow(tmp_path: Path) -> Path:
     binaries = tmp_path / "bin"
     binaries.mkdir()
     answer = f"case $* in *--sort*) cat {tmp_path}/waiting;; *) cat {tmp_path}/answer; esac"
-    for name, does in (("squeue", answer), ("scancel", "")):
+    for name, does in (("squeue", answer), ("scancel", ""), ("scontrol", f"cat {tmp_path}/settings")):
         (binaries / name).write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/{name}.calls\n{does}\n')
         (binaries / name).chmod(0o755)
     (tmp_path / "answer").write_text(SQUEUE)
     (tmp_path / "waiting").write_text(WAITING)
+    (tmp_path / "settings").write_text("PluginDir = /usr/lib/slurm\nPrivateData             = none\n")
     return tmp_path
 
 
@@ -111,6 +112,8 @@ def test_two_calls_tell_why_and_where_any_number_of_jobs_wait(workflow: Path) ->
     table = jobs(workflow, "status")
     assert "pending, 4 of 5 in batch: Priority, starts 2026-11-21T10:00:00" in table
     assert max(map(len, table.splitlines())) < 240 and len(table.splitlines()) == 35, "a line each"
+    (workflow / "settings").write_text("PrivateData             = accounts,jobs,usage\n")
+    assert "pending: Priority, starts" in jobs(workflow, "status"), "how many others wait is not known"
 
 
 def test_a_scheduler_that_does_not_answer_is_no_end(workflow: Path) -> None:
