@@ -109,7 +109,8 @@ def stand_ins(site: Site, nodes: int, environ: Mapping[str, str]) -> list[str]:
 
 def place(site: Site, launch: Launch) -> list[str]:
     """What ranks are told of their place, as far as it is settled before the launcher runs."""
-    cores = [f"# cores of local ranks: {' '.join(launch.rank_cores)}"] if launch.rank_cores else []
+    said = f"cores of local ranks: {' '.join(launch.rank_cores)}" if launch.rank_cores else _unbound(site, launch)
+    cores = [f"# {said}"] if said else []
     if LAUNCHERS[site.launcher].sets_ranks and launch.nodes == 1:
         return [*cores, f"# {site.launcher} sets RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT"]
     port = "by the job's id" if SCHEDULERS[site.scheduler].batch else "one that is free"
@@ -121,6 +122,13 @@ def place(site: Site, launch: Launch) -> list[str]:
         f"MASTER_PORT={launch.port}" if launch.port else f"# MASTER_PORT: {port}",
         f"# RANK and LOCAL_RANK: as {site.launcher} places each rank",
     ]
+
+
+def _unbound(site: Site, launch: Launch) -> str:
+    """Why ranks are not bound to the cores that the site has for them; empty where they are, or where it has none."""
+    if launch.rank_cores or not site.rank_cores:
+        return ""
+    return f"ranks are not bound: node.rank_cores of site {site.name} is for {site.ranks} of them on a node"
 
 
 def describe(site: Site, launch: Launch, environ: Mapping[str, str]) -> str:
@@ -147,6 +155,8 @@ def run(
     folder = Path(tempfile.mkdtemp(prefix=".launch-", dir=_shared_folder(run_dir, os.environ)))
     launch = plan_launch(site, command, nodes, ranks_per_node, folder, os.environ, listed)
     launch = replace(launch, port=launch.port or free_port())
+    if unbound := _unbound(site, launch):
+        print(f"jobs: {unbound}, not {launch.ranks_per_node}", file=sys.stderr, flush=True)
     hostfile(folder).write_text(hostfile_text(launch))
     held = segments.begin(run_dir, SCHEDULERS[site.scheduler], os.environ) if run_dir else None
     log_size = segments.log_size(run_dir)

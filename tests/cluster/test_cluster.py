@@ -102,7 +102,7 @@ def test_interrupted_controller_leaves_no_job(cluster: Slurm, tmp_path: Path, in
 
 
 def test_killed_controller_is_succeeded(cluster: Slurm, tmp_path: Path, interrupt: Interrupt) -> None:
-    target = "counted_batch_60_no.txt"
+    target = "counted_batch_100_no.txt"
     first = cluster.start(tmp_path, target)
     wait_for(lambda: (tmp_path / f"{target}.trace_0").exists(), 60)
     second_code, log = cluster.run(tmp_path, target)
@@ -118,4 +118,4 @@ def test_killed_controller_is_succeeded(cluster: Slurm, tmp_path: Path, interrup
     assert {int(job_id) for job_id, _ in cluster.history("counted") if int(job_id) >= int(adopted[1])} == {
         int(adopted[1])
     }
-    assert (tmp_path / f"{target}.trace_0").read_text().split() == [str(step) for step in range(1, 61)]
+    assert (tmp_path / f"{target}.trace_0").read_text().split() == [str(step) for step in range(1, 101)]

@@ -12,7 +12,7 @@ import pytest
 from jobs import binding
 from jobs.errors import UserError
 from jobs.launch import LAUNCHERS
-from jobs.launcher import plan_launch
+from jobs.launcher import place, plan_launch
 from jobs.ranks import one_device
 from jobs.resources import job_spec
 from jobs.scheduler import SCHEDULERS
@@ -97,6 +97,13 @@ def test_cores_are_those_of_the_sites_documentation() -> None:
     domains = ("000000ff,ffff0000,00ffffff", "ffffff00,0000ffff,ff000000")  # aws-ofi-nccl, topology/p4d-24xl-topo.xml
     of_ranks = [int(domains[rank // 4].replace(",", ""), 16) for rank in range(8)]
     assert binding.masks(load_site("aws").rank_cores) == ",".join(f"{mask:x}" for mask in of_ranks)
+
+
+def test_it_is_said_that_other_ranks_than_the_sites_are_not_bound() -> None:
+    launches = [plan_launch(load_site("lumi"), ["train"], 1, ranks, Path(), ALLOCATION) for ranks in (8, 4)]
+    said = [next(line for line in place(load_site("lumi"), launch) if "rank" in line) for launch in launches]
+    assert said[0].startswith("# cores of local ranks: 49-55 ")
+    assert said[1] == "# ranks are not bound: node.rank_cores of site lumi is for 8 of them on a node"
 
 
 def test_cores_are_of_full_nodes_only() -> None:
