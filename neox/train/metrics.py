@@ -77,12 +77,15 @@ class Metrics:
         self._draw({f"train/{name}": value for name, value in noise.items()}, step)
 
     def record_event(self, record: dict[str, Any]) -> None:
-        """What was done about a bad step: {"step", "event", "reason", ...}; also one line on stderr."""
+        """What was done about a bad step: {"step", "event", "reason", ...}; also one line on stderr.
+
+        A rewind's step is the one it went back to; `from_step` is the bad one, and `samples` where the data goes on.
+        """
         self._write(record)
-        level = "error" if record["event"] == "stop" else "warning"
-        print(
-            f"neox: {level}: step {record['step']}: {record['event']}: {record['reason']}", file=sys.stderr, flush=True
-        )
+        level, step, what = "error" if record["event"] == "stop" else "warning", record["step"], record["event"]
+        if what == "rewind":
+            step, what = record["from_step"], f"rewind to step {step}, on behind sample {record['samples']}"
+        print(f"neox: {level}: step {step}: {what}: {record['reason']}", file=sys.stderr, flush=True)
 
     def flush(self) -> None:
         """Waits until every record is on the disk."""

@@ -85,6 +85,17 @@ def test_metrics_are_strict_json_and_the_progress_line_is_readable(tmp_path, cap
     assert len(out) == 2
 
 
+def test_what_was_done_about_a_bad_step_is_a_line_that_says_where_it_was(tmp_path, capsys):
+    metrics = Metrics(RunDirectory(tmp_path), first_step=0, num_steps=100, interval=10, tensorboard=False)
+    metrics.record_event({"step": 7, "event": "skip", "reason": "the loss is nan"})
+    metrics.record_event({"step": 5, "event": "rewind", "reason": "the loss is nan", "from_step": 9, "samples": 72})
+    metrics.close()
+    assert capsys.readouterr().err.splitlines() == [
+        "neox: warning: step 7: skip: the loss is nan",
+        "neox: warning: step 9: rewind to step 5, on behind sample 72: the loss is nan",
+    ]
+
+
 def test_summary_is_made_from_the_metrics(tmp_path):
     run = RunDirectory(tmp_path)
     run.metrics.write_text(
