@@ -99,6 +99,9 @@ def precision(flat: Flat) -> Converted:
         raise flat.refusal(name, f"the blocks and precision ask for {' and '.join(sorted(map(str, found)))}")
     chosen = found.pop() if found else "fp32"
     scaler = loss_scaler(flat) if chosen == "fp16" or fp16.get("enabled") else {}
+    unread = [f"fp16.{name}" for name in fp16 if name in (*LOSS_SCALER, "loss_scale")]
+    if chosen == "bf16" and scaler and unread:
+        flat.notices.append(f"{', '.join(unread)}: bf16, the block's type, trains without a loss scale")
     return {"train.precision": chosen, **(scaler if chosen == "fp16" else {})}
 
 

@@ -346,6 +346,10 @@ def test_keys_that_nothing_reads_are_noticed() -> None:
     shown = notices(**BLEND, split="1,1,1", finetune=True, profile_step_stop=20)
     for line in ("split: read only with data_path", "finetune: read only with load", "profile_step_stop: read only"):
         assert line in shown
+    scaler = {"loss_scale": 0, "hysteresis": 2}
+    assert "fp16.loss_scale, fp16.hysteresis: bf16" in notices(fp16={"enabled": True, "type": "bfloat16", **scaler})
+    for block in ({"enabled": True, **scaler}, {"enabled": True, "type": "bfloat16"}):
+        assert "without a loss scale" not in notices(fp16=block)
     read = notices(split="1,1,1", pack_impl="unpacked", allow_chopped=False)
     assert "read only with data_path" not in read and "allow_chopped" not in read
 
