@@ -40,5 +40,7 @@ def _mlp(model: ModelConfig) -> int:
 
 def _scores_and_values(model: ModelConfig) -> int:
     """Forward FLOPs per token of q kᵀ and of the probabilities times v, over all layers."""
-    pairs = sum(visible_pairs(model, layer) for layer in range(model.num_layers))
+    period = len(model.layer_pattern)
+    # Block number i and all that follow it at a distance of whole periods.
+    pairs = sum(visible_pairs(model, i) * len(range(i, model.num_layers, period)) for i in range(period))
     return 4 * model.num_heads * head_dim(model) * pairs // model.seq_length

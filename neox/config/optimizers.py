@@ -1,8 +1,9 @@
-"""Which keys of `optim` each optimizer takes, their values where none is given, and their ranges; no torch."""
+"""Which keys of `optim` each optimizer takes, their values where none is given, their ranges; sizes of groups."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,8 @@ OWN_KEYS = tuple(dict.fromkeys(key for rule in OPTIMIZERS.values() for key in ru
 """Keys of `optim` that some optimizers do not take."""
 WHOLE = ("adafactor", "muon")
 """Optimizers that look at whole tensors."""
+GROUP_NUMEL = 1 << 22
+"""16 MiB of fp32 gradients, of which there may be a second copy."""
 REFUSED = {
     "onebitadam": "DeepSpeed has 1-bit Adam no more, and had it only without ZeRO, which is always on here; use adamw",
 }
@@ -102,3 +105,16 @@ def check_optimizer(config: Config) -> None:
     if name == "muon" and parallel.pp > 2 and not has_rest:
         # DeepSpeed sums the gradients' norm group by group over the stages, so every stage must have both groups.
         raise UserError("optim.name = muon: blocks without norms' weights and biases need parallel.pp of at most 2")
+
+
+def largest_group(cfg: Config) -> float:
+    """How many numbers a group of the optimizer's parameters may have; one tensor may have more.
+
+    Stage 1 lays the fp32 gradients of a group end to end before it steps on them, group by group, and copies nothing of
+    a group that is one tensor. Any size is allowed where groups are few for a reason: of several replicas each has a
+    part of every one, those of a pipeline's stages must pair up, and some optimizers look at whole tensors.
+    """
+    parallel = cfg.parallel
+    is_copied = cfg.train.precision == "fp32" and parallel.zero_stage == 1 and parallel.offload == "none"
+    is_alone = parallel.dp == parallel.pp == 1 and cfg.optim.name not in WHOLE
+    return GROUP_NUMEL if is_copied and is_alone else math.inf

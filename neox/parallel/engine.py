@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from neox.allocator import keep_freed_memory
 from neox.config.errors import UserError
-from neox.config.optimizers import WHOLE
+from neox.config.optimizers import WHOLE, largest_group
 from neox.config.schema import Config
 from neox.model.context import MicroBatch
 from neox.parallel import groups
@@ -29,7 +29,7 @@ from neox.parallel.optimizer import build_optimizer, create_state, place, replic
 from neox.parallel.partition import build_partition
 from neox.parallel.pieces import GRADIENT, WEIGHT, Piece, PieceReader
 from neox.parallel.plan import place_of
-from neox.parallel.settings import SCALER_STATE, deepspeed_config, largest_group
+from neox.parallel.settings import SCALER_STATE, deepspeed_config
 from neox.parallel.topology import Topology
 from neox.parallel.veto import refusing
 from neox.parallel.whole import WholeSteps

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from neox.config.derive import ffn_size
-from neox.config.optimizers import WHOLE
 from neox.config.schema import Config
 from neox.config.schema.parallel import BUCKET_NUMEL
 
 SCALER_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 """Attributes of DeepSpeed's dynamic loss scaler that change from step to step."""
-GROUP_NUMEL = 1 << 22
-"""16 MiB of fp32 gradients, of which there may be a second copy."""
 
 
 def deepspeed_config(cfg: Config) -> dict[str, Any]:
@@ -66,16 +62,3 @@ def zero_settings(cfg: Config) -> dict[str, Any]:
     if parallel.offload == "parameters":
         settings["offload_param"] = {"device": "cpu"}
     return settings
-
-
-def largest_group(cfg: Config) -> float:
-    """How many numbers a group of the optimizer's parameters may have; one tensor may have more.
-
-    Stage 1 lays the fp32 gradients of a group end to end before it steps on them, group by group, and copies nothing of
-    a group that is one tensor. Any size is allowed where groups are few for a reason: of several replicas each has a
-    part of every one, those of a pipeline's stages must pair up, and some optimizers look at whole tensors.
-    """
-    parallel = cfg.parallel
-    is_copied = cfg.train.precision == "fp32" and parallel.zero_stage == 1 and parallel.offload == "none"
-    is_alone = parallel.dp == parallel.pp == 1 and cfg.optim.name not in WHOLE
-    return GROUP_NUMEL if is_copied and is_alone else math.inf

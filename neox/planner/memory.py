@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from neox.config.derive import ffn_size, num_parameters, padded_vocab
-from neox.config.optimizers import OPTIMIZERS
+from neox.config.optimizers import OPTIMIZERS, largest_group
 from neox.config.schema import Config, ModelConfig
 from neox.config.schema.parallel import BUCKET_NUMEL
 from neox.config.shape import attention_weights, head_dim, is_gated, num_kv_heads
@@ -77,7 +77,8 @@ def _model_state(config: Config, parameters: float, activations: float) -> Memor
     summed = 4 * share if config.log.noise_scale_steps else 0
     weights = width * parameters
     bucket = 4 * min(BUCKET_NUMEL, parameters) if dp > 1 else 0
-    buffers = max(bucket + 4 * share - activations, 0)  # stage 1 needs them when the activations are gone again
+    copied = 4 * min(share, largest_group(config))
+    buffers = max(bucket + copied - activations, 0)  # stage 1 needs them when the activations are gone again
     if stage > 1:
         buffers = 2 * bucket  # gradients laid end to end while backward goes on, and what is on its way
     if stage == 3:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from neox.config import derive
@@ -196,6 +198,14 @@ def test_flops_of_grouped_gated_and_windowed_layers() -> None:
     assert flops_per_token(model) == 3 * 2 * (matmuls + 2 * 4 * 6 * sum(seen) / 16)
 
 
+def test_flops_of_any_number_of_layers_are_known_at_once() -> None:
+    def flops(num_layers: int) -> int:
+        pattern: dict[str, Any] = {"layer_pattern": ("window", "global"), "sliding_window": 5}
+        return flops_per_token(ModelConfig(num_layers, 8, 2, seq_length=16, vocab_size=128, **pattern))
+
+    assert flops(2 * 10**12) - flops(2) == (10**12 - 1) * (flops(4) - flops(2))
+
+
 def test_plan_shards_what_is_sharded() -> None:
     one = memory_per_rank(derive.resolve(config("train.micro_batch_size=1"), 1))
     two = memory_per_rank(derive.resolve(config("train.micro_batch_size=1"), 2))
@@ -218,6 +228,15 @@ def test_plan_shards_what_is_sharded() -> None:
     assert plan.tokens == 8 * 2048 * 100
     assert plan.wall_h == pytest.approx(plan.flops / (8 * 1e12 * 0.5) / 3600)
     assert plan.node_hours == pytest.approx(2 * plan.wall_h)
+
+
+def test_gradients_are_stepped_on_from_a_copy_of_a_group() -> None:
+    """Of one fp32 replica the groups are small, and find room where the activations were."""
+    large = ["model.hidden_size=4096", "model.seq_length=16", "train.micro_batch_size=1"]
+    one, two = (memory_per_rank(derive.resolve(config(*large), ranks)) for ranks in (1, 2))
+    narrow = memory_per_rank(derive.resolve(config(*large, "train.precision=bf16"), 1))
+    assert one.buffers == 0 < two.buffers
+    assert narrow.buffers == pytest.approx(narrow.gradients - narrow.activations)
 
 
 def test_memory_goes_where_zero_and_offloading_put_it() -> None:

@@ -11,11 +11,12 @@ import torch
 from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 
 from neox.config.errors import UserError
+from neox.config.optimizers import GROUP_NUMEL, largest_group
 from neox.config.partition import counted_pieces
 from neox.model.gpt import GPT
 from neox.parallel.groups import TensorGroup
 from neox.parallel.plan import apply_plan, local_shape, place, place_of, sharded_dim
-from neox.parallel.settings import GROUP_NUMEL, deepspeed_config, largest_group
+from neox.parallel.settings import deepspeed_config
 from neox.parallel.stages import deal_by_weight, deal_uniform
 from neox.parallel.topology import Topology
 from tests.parallel.training import LLAMA, NEOX, OPTIM, Case

@@ -60,7 +60,7 @@ OPTIM = OptimConfig(weight_decay=0.1, grad_clip=CLIP)
 
 
 WHOLE_BATCH = range(GLOBAL_BATCH)
-SMALL_PARTS = functools.partial(mock.patch.multiple, "neox.parallel.settings", GROUP_NUMEL=5000)
+SMALL_PARTS = functools.partial(mock.patch.multiple, "neox.config.optimizers", GROUP_NUMEL=5000)
 """So that the tiny model's parameters are stepped on in several groups, as a real one's are."""
 
 
