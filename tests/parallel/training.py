@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,8 +59,8 @@ OPTIM = OptimConfig(weight_decay=0.1, grad_clip=CLIP)
 
 
 WHOLE_BATCH = range(GLOBAL_BATCH)
-SMALL_PARTS = functools.partial(mock.patch.multiple, "neox.config.optimizers", GROUP_NUMEL=5000)
-"""So that the tiny model's parameters are stepped on in several groups, as a real one's are."""
+SMALL_PARTS = {"neox.config.optimizers.GROUP_NUMEL": 5000, "neox.parallel.partition.NORM_NUMEL": 1000}
+"""So that the tiny model's parameters are stepped on in several groups, and measured in parts, as a real one's are."""
 
 
 @dataclass(frozen=True)
@@ -314,10 +313,12 @@ def run_case(case: Case) -> dict[str, Any]:
     from neox.train.noise import NoiseScale
     from neox.train.norms import GradientNorms
 
+    for name, size in SMALL_PARTS.items():  # for good: this process is the case's own
+        mock.patch(name, size).start()
     built: list[int] = []
     if case.precision == "fp16":
         allow_fp16_on_cpu()
-    with mock.patch("deepspeed.initialize", wraps=deepspeed.initialize) as initialize, SMALL_PARTS():
+    with mock.patch("deepspeed.initialize", wraps=deepspeed.initialize) as initialize:
         initialize.side_effect = lambda model, **_: built.append(sum(p.numel() for p in model.parameters())) or DEFAULT
         engine = Engine(case.config(), Topology(case.dp, case.tp, case.pp))
 
