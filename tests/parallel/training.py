@@ -364,6 +364,8 @@ def run_case(case: Case) -> dict[str, Any]:
     out["resident"] = sum(parameter.numel() for parameter in parameters)
     held = {parameter.untyped_storage().data_ptr() for parameter in parameters}
     masters = [piece.tensor for piece in engine.pieces() if piece.kind == "weight"]
+    mappings = (getattr(parameter, "_hp_mapping", None) for parameter in parameters)  # DeepSpeed's, of flat partitions
+    masters += [mapping.hp_fragment for mapping in mappings if mapping is not None]
     out["masters_apart"] = sum(master.untyped_storage().data_ptr() not in held for master in masters)
     out["valid_loss"] = engine.eval_loss(read(STEPS), share // case.size)
     out["broadcast"] = engine.broadcast({"from": engine.rank})
