@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -37,6 +37,18 @@ class Sample:
     """The tokens of `text`, and the end-of-document token when it was reached."""
     finished: bool
     """Whether the document ended; false: cut off by max_tokens or the context length."""
+
+
+@dataclass
+class _Row:
+    """A prompt of a batch that goes on."""
+
+    index: int
+    """Of the prompt."""
+    generator: torch.Generator
+    room: int
+    """Most tokens to add."""
+    added: list[int] = field(default_factory=list)
 
 
 class Generator:
@@ -137,34 +149,38 @@ class Generator:
         Raises:
             UserError: a prompt fills the context.
         """
+        rows = self._begun(prompts, sampling, numbers)
         longest = max(map(len, prompts))
-        if longest >= self.cfg.seq_length:
-            raise UserError(f"--prompt: {longest} tokens leave no room in a context of {self.cfg.seq_length}")
-        generators = [random_generator(sampling.seed, number) for number in numbers or range(len(prompts))]
-        room = [min(sampling.max_tokens, self.cfg.seq_length - len(prompt)) for prompt in prompts]
-        cache = KVCache(self.cfg.num_layers, longest + max(room))
-        # A row's own first token: the repetition penalty falls on no other.
-        text = tokens = torch.tensor([[prompt[0]] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
+        cache = KVCache(self.cfg.num_layers, longest + max(row.room for row in rows))
+        tokens = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
         padding = torch.tensor([longest - len(prompt) for prompt in prompts])
-        live = list(range(len(prompts)))
-        while live:
-            logits = self._next_logits(tokens, padding, cache)
-            picked = pick(
-                penalized(logits, text, sampling.repetition_penalty), sampling, [generators[row] for row in live]
-            )
-            yield dict(zip(live, picked.tolist(), strict=True))
+        said = torch.zeros(len(rows), self.tokenizer.vocab_size, dtype=torch.bool)
+        for row, prompt in zip(rows, prompts, strict=True):
+            said[row.index, list(prompt)] = True
+        while rows:
+            logits = penalized(self._next_logits(tokens, padding, cache), said, sampling.repetition_penalty)
+            picked = pick(logits, sampling, [row.generator for row in rows])
+            for row, token in zip(rows, picked.tolist(), strict=True):
+                row.added.append(token)
+            yield {row.index: row.added[-1] for row in rows}
             tokens = picked[:, None]
-            text = torch.cat([text, tokens], 1)
-            added = text[:, longest:].tolist()
-            kept = [
-                i
-                for i, row in enumerate(live)
-                if len(added[i]) < room[row] and not self._is_over(added[i], sampling.stop)
-            ]
-            if len(kept) < len(live):
-                live = [live[i] for i in kept]
-                text, tokens, padding = text[kept], tokens[kept], padding[kept]
+            said.scatter_(1, tokens, True)
+            kept = [i for i, row in enumerate(rows) if not self._is_over(row, sampling.stop)]
+            if len(kept) < len(rows):
+                rows = [rows[i] for i in kept]
+                tokens, padding, said = tokens[kept], padding[kept], said[kept]
                 cache.select(kept)
+
+    def _begun(self, prompts: Sequence[Sequence[int]], sampling: Sampling, numbers: Sequence[int] | None) -> list[_Row]:
+        """A row for each prompt; UserError where one fills the context."""
+        rows: list[_Row] = []
+        for prompt, number in zip(prompts, numbers or range(len(prompts)), strict=True):
+            room = self.cfg.seq_length - len(prompt)
+            if room < 1:
+                begin, length = self.decode(prompt[:16]), self.cfg.seq_length
+                raise UserError(f"prompt {begin!r}…: {len(prompt)} tokens leave no room in a context of {length}")
+            rows.append(_Row(len(rows), random_generator(sampling.seed, number), min(sampling.max_tokens, room)))
+        return rows
 
     def _next_logits(self, tokens: Tensor, padding: Tensor, cache: KVCache) -> Tensor:
         """[rows, vocab] fp32 on the CPU, behind tokens [rows, new]; `padding` [rows] of those in the cache are none."""
@@ -177,11 +193,14 @@ class Generator:
         hidden = self.model.hidden(tokens.to(device), context, cache=cache)[:, -1]
         return self.model.logits(hidden)[:, : self.tokenizer.vocab_size].float().cpu()
 
-    def _is_over(self, tokens: Sequence[int], stops: Sequence[str]) -> bool:
-        """Whether the last token ended the document or completed a stop."""
-        if tokens[-1] == self.tokenizer.eod:
+    def _is_over(self, row: _Row, stops: Sequence[str]) -> bool:
+        """Whether the last token ended the document, completed a stop or is the last that there is room for."""
+        if row.added[-1] == self.tokenizer.eod or len(row.added) == row.room:
             return True
-        text = self.decode(tokens) if stops else ""
+        if not stops:
+            return False
+        # What the last token completes, a character's bytes may be 4 tokens; decoders drop a space before the first.
+        text = self.decode(row.added[-4 * max(map(len, stops)) - 1 :])
         return before_stop(text, stops) != text
 
 

@@ -39,7 +39,7 @@ class Sampling:
             ("temperature", 0 <= self.temperature < float("inf"), "at least 0"),
             ("top-k", self.top_k is None or self.top_k >= 1, "at least 1"),
             ("top-p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("min-p", 0 <= self.min_p < 1, "at least 0 and below 1"),
+            ("min-p", 0 <= self.min_p <= 1, "at least 0 and at most 1"),
             ("repetition-penalty", 0 < self.repetition_penalty < float("inf"), "above 0"),
             ("stop", all(self.stop), "no empty text"),
         ):
@@ -75,13 +75,11 @@ def candidates(logits: Tensor, top_k: int | None, top_p: float, min_p: float = 0
     return torch.empty_like(logits).scatter_(-1, order, ordered)
 
 
-def penalized(logits: Tensor, text: Tensor, penalty: float) -> Tensor:
-    """Logits [rows, vocab] less inclined to the tokens of text [rows, length]."""
+def penalized(logits: Tensor, said: Tensor, penalty: float) -> Tensor:
+    """Logits [rows, vocab] less inclined to the tokens that are already in the text, `said` [rows, vocab] bool."""
     if penalty == 1:
         return logits
-    text = text.clamp(max=logits.shape[-1] - 1)
-    found = logits.gather(-1, text)
-    return logits.scatter(-1, text, torch.where(found < 0, found * penalty, found / penalty))
+    return torch.where(said, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
 def before_stop(text: str, stops: Sequence[str]) -> str:

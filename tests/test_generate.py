@@ -22,7 +22,7 @@ from neox.config.errors import UserError
 from neox.config.load import to_dict
 from neox.config.schema import Config, ModelConfig
 from neox.data.tokenizer import load_tokenizer, train_tokenizer
-from neox.generate import Generator
+from neox.generate import Generator, _Row
 from neox.model.gpt import GPT
 from neox.model.init import init_weights
 from neox.parallel.pieces import Piece
@@ -80,7 +80,7 @@ def test_greedy_is_that_of_transformers(generator: Generator, tokenizer: Path, t
 def test_filters_are_those_of_transformers() -> None:
     logits = torch.randn(64, 50, generator=torch.Generator().manual_seed(2)) * 3
     ids = torch.zeros(64, 1, dtype=torch.long)
-    for top_k, top_p, min_p in ((None, 1.0, 0.1), (20, 0.9, 0.0), (20, 0.95, 0.05), (None, 0.5, 0.3)):
+    for top_k, top_p, min_p in ((None, 1.0, 0.1), (20, 0.9, 0.0), (20, 0.95, 0.05), (None, 0.5, 0.3), (99, 1.0, 1.0)):
         expected = logits.clone()
         for warper in (
             *([TopKLogitsWarper(top_k)] if top_k else []),
@@ -96,6 +96,13 @@ def test_stops_before_a_text(generator: Generator) -> None:
     found = generator.continue_all(["the river"], 1, Sampling(20, temperature=0, stop=("never said", middle)))[0]
     assert found.text == whole.text[: whole.text.index(middle)] and found.finished
     assert found.tokens == whole.tokens[: len(found.tokens)] and len(found.tokens) < len(whole.tokens)
+
+
+@pytest.mark.parametrize("stop", ["🌊", "€!", "\n\n"])
+def test_a_stop_is_seen_however_many_tokens_it_is(generator: Generator, stop: str) -> None:
+    tokens = generator.encode(f"the river and the other thing {stop}")
+    rows = (_Row(0, random_generator(0, 0), 99, tokens[:length]) for length in range(1, len(tokens) + 1))
+    assert [generator._is_over(row, (stop,)) for row in rows] == [False] * (len(tokens) - 1) + [True]
 
 
 def test_stops_at_the_end_of_document(generator: Generator, tokenizer: Path, tmp_path: Path) -> None:
@@ -148,8 +155,8 @@ def test_text_is_the_tokens_decoded(generator: Generator) -> None:
 def test_full_context_ends_the_text(generator: Generator) -> None:
     tokens = list(range(10, 10 + CFG.seq_length - 3))
     assert len(generator.rows([tokens], Sampling(50, temperature=0))[0]) == 3
-    with pytest.raises(UserError, match="context of 48"):
-        generator.rows([[*tokens, 1, 2, 3]], Sampling(50))
+    with pytest.raises(UserError, match=r"^prompt 'the river.*'…: 60 tokens leave no room in a context of 48$"):
+        generator.rows([[5], [*generator.encode("the river"), *[7] * 60][:60]], Sampling(50))
 
 
 def test_candidates_by_hand() -> None:
@@ -292,7 +299,7 @@ def test_words_keep_the_space_before_them(generator: Generator, monkeypatch: pyt
         ({"top_k": 0}, "--top-k 0"),
         ({"top_p": 0.0}, "--top-p 0.0"),
         ({"top_p": 1.5}, "--top-p 1.5"),
-        ({"min_p": 1.0}, "--min-p 1.0"),
+        ({"min_p": 1.1}, "--min-p 1.1"),
         ({"repetition_penalty": 0.0}, "--repetition-penalty 0.0"),
         ({"stop": ("a", "")}, "--stop"),
     ],

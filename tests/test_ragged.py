@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from neox.config.derive import num_parameters
@@ -15,7 +18,7 @@ from neox.data.tokenizer import load_tokenizer, train_tokenizer
 from neox.generate import Generator
 from neox.model.gpt import GPT
 from neox.model.init import init_tensor, init_weights
-from neox.parallel.inference import deal, join_ranks
+from neox.parallel.inference import deal, first_says, join_ranks, patient_group
 from neox.sampling import Sampling
 from tests.distributed import run_ranks
 from tests.model.families import BASE, FAMILIES, LENGTH, VOCAB
@@ -111,6 +114,22 @@ def rows_of_ranks(tokenizer: Path, world_size: int) -> list[list[list[int]]]:
     return out
 
 
-def test_ranks_that_share_the_weights_say_the_same(tokenizer: Path) -> None:
+def what_is_typed() -> list[object]:
+    """What each rank hears of a person who thinks for longer than a computation may take."""
+    group = patient_group()
+    dist.distributed_c10d._set_pg_timeout(datetime.timedelta(milliseconds=10))
+    heard = []
+    for prompt in ("Grüße", "", None):
+        if dist.get_rank() == 0:
+            time.sleep(0.1)
+        heard.append(first_says(prompt if dist.get_rank() == 0 else None, group))
+    return heard
+
+
+def rows_and_what_is_typed(tokenizer: Path) -> tuple[list[list[list[int]]], list[object]]:
+    return rows_of_ranks(tokenizer, 2), what_is_typed()
+
+
+def test_ranks_that_share_the_weights_say_the_same_and_wait_for_whoever_types(tokenizer: Path) -> None:
     alone = rows_of_ranks(tokenizer, 1)
-    assert run_ranks(rows_of_ranks, 2, tokenizer, 2) == [alone, alone]
+    assert run_ranks(rows_and_what_is_typed, 2, tokenizer) == [(alone, ["Grüße", "", None])] * 2

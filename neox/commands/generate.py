@@ -112,9 +112,10 @@ def _deliver(samples: list[Sample], output: Path | None) -> None:
 def _converse(generator: Generator, sampling: Sampling, prompt_end: str) -> None:
     """Continues each prompt from the keyboard, until there are no more; a prompt that is too long is complained of."""
     from neox.__main__ import complain
-    from neox.parallel.inference import first_says
+    from neox.parallel.inference import first_says, patient_group
 
-    while (prompt := first_says(ask(prompt_end) if is_first_rank() else None)) is not None:
+    group = patient_group()
+    while (prompt := first_says(ask(prompt_end) if is_first_rank() else None, group)) is not None:
         try:
             _say_all(generator.stream(prompt, sampling))
         except UserError as error:

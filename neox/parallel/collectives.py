@@ -103,14 +103,14 @@ def sum_over_group(x: Tensor, tensor: TensorGroup) -> Tensor:
     return total
 
 
-def broadcast_json(value: Any, device: torch.device, source: int = 0) -> Any:
+def broadcast_json(value: Any, device: torch.device, source: int = 0, group: dist.ProcessGroup | None = None) -> Any:
     """The JSON-able `value` of rank `source` on every rank. Text, not pickle: nothing received is ever executed."""
     is_source = dist.get_rank() == source
     text = json.dumps(value).encode() if is_source else b""
     length = torch.tensor(len(text), device=device)
-    dist.broadcast(length, src=source)
+    dist.broadcast(length, src=source, group=group)
     buffer = torch.empty(int(length), dtype=torch.uint8, device=device)
     if is_source:
         buffer.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
-    dist.broadcast(buffer, src=source)
+    dist.broadcast(buffer, src=source, group=group)
     return json.loads(bytes(buffer.cpu().tolist()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,9 @@ from neox.parallel.collectives import broadcast_json
 from neox.parallel.groups import TensorGroup
 from neox.parallel.plan import apply_plan
 from neox.parallel.topology import Topology
+
+PATIENCE = datetime.timedelta(days=365)
+"""How long ranks wait for what a person types; of computation they wait for minutes."""
 
 
 class WholeLogits(nn.Module):
@@ -56,8 +60,11 @@ def deal(model: GPT, tensor: TensorGroup, load: Callable[[str, tuple[int, ...]],
         model.head = WholeLogits(model.head, tensor)
 
 
-def first_says(value: Any) -> Any:
-    """The JSON-able value of the first rank, on every rank of the launch."""
-    if not dist.is_initialized():
-        return value
-    return broadcast_json(value, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+def patient_group() -> dist.ProcessGroup | None:
+    """All ranks of the launch, which call this together, for waiting as long as a person thinks; None: alone."""
+    return dist.new_group(backend="gloo", timeout=PATIENCE) if dist.is_initialized() else None
+
+
+def first_says(value: Any, group: dist.ProcessGroup | None) -> Any:
+    """The JSON-able value of the first rank, on every rank of `patient_group`."""
+    return value if group is None else broadcast_json(value, torch.device("cpu"), group=group)
