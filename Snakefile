@@ -24,13 +24,6 @@ ROOT = EXPERIMENT.root
 RUNS = EXPERIMENT.runs
 
 
-rule all:
-    default_target: True
-    input:
-        f"{ROOT}/report.html",
-        f"{ROOT}/figures/tuning.svg" if "tune" in EXPERIMENT.settings else [],
-
-
 include: "workflow/rules/data.smk"
 include: "workflow/rules/fetch.smk"
 include: "workflow/rules/tune.smk"
@@ -38,3 +31,10 @@ include: "workflow/rules/train.smk"
 include: "workflow/rules/export.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        [*rules.report_page.input, *rules.report_page.output],  # inputs too: what was deleted is made again
+        f"{ROOT}/figures/tuning.svg" if "tune" in EXPERIMENT.settings else [],

@@ -24,6 +24,7 @@ from neox.checkpoint.settings import (
 )
 from neox.config.derive import check_model
 from neox.config.errors import UserError
+from neox.config.load import from_dict
 from neox.config.schema import ModelConfig, ParallelConfig
 
 Allowed = dict[str, tuple[Any, ...]]
@@ -60,7 +61,7 @@ class Family:
         values: dict[str, Any] = dict(self.fixed)
         for setting in (*COMMON, *self.settings):
             values |= setting.read(config.get(setting.key))
-        model = _simplest(ModelConfig(**values))
+        model = _simplest(from_dict({"model": values}).model)
         for setting in (*COMMON, *self.settings):
             found, ours = config.get(setting.key), setting.write(model)
             means = setting.read(found)

@@ -60,8 +60,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder}: no model of transformers there (config.json is missing)")
     try:
         return dict(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).to_dict())
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # whatever its classes, one for each family, raise where a value is none of theirs
+        reason = " ".join(str(error).strip().splitlines()[:2])
         raise UserError(f"{folder / 'config.json'}: {reason}") from None
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from neox.checkpoint.families import identify
@@ -19,6 +20,8 @@ from neox.config.errors import UserError
 
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 SHARDED = (INDEX, "pytorch_model.bin.index.json")
+HEADS = ("lm_head.weight", "embed_out.weight")
+"""Names of what old files of tied models hold a second time."""
 BUFFERS = (".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias")
 """Ends of names that hold nothing learned."""
 RENAMED = {"embed_out.weight": "lm_head.weight"}
@@ -63,10 +66,24 @@ class HuggingFaceModel:
             found = self._files[there].entries[there].shape
             if found != shape:
                 raise UserError(f"{folder}: {name} has shape {list(found)}, config.json asks for {list(shape)}")
-        known = {self._there(name) for name in self._rows.theirs} | {"lm_head.weight", "embed_out.weight"}
+        known = {self._there(name) for name in self._rows.theirs}
         for name in self._files:
-            if name not in known and not name.endswith(BUFFERS):
+            if name in HEADS and name not in known and not self._is_embedding(name):
+                raise UserError(f"{folder}: {name} is not the embedding, as tie_word_embeddings in config.json says")
+            if name not in known and name not in HEADS and not name.endswith(BUFFERS):
                 raise UserError(f"{folder}: has the tensor {name}, which no {self.origin['family']} has")
+
+    def _is_embedding(self, head: str) -> bool:
+        """Whether the tensor `head` of a model without a head of its own repeats the embedding."""
+        file, shape = self._files[head], self.shapes["embed.weight"]
+        if file.entries[head].shape != shape:
+            return False
+
+        def read(_: str, row: int, num_rows: int) -> Tensor:
+            return file.read(head, row * shape[1], (row + num_rows) * shape[1])
+
+        pairs = zip(self.blocks("embed.weight"), self._rows.imported("embed.weight", read), strict=True)
+        return all(torch.equal(block.float(), other.float()) for block, other in pairs)
 
 
 def _open(folder: Path) -> dict[str, TensorFile | TorchFile]:

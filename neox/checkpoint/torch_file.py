@@ -41,7 +41,11 @@ class TorchFile:
         if not isinstance(found, Mapping):
             raise UserError(f"{path}: holds no dictionary of tensors")
         self._file = path.open("rb", buffering=0)
-        self._tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
+        self._tensors = {
+            name: value
+            for name, value in found.items()
+            if isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided
+        }
         self.entries = {
             name: Entry(name, NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
             for name, tensor in self._tensors.items()

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     FalconConfig,
@@ -144,6 +144,11 @@ def test_pytorch_files_are_read_without_their_pickle(
     assert main(["convert", "hf", "--output", "ours"]) == 0
     assert_same_logits(imported(tmp_path / "ours")[1], theirs)
 
+    norm = state["model.norm.weight"]
+    torch.save({**state, "model.norm.weight": norm.to_sparse(), 5: norm}, tmp_path / "hf" / "pytorch_model.bin")
+    assert main(["convert", "hf", "--output", "again"]) == 2
+    assert "has no tensor model.norm.weight" in capsys.readouterr().err
+
     class Harmful:
         def __reduce__(self) -> tuple[Any, ...]:
             return os.mkdir, (str(tmp_path / "executed"),)
@@ -170,6 +175,12 @@ def test_pytorch_files_are_read_without_their_pickle(
         ({"num_hidden_layers": 2}, "has the tensor model.layers.2."),
         ({"num_hidden_layers": 4}, "has no tensor model.layers.3."),
         ({"tie_word_embeddings": False}, "has no tensor lm_head.weight"),
+        ({"hidden_size": "64"}, "'hidden_size': TypeError: Field 'hidden_size'"),
+        ({"num_attention_heads": 0}, "config.json: "),
+        (
+            {"rope_parameters": {"rope_type": "default", "rope_theta": "1e4"}},
+            "config.json: model.rotary_base = '1e4': expected float",
+        ),
     ],
 )
 def test_what_is_not_computed_here_is_refused(
@@ -200,6 +211,21 @@ def test_what_a_family_has_but_we_do_not_compute_is_refused(name: str, key: str,
     identify(config).read(config)
     with pytest.raises(UserError, match=f"{key} = {value}: of .* only .* can be read here"):
         identify(config).read(config | {key: value})
+
+
+def test_heads_of_tied_models_are_their_embeddings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Old files repeat the embedding under the head's name; another tensor would be left out."""
+    theirs = make("llama-gqa-tied", tmp_path / "hf", max_shard_size="5GB")
+    path = tmp_path / "hf" / "model.safetensors"
+    tensors = load_file(path)
+    embedding = tensors["model.embed_tokens.weight"]
+    save_file({**tensors, "lm_head.weight": embedding.clone()}, path)
+    assert main(["convert", str(tmp_path / "hf"), "--output", str(tmp_path / "ours")]) == 0
+    assert_same_logits(imported(tmp_path / "ours")[1], theirs)
+    for other in (embedding + 1, embedding[:-1].clone()):
+        save_file({**tensors, "lm_head.weight": other}, path)
+        assert main(["convert", str(tmp_path / "hf"), "--output", str(tmp_path / "other")]) == 2
+        assert "lm_head.weight is not the embedding" in capsys.readouterr().err
 
 
 def test_damaged_weights_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

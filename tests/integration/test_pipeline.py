@@ -144,6 +144,18 @@ def test_touch_repeats_what_depends_on_it(finished: tuple[Path, str], touched: s
         os.utime(folder / touched, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
+def test_what_was_deleted_is_made_again(finished: tuple[Path, str], tmp_path: Path) -> None:
+    deleted = [finished[0] / "results" / "mini" / "runs" / name for name in ("a/eval/step_00000004.json", "b/hf")]
+    for path in deleted:
+        path.rename(tmp_path / path.name)
+    try:
+        repeated = planned(finished[0], "--configfile", str(finished[0] / "experiment.yaml"))
+    finally:
+        for path in deleted:
+            (tmp_path / path.name).rename(path)
+    assert repeated == {"convert": 1, "evaluate": 1, "report_page": 1}
+
+
 def test_changed_value_repeats_only_its_run(finished: tuple[Path, str], tmp_path: Path) -> None:
     experiment = yaml.safe_load((finished[0] / "experiment.yaml").read_text())
     experiment["runs"]["rows"] = [{"name": "c", "recipe": ["a.yaml"]}]
