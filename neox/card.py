@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -98,16 +99,19 @@ def _model(config: Config, exported: dict[str, Any]) -> Iterator[tuple[str, obje
 def _data(config: Config, records: list[dict[str, Any]]) -> Iterator[tuple[str, object]]:
     seen = max((record.get("tokens", 0) for record in records), default=0)
     yield "tokens seen", f"{seen:,}"
-    corpus: set[tuple[str, str]] = set()
+    corpus: dict[str, dict[str, int]] = defaultdict(dict)  # file → sha256 of each part of it → bytes
     for prefix in dict.fromkeys(filter(None, (config.data.path, *config.data.train_paths))):
         try:
             manifest = json.loads(Path(f"{prefix}.manifest.json").read_text())
             size = f"{manifest['documents']:,} documents, {manifest['tokens']:,} tokens"
-            corpus |= {(Path(item["file"]).name, item["sha256"]) for item in manifest["inputs"]}
+            for item in manifest["inputs"]:
+                corpus[Path(item["file"]).name][item["sha256"]] = item["bytes"]
         except (OSError, ValueError, KeyError, TypeError):
             size = "not described"
         yield f"token file {Path(prefix).name}", size
-    yield from ((f"corpus file {name}", f"sha256 {sha256}") for name, sha256 in sorted(corpus))
+    for name, parts in sorted(corpus.items()):
+        read = f"sha256 {next(iter(parts))}" if len(parts) == 1 else f"tokenized in {len(parts)} parts"
+        yield f"corpus file {name}", f"{sum(parts.values()):,} bytes, {read}"
     yield "seed of the order", config.data.seed
 
 

@@ -227,6 +227,16 @@ def test_command_prints_blocks_or_writes_lines(
         from_file = [*base, "--input", str(tmp_path / name), "--prompt-end", "##", "--num-samples", "2"]
         assert main([*from_file, "--output", str(tmp_path / "again.jsonl")]) == 0
         assert (tmp_path / "again.jsonl").read_text().splitlines() == lines
+    for name, content, named in (
+        ("other.jsonl", '{"prompt": "a"}\n{"text": "a"}', "other.jsonl, line 2: no key 'prompt'"),
+        ("number.jsonl", '{"prompt": 5}', "number.jsonl, line 1: "),
+        ("broken.jsonl", '{"prompt": "a"}\n{"prompt": ', "broken.jsonl, line 2: not JSON"),
+        ("none.jsonl", "", "none.jsonl: no document"),
+    ):
+        (tmp_path / name).write_text(content)
+        assert main([*base, "--input", str(tmp_path / name), "--output", str(tmp_path / "never.jsonl")]) == 2
+        error = capsys.readouterr().err
+        assert named in error and error.count("\n") == 1 and not (tmp_path / "never.jsonl").exists()
     for wrong, named in ((["--top-p", "2"], "--top-p 2.0"), (["--stream", "--output", "x"], "--output: --stream")):
         assert main([*arguments, *wrong]) == 2
         assert named in capsys.readouterr().err

@@ -87,9 +87,10 @@ def export(tmp_path):
     (tmp_path / "base.yaml").write_text(CONFIG)
     tokens = tmp_path / "tokens" / "text"
     tokens.parent.mkdir()
-    source = {"file": str(tmp_path / "secret" / "corpus.jsonl"), "sha256": "ab" * 32}
+    source = {"file": str(tmp_path / "secret" / "corpus.jsonl"), "sha256": "ab" * 32, "bytes": 2000}
+    parts = [{"file": "dealt.jsonl", "sha256": part * 32, "bytes": 700} for part in ("cd", "ef")]
     tokens.with_suffix(".manifest.json").write_text(
-        json.dumps({"documents": 7, "tokens": 12345, "inputs": [source, source]})
+        json.dumps({"documents": 7, "tokens": 12345, "inputs": [source, source, *parts]})
     )
     config = load_config([tmp_path / "base.yaml"], [f"data.train_paths=[{tokens},{tokens}]"])
     (run_dir / "config.yaml").write_text(dump(config))
@@ -118,7 +119,8 @@ def test_card_and_files_without_sending(export, tmp_path, capsys, hub):
         "| layers × width, heads | 2 × 32, 4 |",
         "| tokens seen | 2,560 |",
         "| token file text | 7 documents, 12,345 tokens |",
-        f"| corpus file corpus.jsonl | sha256 {'ab' * 32} |",
+        f"| corpus file corpus.jsonl | 2,000 bytes, sha256 {'ab' * 32} |",
+        "| corpus file dealt.jsonl | 1,400 bytes, tokenized in 2 parts |",
         "| steps | 20 of 40 |",
         "| 18 | 2,304 | 3.2000 | 3.2500 |",
         "| 20 | 2,560 | 3.0000 |  |",

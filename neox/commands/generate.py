@@ -162,9 +162,18 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
         if not found:
             raise UserError(f"{args.input}: no prompt in it")
         return found
+    key = "prompt" if "prompt" in _first_record(args.input) else "text"
+    return list(read_texts([args.input], Reading("jsonl", key, min_length=0)))
+
+
+def _first_record(path: Path) -> dict[str, object]:
+    """Of a file of JSON lines; empty where that is none, which whoever reads it all says better."""
+    from neox.data.formats.compression import damage_named, open_bytes
+
+    with damage_named(path), open_bytes(path) as file:
+        line = next((line for line in file if line.strip()), b"")
     try:
-        return list(read_texts([args.input], Reading("jsonl", "prompt", min_length=0)))
-    except UserError as error:
-        if "'prompt'" not in str(error):
-            raise
-        return list(read_texts([args.input], Reading("jsonl", min_length=0)))
+        record = json.loads(line)
+    except ValueError:
+        return {}
+    return record if isinstance(record, dict) else {}
