@@ -1,7 +1,8 @@
-"""Evaluation of an exported model with lm-evaluation-harness on local task files, without any network."""
+"""Evaluation of a model with lm-evaluation-harness: on local task files, without any network, or on its own tasks."""
 
 from __future__ import annotations
 
+import difflib
 import importlib.metadata
 import json
 import logging
@@ -26,11 +27,8 @@ if TYPE_CHECKING:
 DATA = "$DATA"
 """Stands for the data folder in a task file: lm-evaluation-harness wants absolute paths."""
 
-QUIET_AND_OFFLINE = {
-    "HF_HUB_OFFLINE": "1",
-    "HF_DATASETS_OFFLINE": "1",
-    "HF_EVALUATE_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
+OFFLINE = dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE", "TRANSFORMERS_OFFLINE"), "1")
+QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -49,19 +47,20 @@ PACKAGES = ("lm_eval", "transformers", "datasets", "torch")
 
 def evaluate(
     model: Path,
-    tasks: Path,
+    tasks: Path | None,
     names: Sequence[str],
-    data: Path,
+    data: Path | None,
     output: Path,
     batch_size: int = 16,
     tokenizer: Path | None = None,
 ) -> dict[str, float]:
-    """Runs the tasks called `names` of the folder `tasks` and writes `output`, JSON, whole or not at all.
+    """Runs the tasks called `names` and writes `output`, JSON, whole or not at all.
 
     Args:
         model: folder of an exported model (`neox convert`), or a checkpoint, which our own model computes.
         tokenizer: tokenizer.json for a checkpoint; None: the one its configuration names.
-        tasks: folder of lm-evaluation-harness task files, in which $DATA stands for `data`.
+        tasks: folder of lm-evaluation-harness task files, in which $DATA stands for `data`; None: the harness's own,
+            whose documents are in the cache of `datasets` or are fetched.
         names: tasks, groups or tags; empty: every task of the folder.
 
     Returns:
@@ -69,16 +68,23 @@ def evaluate(
         "skipped": of several tasks, those for which the held-out documents gave nothing, and their empty file.
 
     Raises:
-        UserError: a folder, file or task does not exist, or a data file is malformed.
+        UserError: a folder, file or task does not exist, a data file is malformed, or documents cannot be fetched.
     """
     _check_model(model)
-    if not data.is_dir():
+    if (tasks is None) != (data is None):
+        raise UserError("--tasks and --data: a folder of task files needs the folder of their data, and only it does")
+    if tasks is None and not names:
+        raise UserError("--task: name some of lm-evaluation-harness's tasks, or a folder of task files with --tasks")
+    if data is not None and not data.is_dir():
         raise UserError(f"--data {data}: no such folder")
     if batch_size < 1:
         raise UserError(f"--batch-size {batch_size}: must be at least 1")
+    os.environ.update(QUIET if tasks is None else QUIET | OFFLINE)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="neox-evaluate-") as scratch:
-        folder = render_tasks(tasks, data, Path(scratch) / "tasks")
+        folder = Path(scratch) / "tasks"
+        if tasks is not None and data is not None:
+            render_tasks(tasks, data, folder)
         results, skipped = _run(_language_model(model, tokenizer, batch_size), folder, names, tasks)
     metrics = flatten(results["results"])
     versions = {package: importlib.metadata.version(package) for package in PACKAGES}
@@ -158,7 +164,6 @@ def _quiet() -> Iterator[None]:
 
 def _language_model(model: Path, tokenizer: Path | None, batch_size: int) -> dict[str, Any]:
     """The harness's arguments for its own back end on an exported model, or for ours on a checkpoint."""
-    os.environ.update(QUIET_AND_OFFLINE)
     import torch
 
     if not (model / "manifest.json").is_file():
@@ -189,15 +194,18 @@ def _adapted(model: LanguageModel) -> Any:
 
 
 def _run(
-    language_model: dict[str, Any], folder: Path, names: Sequence[str], tasks: Path
+    language_model: dict[str, Any], folder: Path, names: Sequence[str], tasks: Path | None
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """The harness's own results, and the tasks that it was not given, with their empty file."""
     import datasets
     import lm_eval
     from lm_eval.tasks import TaskManager
 
-    datasets.config.HF_DATASETS_CACHE = folder.parent / "datasets"  # not the user's home
-    manager = TaskManager(include_path=folder, include_defaults=False)
+    if tasks is None:
+        manager = TaskManager()
+    else:
+        datasets.config.HF_DATASETS_CACHE = folder.parent / "datasets"  # not the user's home
+        manager = TaskManager(include_path=folder, include_defaults=False)
     chosen, skipped = _with_data(manager, names or manager.all_subtasks, tasks)
     try:
         with _quiet():
@@ -208,20 +216,23 @@ def _run(
                 bootstrap_iters=BOOTSTRAP_ITERS,
                 log_samples=False,
             )
-    except (FileNotFoundError, datasets.exceptions.DatasetGenerationError) as error:
+    except (FileNotFoundError, ConnectionError, datasets.exceptions.DatasetGenerationError) as error:
         raise UserError(f"cannot read a task's data: {error.__cause__ or error}") from None
     assert results is not None  # None on ranks that do not report; there is one
     return dict(results), skipped
 
 
-def _with_data(manager: Any, names: Sequence[str], tasks: Path) -> tuple[list[str], dict[str, str]]:
+def _with_data(manager: Any, names: Sequence[str], tasks: Path | None) -> tuple[list[str], dict[str, str]]:
     """The tasks to run, whose documents are checked, and those without any: a trained model is worth the others."""
     configs = {}
     for name in names:
         if name not in manager.all_tasks:
-            known = ", ".join(manager.all_tasks) or "none"
-            raise UserError(f"--task {name}: no such task in {tasks}; there are: {known}")
+            known = manager.all_tasks if tasks else difflib.get_close_matches(name, manager.all_tasks)
+            where = tasks or "lm-evaluation-harness"
+            raise UserError(f"--task {name}: no such task in {where}; there are: {', '.join(known) or 'none'}")
         configs[name] = manager.task_index[name].cfg or {}
+    if tasks is None:
+        return list(configs), {}
     files = {name: file for name, config in configs.items() for file in data_files(config)}
     skipped = {name: str(file) for name, file in files.items() if file.is_file() and not file.stat().st_size}
     if len(skipped) == len(configs):
@@ -234,7 +245,7 @@ def _with_data(manager: Any, names: Sequence[str], tasks: Path) -> tuple[list[st
     return chosen, skipped
 
 
-def _plain(results: dict[str, Any], rendered: Path, tasks: Path) -> dict[str, Any]:
+def _plain(results: dict[str, Any], rendered: Path, tasks: Path | None) -> dict[str, Any]:
     """What of the harness's report is about the evaluation, not about the machine or the temporary folder."""
     keys = ("results", "configs", "versions", "n-shot", "higher_is_better", "n-samples", "config")
     text = json.dumps({key: results[key] for key in keys if key in results}, default=str)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -198,6 +199,32 @@ def test_report_holds_metrics_versions_and_the_harness_results(world: World, met
     assert report["harness"]["results"]["cloze"]["acc,none"] == metrics["cloze/acc"]
     assert report["harness"]["n-samples"]["heldout_bpb"]["effective"] == len(TEXTS)
     assert "neox-evaluate-" not in json.dumps(report), "a temporary folder's name"
+
+
+def test_tasks_of_the_harness_go_by_their_names(
+    world: World, metrics: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder of tasks is another here: it reads all of its 14,000 files before it knows one by name."""
+    monkeypatch.setattr("lm_eval.tasks.manager.__file__", str(tmp_path / "manager.py"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    for module in ("datasets.config", "huggingface_hub.constants"):
+        monkeypatch.setattr(f"{module}.HF_HUB_OFFLINE", True)
+    cloze = (TASKS / "cloze.yaml").read_text()
+    (tmp_path / "cloze.yaml").write_text(cloze.replace("$DATA", str(world.folder / "data")))
+    away = cloze.replace("task: cloze", "task: away").replace("dataset_path: json", "dataset_path: nobody/nothing")
+    (tmp_path / "away.yaml").write_text(re.sub("dataset_kwargs: .*", "", away))
+    own = {"tasks": None, "data": None}
+    found = run(world, tmp_path / "out.json", **own, names=["cloze"], batch_size=3)
+    assert found == {name: value for name, value in metrics.items() if name.startswith("cloze/")}
+    for changes, message in (
+        ({"names": ["clozed"]}, "--task clozed: no such task in lm-evaluation-harness; there are: cloze"),
+        ({"names": ["away"]}, "cannot read a task's data: .*nobody/nothing"),
+        ({"names": []}, "--task: name some"),
+        ({"names": ["cloze"], "data": world.folder / "data"}, "--tasks and --data: "),
+    ):
+        with pytest.raises(UserError, match=message):
+            run(world, tmp_path / "none.json", **{**own, **changes})
+        assert not (tmp_path / "none.json").exists()
 
 
 def test_flatten_keeps_numbers() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-HELP = "evaluate an exported model or a checkpoint with lm-evaluation-harness on local task files, offline"
+HELP = "evaluate an exported model or a checkpoint with lm-evaluation-harness: on local task files, or its own tasks"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,11 +13,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", type=Path, metavar="MODEL_DIR", help="folder that `neox convert` made, or a checkpoint"
     )
-    parser.add_argument("--tasks", type=Path, required=True, metavar="DIR", help="folder of task files")
+    help = "folder of task files, for which nothing is fetched (default: the harness's own tasks)"
+    parser.add_argument("--tasks", type=Path, metavar="DIR", help=help)
     parser.add_argument(
         "--task", action="append", default=[], metavar="NAME", help="task to run, may be repeated (default: all of DIR)"
     )
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="what $DATA in a task file stands for")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="what $DATA in a file of --tasks stands for")
     parser.add_argument(
         "--tokenizer", type=Path, metavar="FILE", help="of a checkpoint (default: the one its configuration names)"
     )
