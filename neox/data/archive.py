@@ -122,6 +122,8 @@ class _Unpacking:
             watched = _Watched(stream)
             with tarfile.open(fileobj=watched, mode="r|", tarinfo=_BoundedInfo) as tar:  # type: ignore[call-overload]
                 for info in tar:
+                    if info.size < 0:
+                        raise tarfile.ReadError(f"a member of {info.size} bytes")
                     yield Member(info.name, _kind(info), _target(info), functools.partial(tar.extractfile, info))
             while block := watched.read(BLOCK):
                 self._spend(len(block))
@@ -139,7 +141,7 @@ class _Unpacking:
                 self._copy(source, path)
         elif member.kind == "link":
             target = self._inside(member.target, member)
-            if not target.is_file():
+            if not target.is_file() or target == path:
                 raise self._refusal(member, f"is a link to {member.target}, which is no file before it")
             with target.open("rb") as source:
                 self._copy(source, path)

@@ -100,6 +100,10 @@ def test_one_compressed_file(tmp_path):
         ([entry("l", tarfile.SYMTYPE, "../../etc/passwd")], "'l' would land outside"),
         ([entry("l", tarfile.LNKTYPE, "../secret")], "'l' would land outside"),
         ([entry("l", tarfile.SYMTYPE, "later"), entry("later")], "'l' is a link to later, which is no file before it"),
+        (
+            [entry("f", content=TEXT), entry("f", tarfile.LNKTYPE, "f")],
+            "'f' is a link to f, which is no file before it",
+        ),
         ([entry("d", tarfile.DIRTYPE), entry("l", tarfile.SYMTYPE, "d")], "which is no file before it"),
         ([entry("null", tarfile.CHRTYPE)], "'null' is a device"),
         ([entry("pipe", tarfile.FIFOTYPE)], "'pipe' is a device"),
@@ -109,6 +113,13 @@ def test_one_compressed_file(tmp_path):
 )
 def test_members_that_are_refused(tmp_path, entries, message):
     refuse(tmp_path, "x.tar.gz", gzip.compress(tar_bytes(entry("ok"), *entries)), message)
+
+
+def test_a_length_below_zero_is_refused(tmp_path):
+    head = bytearray(tar_bytes(entry("ok", content=TEXT))[: tarfile.BLOCKSIZE])
+    head[124:136], head[148:156] = b"\xff" * 12, b" " * 8  # base 256
+    head[148:156] = b"%06o\0 " % sum(head)
+    refuse(tmp_path, "x.tar", bytes(head) + TEXT + bytes(10240), "cannot be read .a member of -1 bytes")
 
 
 def test_zip_members_that_are_refused(tmp_path):
