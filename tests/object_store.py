@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -18,7 +19,11 @@ BUCKET = "models"
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[tuple[str, int]]:
-    """Its host and port."""
+    """Its host and port; with TEST_S3=HOST:PORT that of another kind, started by hand."""
+    if given := os.environ.get("TEST_S3"):
+        host, _, port = given.partition(":")
+        yield host, int(port)
+        return
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()

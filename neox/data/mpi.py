@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -12,7 +13,6 @@ from typing import Any
 from mpi4py import MPI
 
 from neox.config.errors import UserError
-from neox.data.indexed import bin_path, idx_path
 from neox.data.manifest import manifest_path, merge_prefixes
 from neox.data.prepare import Encoding, tokenize
 
@@ -20,7 +20,8 @@ from neox.data.prepare import Encoding, tokenize
 def tokenize_by_ranks(inputs: Sequence[Path], encoding: Encoding, output: Path, workers: int) -> dict[str, Any] | None:
     """As `tokenize`, the same files whatever the number of ranks; the manifest on rank 0, None on the others.
 
-    Where the job is killed, the shards that are finished stay, hidden beside the output: started again, it goes on.
+    Where the job is killed, the shards that are finished stay, hidden beside the output: started again, it goes on; the
+    end of a job with other inputs or another number of ranks removes them.
 
     Raises:
         UserError: on rank 0, the first that a rank has. The other ranks end with the exit code 2 of one.
@@ -38,13 +39,21 @@ def tokenize_by_ranks(inputs: Sequence[Path], encoding: Encoding, output: Path, 
     manifest = None
     if not errors:
         errors, manifest = _everywhere(world, lambda: merge_prefixes(shards, output) if rank == 0 else None)
-    for path in (bin_path(shards[rank]), idx_path(shards[rank]), manifest_path(shards[rank])):
-        path.unlink(missing_ok=True)
+    if rank == 0:
+        _remove_shards(output)
     if errors and rank == 0:
         raise UserError(errors[0])
     if errors:
         sys.exit(2)
     return manifest
+
+
+def _remove_shards(output: Path) -> None:
+    """Of this job, and of those that were killed and had other inputs or another number of ranks."""
+    shard = re.compile(rf"\.{{1,2}}{re.escape(output.name)}\.[0-9a-f]{{16}}\.\d+-of-\d+\..+")
+    for path in output.parent.glob(".*"):
+        if shard.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def _key(inputs: Sequence[Path], encoding: Encoding) -> str:

@@ -156,6 +156,11 @@ assert mpi.tokenize_by_ranks([text], Encoding(tokenizer), output, 1)["documents"
 
 def test_a_killed_job_of_mpi_goes_on_with_its_finished_shards(tmp_path, tokenizer_file):
     text = write_jsonl(tmp_path / "a.jsonl", make_texts(60))
+    (tmp_path / "all").mkdir()
+    key, another = "0123456789abcdef", ".xx.0123456789abcdef.0-of-2.bin"
+    for name in (f".x.{key}.1-of-3.bin", f".x.{key}.1-of-3.manifest.json", f"..x.{key}.0-of-3.idx.12ab.tmp", another):
+        (tmp_path / "all" / name).touch()
     command = [sys.executable, "-c", GO_ON, text, tokenizer_file, tmp_path / "all" / "x"]
     subprocess.run(command, check=True, timeout=120, env=os.environ | {"MPI4PY_MPIABI": "openmpi"})
-    assert sorted(path.name for path in (tmp_path / "all").iterdir()) == ["x.bin", "x.idx", "x.manifest.json"]
+    left = sorted(path.name for path in (tmp_path / "all").iterdir())
+    assert left == [another, "x.bin", "x.idx", "x.manifest.json"]
