@@ -63,6 +63,52 @@ def test_engines_give_the_same_ids(both, pieces):
     assert_same(both, ["".join(pieces)])
 
 
+LINES = st.sampled_from(
+    [
+        "end.\nNext",
+        "a\n\nb",
+        "a\n  b",
+        "x \nY",
+        "\r\nZ",
+        "1\nthe 's",
+        "e\n\u0301",
+        "<|endoftext|>\nA",
+        "\n'll",
+        "\nI'll",
+    ]
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(parts=st.lists(st.one_of(TEXT, MARKED, LINES), max_size=12), size=st.integers(1, 40))
+def test_long_texts_have_the_same_ids_in_pieces(nfc_file, parts, size):
+    tokenizer, text = load_tokenizer(nfc_file).tokenizer, "".join(parts)
+    in_pieces = TokenizersEngine(tokenizer)
+    in_pieces._piece = size
+    [found] = in_pieces.encode([text])
+    assert found.tolist() == tokenizer.encode(text, add_special_tokens=False).ids
+    words = [tokenizer.pre_tokenizer.pre_tokenize_str(one) for one in (text, *engine.pieces(text, size))]
+    assert [word for word, _ in words[0]] == [word for piece in words[1:] for word, _ in piece]  # whatever the merges
+    pieces = map(tokenizer.normalizer.normalize_str, engine.pieces(text, size))
+    assert tokenizer.normalizer.normalize_str(text) == "".join(pieces)
+
+
+def test_texts_are_cut_where_words_end_for_certain(nfc_file, tmp_path):
+    assert list(engine.pieces("ab.\ncd e\n fg\nhi\n\nj\nk", 1)) == ["ab.\n", "cd e\n fg\n", "hi\n\nj\n", "k"]
+    assert engine.ends_words_with_lines(load_tokenizer(nfc_file).tokenizer)
+    changes = {
+        "prefix": lambda of: of["pre_tokenizer"].update(add_prefix_space=True),
+        "normalizer": lambda of: of.update(normalizer={"type": "Lowercase"}),
+        "strips": lambda of: of["added_tokens"][0].update(rstrip=True),
+        "strips before": lambda of: of["added_tokens"][0].update(lstrip=True),
+        "breaks": lambda of: of["added_tokens"][0].update(content="\nA"),
+        "whole": lambda of: of.update(pre_tokenizer=None),
+    }
+    for name, change in changes.items():
+        path = without(nfc_file, change, tmp_path / f"{name}.json")
+        assert not engine.ends_words_with_lines(Tokenizer.from_file(str(path))), name
+
+
 def test_only_disputed_characters_are_normalised_differently(both, monkeypatch):
     """Every mark, composite and unassigned character, next to letters, digits, itself and marks of other classes."""
     kinds = {"Mn", "Mc", "Me", "Cn"}
