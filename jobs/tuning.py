@@ -14,7 +14,7 @@ import yaml
 
 from jobs import launcher
 from jobs.errors import UserError
-from jobs.ranking import Ranked, least_rounds, rank
+from jobs.ranking import CONFIDENCE, Ranked, least_rounds, rank
 from jobs.site import Site
 from jobs.warning import SAVED
 
@@ -85,7 +85,7 @@ class Sweep:
         """The ranking after all rounds, without candidates that failed; None when the job is about to end."""
         if not candidates:
             return []
-        done = self._trials(phase)
+        done, names = self._trials(phase), [candidate.name for candidate in candidates]
         for number in range(self.rounds):
             order = [Candidate(BASELINE), *candidates]
             random.Random(f"{phase} {number}").shuffle(order)  # the same again after an interruption
@@ -99,8 +99,8 @@ class Sweep:
                 trials[number] = seconds
                 self._record(phase, number, candidate, seconds)
             print(f"{phase}: round {number + 1} of {self.rounds}", flush=True)
-        working = {name: list(times.values()) for name, times in done.items() if None not in times.values()}
-        return rank(working, BASELINE)  # type: ignore[arg-type]  # no None is left
+        tried = {name: [done[name].get(number) for number in range(self.rounds)] for name in (BASELINE, *names)}
+        return rank({name: times for name, times in tried.items() if None not in times}, BASELINE)  # type: ignore[misc]
 
     def _trial(self, candidate: Candidate) -> tuple[int, float | None]:
         """Exit code and seconds of one launch; None where it failed. One that was ended (Ctrl-C, TERM) says nothing."""
@@ -181,7 +181,7 @@ def finalists(candidates: Iterable[Candidate], screened: Sequence[Ranked]) -> li
 
 def report(screened: Sequence[Ranked], confirmed: Sequence[Ranked], winner: Ranked | None) -> str:
     """The rankings and the conclusion, for people."""
-    lines = [f"time of a step's messages relative to the {BASELINE}, median of rounds and its interval:"]
+    lines = [f"time relative to the {BASELINE}: median of the rounds and its interval; {CONFIDENCE:.0%} that all hold:"]
     lines += [f"  {one}  {one.name}" for one in screened]
     if confirmed:
         lines += ["measured afresh:", *(f"  {one}  {one.name}" for one in confirmed)]

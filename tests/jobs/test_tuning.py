@@ -124,6 +124,10 @@ def test_an_interrupted_sweep_goes_on(site: Site, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(launcher, "run", ours)
     assert Sweep(site, COMMAND, 1, 2, 12, tmp_path).run() == 0
     assert overlay(tmp_path) == {"ALGO": "tree"} and len(ran) == 12 * 4 + 12 * 2
+    fewer = replace(site, tuning=KNOBS[1:])
+    assert Sweep(fewer, COMMAND, 1, 2, 10, tmp_path).run() == 0, "trials of other knobs and rounds are passed over"
+    ranking = json.loads((tmp_path / "ranking.json").read_text())
+    assert [(one["name"], one["rounds"]) for one in ranking["screen"]] == [("LIMIT=1 UNIT=k", 10)]
 
 
 @pytest.mark.parametrize(
