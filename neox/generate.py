@@ -199,9 +199,11 @@ class Generator:
             return True
         if not stops:
             return False
-        # What the last token completes, a character's bytes may be 4 tokens; decoders drop a space before the first.
-        text = self.decode(row.added[-4 * max(map(len, stops)) - 1 :])
-        return before_stop(text, stops) != text
+        # What the last token completes: a character's bytes may be 4 tokens; decoders drop a space before the first.
+        # Byte fallback reads bytes in runs and garbles one that begins within a character, so 4 beginnings are tried.
+        width = 4 * max(map(len, stops)) + 1
+        texts = (self.decode(row.added[-width - more :]) for more in range(4))
+        return any(before_stop(text, stops) != text for text in texts)
 
 
 def load_generator(checkpoint: Path, tokenizer: Path | None, world_size: int = 1) -> Generator:

@@ -105,6 +105,17 @@ def test_a_stop_is_seen_however_many_tokens_it_is(generator: Generator, stop: st
     assert [generator._is_over(row, (stop,)) for row in rows] == [False] * (len(tokens) - 1) + [True]
 
 
+def test_a_stop_is_seen_behind_characters_of_several_bytes(generator: Generator) -> None:
+    """Llama's byte fallback, where a line's end is a byte as well, and one run with what is before it."""
+    tokenizer = Tokenizer(models.BPE({f"<0x{byte:02X}>": byte for byte in range(256)}, [], byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    speaking = Generator(generator.model, CFG, dataclasses.replace(generator.tokenizer, tokenizer=tokenizer), begin=0)
+    for text in ("中国\n", "é€\n", "🌊🌊\n", "né\n"):
+        tokens = list(text.encode())
+        rows = (_Row(0, random_generator(0, 0), 99, tokens[:length]) for length in range(1, len(tokens) + 1))
+        assert [speaking._is_over(row, ("\n",)) for row in rows] == [False] * (len(tokens) - 1) + [True]
+
+
 def test_stops_at_the_end_of_document(generator: Generator, tokenizer: Path, tmp_path: Path) -> None:
     """Both stop there: what greedy decoding says third is made the end of document."""
     tokens = generator.tokenizer.tokenizer.encode("the river").ids
