@@ -51,8 +51,8 @@ class Batches:
         drop_last: bool = False,
     ) -> None:
         """ends: None where documents follow each other unmarked. dropout_seed: None where there is no dropout.
-        drop_last: whether the first micro-batch comes again after the last whole one, as from GPT-NeoX's loader, and
-        not after the last sample.
+        drop_last: whether the first sample comes again after the last whole micro-batch of this layout, as from
+        GPT-NeoX's loader, and not after the last sample.
         """
         assert 0 <= dp_index < dp
         self._ends = ends
@@ -88,8 +88,7 @@ class Batches:
 
     def _micro_batch(self, first: int, length: int | None) -> MicroBatch:
         items = range(first, first + self._micro_batch_size)
-        begin = first % self._lap if self._lap else first
-        rows = [self._dataset[begin + row] for row in range(self._micro_batch_size)]
+        rows = [self._dataset[item % self._lap if self._lap else item] for item in items]
         text, labels = (torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
         tokens, labels = text[:, :-1][:, :length].contiguous(), labels[:, 1:][:, :length].contiguous()
         context = Context() if self._ends is None else self._ends.context(tokens)

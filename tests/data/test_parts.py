@@ -118,6 +118,9 @@ def test_the_samples_come_again(corpus, drop_last):
         rows = [row for k in range(2) for micro_batches in steps for row in micro_batches[k].tokens.tolist()]
         items = [item % num_whole if drop_last else item for item in range(samples, samples + 12)]
         assert rows == [dataset[item][0][:-1].tolist() for item in items]
+    rows = ranks[0].step(num_whole - 1)[0].tokens.tolist()  # gone on with from a layout of other micro-batches
+    items = (num_whole - 1, 0, 1) if drop_last else range(num_whole - 1, num_whole + 2)
+    assert rows == [dataset[item][0][:-1].tolist() for item in items]
 
 
 def test_the_token_after_an_end_of_document_does_not_count(corpus, tmp_path):
