@@ -11,6 +11,8 @@ from itertools import islice
 
 from neox.data.remote import Answer, TransferError, open_part
 
+PIECE = 1 << 16
+"""Most bytes that are lost where a connection breaks or falls silent."""
 BLOCK = 8 << 20
 """Bytes that one connection fetches at a time; as many are in memory for each connection, twice at most."""
 MIN_PARALLEL = 2 * BLOCK
@@ -40,7 +42,7 @@ def read_part(version: Version, start: int, stop: int, attempts: int, backoff_s:
             with open_part(version.url, start + before, stop, version.validator) as answer:
                 _check(answer, version, start + before)
                 while left := stop - start - len(found):
-                    block = answer.read(left)
+                    block = answer.read(min(left, PIECE))
                     if not block:
                         raise TransferError("a part ended early")
                     found += block
