@@ -20,7 +20,7 @@ LEAST_BYTES_S = 1000
 """Of a server that sends less, over TIMEOUT_S of waiting for it, no file comes in any useful time."""
 MAX_HEAD = 1 << 20
 """Bytes of what a server says before a file, and behind it."""
-PROXY = re.compile(r"(http://)?([^/@]*@)?(\[[0-9a-fA-F:]+\]|[^/:@\[\]\s]+)(:\d{1,5})?/?")
+PROXY = re.compile(r"(https?://)?([^/@]*@)?(\[[0-9a-fA-F:]+\]|[^/:@\[\]\s]+)(:\d{1,5})?/?")
 
 
 def open_address(request: urllib.request.Request) -> Any:
