@@ -110,7 +110,7 @@ def _data(config: Config, records: list[dict[str, Any]]) -> Iterator[tuple[str, 
             size = "not described"
         yield f"token file {Path(prefix).name}", size
     for name, parts in sorted(corpus.items()):
-        read = f"sha256 {next(iter(parts))}" if len(parts) == 1 else f"tokenized in {len(parts)} parts"
+        read = f"sha256 {next(iter(parts))}" if len(parts) == 1 else f"in {len(parts)} files or parts of one"
         yield f"corpus file {name}", f"{sum(parts.values()):,} bytes, {read}"
     yield "seed of the order", config.data.seed
 

@@ -120,7 +120,7 @@ def test_card_and_files_without_sending(export, tmp_path, capsys, hub):
         "| tokens seen | 2,560 |",
         "| token file text | 7 documents, 12,345 tokens |",
         f"| corpus file corpus.jsonl | 2,000 bytes, sha256 {'ab' * 32} |",
-        "| corpus file dealt.jsonl | 1,400 bytes, tokenized in 2 parts |",
+        "| corpus file dealt.jsonl | 1,400 bytes, in 2 files or parts of one |",
         "| steps | 20 of 40 |",
         "| 18 | 2,304 | 3.2000 | 3.2500 |",
         "| 20 | 2,560 | 3.0000 |  |",
