@@ -117,6 +117,7 @@ def rows_of_ranks(tokenizer: Path, world_size: int) -> list[list[list[int]]]:
 def what_is_typed() -> list[object]:
     """What each rank hears of a person who thinks for longer than a computation may take."""
     group = patient_group()
+    assert group is not None and group._get_backend(torch.device("cpu")).options._timeout > datetime.timedelta(days=99)
     dist.distributed_c10d._set_pg_timeout(datetime.timedelta(milliseconds=10))
     heard = []
     for prompt in ("Grüße", "", None):

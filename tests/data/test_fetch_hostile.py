@@ -199,6 +199,7 @@ def test_trailers_are_passed_over(tmp_path):
         ("nonsense::proxy", "^http_proxy, by which http://example.invalid/x is to be asked: must be http://HOST:PORT$"),
         ("socks5://127.0.0.1:9", "^http_proxy, by which"),
         ("127.0.0.1:port", "^http_proxy, by which"),
+        ("https://127.0.0.1:9", r"no answer \(the proxy 127.0.0.1:9: .*refused"),
         ("http://me:secret@127.0.0.1:9/", r"no answer \(the proxy 127.0.0.1:9: .*refused"),
     ],
 )
