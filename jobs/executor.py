@@ -134,11 +134,11 @@ class SchedulerExecutor(core.PicklingExecutor):
     ) -> list[core.Job[int]]:
         """One script for all; each job reads the file of its number."""
         name, count = uuid.uuid4().hex, len(delayed_submissions)
-        for number, delayed in enumerate(delayed_submissions):
+        for number, delayed in enumerate(delayed_submissions, array.first):
             self._dump(delayed, f"{name}_{number}")
         script = self._write(f"{name}.sh", self._array_text(array, name))
         base_id = submission.place(self._batch, array.submit(self._spec(), script, count), script)
-        ids = (array.job_id(base_id, str(number)) for number in range(count))
+        ids = (array.job_id(base_id, str(number)) for number in range(array.first, array.first + count))
         return [self.job_class(folder=self.folder, job_id=job_id, tasks=[0]) for job_id in ids]
 
     def _dump(self, delayed: utils.DelayedSubmission, name: str) -> None:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jobs.scheduler.contract import NOTHING, Batch, Query, Status
+from jobs.scheduler.contract import NOTHING, Batch, Query, Said, Status
 from jobs.shell import TIMED_OUT, run
 from jobs.state import State
 
@@ -18,16 +18,16 @@ def ask(batch: Batch, job_ids: Sequence[str]) -> dict[str, Status] | None:
         missing = [job_id for job_id in job_ids if job_id not in known or known[job_id].state is State.UNKNOWN]
         if not missing:
             break
-        answer = _answer(query, missing)
-        if answer is not None:
-            known.update(answer)
+        said = answer(query, missing)
+        if said is not None:
+            known.update(said)
         elif i == 0:
             return None
     return {job_id: known.get(job_id, NOTHING) for job_id in job_ids}
 
 
-def _answer(query: Query, job_ids: Sequence[str]) -> dict[str, Status] | None:
-    """By the query's first way that is answered; a scheduler that is stuck is not asked again."""
+def answer(query: Query[Said], job_ids: Sequence[str]) -> dict[str, Said] | None:
+    """By the query's first way that is answered; a scheduler that is stuck is not asked again. None: by none."""
     for argv in query.argvs:
         done = run(argv(job_ids))
         if query.is_answer(done.code, done.stdout + done.stderr):

@@ -164,7 +164,8 @@ class Rank:
             signal.signal(received, self.on_signal)
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.pending.append(signal.Signals(number))
+        # INT is the first that all processes of a job get which LSF ends; the command itself ignores it.
+        self.pending.append(signal.SIGTERM if number == signal.SIGINT else signal.Signals(number))
         # Signals from `jobs launch` come by file, so TERM itself means that the agent lost another rank: this one waits
         # in a collective that can never end.
         if self.has_agent and number == signal.SIGTERM:

@@ -11,11 +11,13 @@ from types import FrameType
 
 from jobs import runs, segments, warning
 from jobs.launch.contract import Launcher
-from jobs.ranks import code_file, signal_file, started_file, write_environment
+from jobs.ranks import code_file, failed_file, signal_file, started_file, write_environment
 from jobs.shell import Process, exit_code, start
 from jobs.spec import Launch
 
 POLL_S = 0.1
+LINGER_S = 2.0
+"""How long a launcher may outlive ranks that were told to save, or of which one failed; and how often it is looked."""
 SAVE_POLL_S, SLACK_S = 2.0, 15.0
 """How often the time that a save takes is looked up, and what is added to it."""
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
@@ -34,9 +36,10 @@ class Running:
     ) -> None:
         """`run_dir`: of the run that is trained; the time that it takes to save is known from there."""
         self.launcher, self.folder, self.environ = launcher, launch.folder, environ
+        self.world_size, self.lingers = launch.world_size, False
         self.run_dir, self.signal_delay_s = run_dir, signal_delay_s
         self.end_s = float(environ.get(warning.END_VARIABLE, "inf"))
-        self.looked_s = time.monotonic()
+        self.looked_s = self.counted_s = time.monotonic()
         self.signals: list[str] = []
         self.left_s = float("inf")
         """Of the walltime, when the first signal came."""
@@ -90,10 +93,22 @@ class Running:
                     file.write(f"{name}\n")
             self.num_forwarded += 1
 
+    def end_launcher(self) -> None:
+        """mpirun that ends its ranks sleeps for as long as they might need, also when none is left."""
+        if time.monotonic() < self.counted_s + LINGER_S:
+            return
+        self.counted_s = time.monotonic()
+        if not (self.signals or failed_file(self.folder).exists()):
+            return
+        if self.lingers:
+            self.process.kill()
+        self.lingers = len(ends(self.folder, self.world_size)) == self.world_size
+
     def wait(self) -> int:
         while (code := self.process.poll()) is None:
             self.warn_in_time()
             self.forward()
+            self.end_launcher()
             time.sleep(POLL_S)
         return exit_code(code)
 

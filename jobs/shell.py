@@ -73,7 +73,8 @@ def start(
     """Starts a long command that dies with this process.
 
     It ignores USR1 and USR2 until it installs handlers of its own: a warning that comes while a trainer still
-    imports must not kill it.
+    imports must not kill it. And INT: of a job that LSF ends all processes get it, and whoever ends it in order says
+    TERM.
     """
 
     def prepare() -> None:
@@ -81,7 +82,7 @@ def start(
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     return subprocess.Popen(
         argv,

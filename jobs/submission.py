@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from jobs import inquiry
 from jobs.errors import RefusalError, UserError
 from jobs.scheduler.contract import Batch
 from jobs.shell import TIMED_OUT, Result, run
@@ -21,7 +22,6 @@ EMPTY_S = 75.0
 LATE_S = 30.0
 """How long a job is looked for whose submit command got no answer: what it sent may lie unread with the scheduler."""
 CANCEL_ATTEMPTS, CANCEL_WAIT_S = 4, 3.0
-_ROW = re.compile(r"^ *([^\s|]+) *\|", re.MULTILINE)
 _ALREADY_OVER = re.compile(
     r"already (?:complet|finish)|invalid job id|no matching job|job is inactive|unknown job id", re.IGNORECASE
 )
@@ -52,22 +52,15 @@ def place(batch: Batch, argv: list[str], script: Path) -> str:
                 raise UserError(f"given up after {PATIENCE_S:.0f} s: {_words(argv, done)}")
             time.sleep(wait_s)
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
-            listed = run(batch.listing)
-            if not batch.queries[0].is_answer(listed.code, listed.stdout + listed.stderr):
+            listed = inquiry.answer(batch.listing, ())
+            if listed is None:
                 continue
-            if found := find(listed.stdout, script):
+            if found := next((job_id for job_id, text in listed.items() if script.stem in text), None):
                 print(f"jobs: it was: as job {found}", file=sys.stderr, flush=True)
                 return found
-            patience_s = (LATE_S if may_be_late else 0.0) if _ROW.search(listed.stdout) else EMPTY_S
+            patience_s = (LATE_S if may_be_late else 0.0) if listed else EMPTY_S
             if time.monotonic() > failed_s + patience_s:
                 break
-
-
-def find(listed: str, script: Path) -> str | None:
-    """Id of the job that runs `script`, from lines of `ID|COMMAND`."""
-    words = _ROW.split(listed)  # a command may hold line breaks; only an id and a bar begin another job
-    rows = zip(words[1::2], words[2::2], strict=True)
-    return next((job_id for job_id, command in rows if script.stem in command), None)
 
 
 def cancel(batch: Batch, job_ids: Sequence[str]) -> str:

@@ -31,4 +31,6 @@ LAUNCHER = Launcher(
     forwards_signals=False,  # TERM, our request to save, would make it kill the ranks
     keeps_environment=False,
     hosts_from=1,
+    # Where a scheduler ends all processes of a job (LSF), mpirun ends the ranks too: they have as long to save.
+    environment={"OMPI_MCA_odls_base_sigkill_timeout": "30"},
 )

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from jobs.hostlist import expand
 from jobs.spec import JobSpec
 from jobs.state import State
 
+Said = TypeVar("Said")
+_ROW = re.compile(r"^ *([^\s|]+) *\|", re.MULTILINE)
+
 
 def exited_well(code: int, text: str) -> bool:
     return code == 0
+
+
+def rows(output: str) -> dict[str, str]:
+    """Lines of `ID|TEXT`, by id. A text may hold line breaks: only an id and a bar begin another job."""
+    words = _ROW.split(output)
+    return dict(zip(words[1::2], words[2::2], strict=True))
 
 
 @dataclass(frozen=True)
@@ -31,12 +42,12 @@ NOTHING = Status(State.UNKNOWN)
 
 
 @dataclass(frozen=True)
-class Query:
-    """One question about the states of many jobs."""
+class Query(Generic[Said]):
+    """One question about many jobs."""
 
     argvs: tuple[Callable[[Sequence[str]], list[str]], ...]
     """Ways to ask it, for different versions: the first that is answered is believed."""
-    parse: Callable[[str], dict[str, Status]]
+    parse: Callable[[str], dict[str, Said]]
     """What is said of each job, by its id, from the standard output of any of them. Raises ValueError for rubbish."""
     is_answer: Callable[[int, str], bool] = exited_well
     """Whether an exit code and the output with it is an answer at all; "no such job" is one."""
@@ -44,9 +55,11 @@ class Query:
 
 @dataclass(frozen=True)
 class Array:
-    """Many jobs by one submission, which differ only in a number from 0."""
+    """Many jobs by one submission, which differ only in a number."""
 
     submit: Callable[[JobSpec, Path, int], list[str]]
+    first: int
+    """Number of the first of them."""
     job_id: Callable[[str, str], str]
     """Id of one of them, from the submission's id and its number; every other command takes it."""
     number: str
@@ -62,10 +75,11 @@ class Batch:
     script: Callable[[JobSpec], str]
     submit: Callable[[JobSpec, Path], list[str]]
     parse_id: Callable[[str], str]
-    queries: tuple[Query, ...]
+    queries: tuple[Query[Status], ...]
     """Asked in order, each only about jobs that those before it do not know. The first must answer."""
-    listing: list[str]
-    """Prints `ID|COMMAND` for each job of the user, lately ended ones too: for submissions whose answer was lost."""
+    listing: Query[str]
+    """The name or the command of each of the user's jobs, lately ended ones too, in which that of its script is: for
+    submissions whose answer was lost."""
     is_refusal: Callable[[str], bool]
     """Whether what a failed submit command said is the scheduler's decision, and not a fault on the way to it."""
     cancel: Callable[[Sequence[str]], list[str]]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import UserError
-from jobs.scheduler.contract import Batch, Query, Scheduler, Status
+from jobs.scheduler.contract import Batch, Query, Scheduler, Status, rows
 from jobs.scheduler.script import render_script
 from jobs.spec import JobSpec
 from jobs.state import State
@@ -100,7 +100,7 @@ def parse_id(output: str) -> str:
     return str(number)
 
 
-LISTING = ["flux", "jobs", "-a", "--no-header", "--count=0", "--format={id.dec}|{name}"]
+LISTING = ("flux", "jobs", "-a", "--no-header", "--count=0", "--format={id.dec}|{name}")
 """All of the user's jobs, ended ones too; their names end in those of their scripts."""
 # What flux batch says where no broker answers just now.
 _NOT_NOW = re.compile(
@@ -178,7 +178,7 @@ SCHEDULER = Scheduler(
         submit=submit_argv,
         parse_id=parse_id,
         queries=(Query((jobs_argv,), parse, is_answer),),
-        listing=LISTING,
+        listing=Query((lambda _: [*LISTING],), rows),
         is_refusal=is_refusal,
         cancel=cancel_argv,
         waiting=WAITING,

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from jobs.errors import UserError
-from jobs.scheduler.contract import Array, Batch, Query, Scheduler, Status
+from jobs.scheduler.contract import Array, Batch, Query, Scheduler, Status, rows
 from jobs.scheduler.script import render_script
 from jobs.spec import JobSpec
 from jobs.state import State
@@ -105,7 +105,7 @@ def parse_id(output: str) -> str:
 
 
 _ID = re.compile(r"\d+(?:_\d+)?")
-LISTING = ["squeue", "--me", "--noheader", "--states=all", "--format=%F|%o"]
+LISTING = ("squeue", "--me", "--noheader", "--states=all", "--format=%F|%o")
 # What sbatch says, after its own name, when slurmctld was not reached or could not take a job just now (slurm_errno.c).
 _NOT_NOW = re.compile(
     r"[Uu]nable to contact|[Ss]ocket timed out|[Cc]onnection (?:refused|reset|timed out)"
@@ -208,7 +208,7 @@ SCHEDULER = Scheduler(
         submit=submit_argv,
         parse_id=parse_id,
         queries=(Query((squeue_argv,), parse), Query((sacct_argv,), parse)),
-        listing=LISTING,
+        listing=Query((lambda _: [*LISTING],), rows),
         is_refusal=is_refusal,
         cancel=cancel_argv,
         requeue=requeue_argv,
@@ -216,6 +216,6 @@ SCHEDULER = Scheduler(
         waiting=WAITING,
         hides=(SETTINGS, hides_jobs),
         preemption=(show_argv, is_preempted),
-        array=Array(array_argv, array_job_id, "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_JOB_ID"),
+        array=Array(array_argv, 0, array_job_id, "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_JOB_ID"),
     ),
 )

@@ -1,14 +1,18 @@
 """A fake LSF with jsrun, for a PATH of copies of this file named after its commands. No LSF can be had to test against.
 
 Outputs, exit codes and signals follow IBM's LSF 10.1 reference and OLCF's Summit guide. State is a folder, FAKE_LSF: a
-JSON file per job; a file `down` makes every command fail; a file `clock` holds the minutes that have passed, so that
-tests wait for no walltime; bkill waits FAKE_LSF_INTERVAL_S between its signals. Every host is this machine.
+JSON file per job, and per element of an array; a file `down` makes every command fail; a file `clock` holds the minutes
+that have passed, so that tests wait for no walltime; bkill waits FAKE_LSF_INTERVAL_S between its signals. Every host is
+this machine.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -50,15 +54,18 @@ def clock() -> int:
 
 def bsub(words: list[str]) -> int:
     options, command = options_of(words)
-    job_id = str(FIRST_ID + len(list(STATE.glob("*.json"))))
-    write(job_id, STAT="PEND", EXIT_REASON="", options=options)
+    job_id = str(FIRST_ID + len({file.stem.partition("[")[0] for file in STATE.glob("*.json")}))
     with (STATE / "submitted").open("a") as file:
         file.write(json.dumps({"id": job_id, "options": options, "command": command}) + "\n")
-    # LSF gives the words of the command to a shell, which itself survives the signals of LSB_TRAPSIGS.
-    line = f"trap '#' 15 10 12 2 1\n{' '.join(command)}\nexit $?"
-    runner = [sys.executable, __file__, "run", job_id, line]
+    # A shell, which itself survives the signals of LSB_TRAPSIGS, gets the first word as it is and the others quoted.
+    line = " ".join([command[0], *map(shlex.quote, command[1:])])
+    line = f"trap '#' 15 10 12 2 1\n{line}\nexit $?"
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    subprocess.Popen(runner, start_new_session=True, **quiet)  # type: ignore[call-overload]
+    size = re.search(r"\[1-(\d+)\]$", options["-J"])
+    for each in [f"{job_id}[{index}]" for index in range(1, int(size[1]) + 1)] if size else [job_id]:
+        write(each, STAT="PEND", EXIT_REASON="", EXIT_CODE="", options=options)
+        runner = [sys.executable, __file__, "run", each, line]
+        subprocess.Popen(runner, start_new_session=True, **quiet)  # type: ignore[call-overload]
     print(f"Job <{job_id}> is submitted to queue <{options.get('-q', 'batch')}>.")
     return 0
 
@@ -67,10 +74,12 @@ def run(words: list[str]) -> int:
     """sbatchd: runs a job, warns it, and runs it again when brequeue has asked for it."""
     job_id, line = words
     options = read(job_id)["options"]
-    environ = {**os.environ, "LSB_JOBID": job_id, "LSB_MCPU_HOSTS": f"batch1 1 {os.uname().nodename} 42"}
+    number, _, index = job_id.strip("]").partition("[")
+    place = {"LSB_JOBID": number, "LSB_JOBINDEX": index or "0"}
+    environ = {**os.environ, **place, "LSB_MCPU_HOSTS": f"batch1 1 {os.uname().nodename} 42"}
     while True:
         warned_at = clock() + int(options["-W"]) - int(options["-wt"])
-        files = [Path(options[name].replace("%J", job_id)) for name in ("-o", "-e")]
+        files = [Path(options[name].replace("%J", number).replace("%I", index)) for name in ("-o", "-e")]
         files[0].parent.mkdir(parents=True, exist_ok=True)
         with files[0].open("ab") as out, files[1].open("ab") as err:
             job = subprocess.Popen(["/bin/sh", "-c", line], env=environ, stdout=out, stderr=err, start_new_session=True)
@@ -81,7 +90,8 @@ def run(words: list[str]) -> int:
             os.killpg(job.pid, signal.Signals[f"SIG{options['-wa']}"])
         job.wait()
         if not read(job_id).get("requeue"):
-            write(job_id, STAT="EXIT" if job.returncode else "DONE")
+            code = str(job.returncode) if job.returncode > 0 else ""
+            write(job_id, STAT="EXIT" if job.returncode else "DONE", EXIT_CODE=code)
             return 0
         write(job_id, STAT="PEND", requeue=False)
 
@@ -89,7 +99,11 @@ def run(words: list[str]) -> int:
 def bjobs(words: list[str]) -> int:
     options, _ = options_of(words)
     records = [json.loads(file.read_text()) for file in sorted(STATE.glob("*.json"))]
-    rows = [{key: record[key] for key in ("JOBID", "STAT", "EXIT_REASON")} for record in records]
+    for record in records:
+        record["JOBID"], _, index = record["JOBID"].strip("]").partition("[")
+        record["JOBINDEX"], record["PEND_REASON"], record["JOB_NAME"] = index or "0", "", record["options"]["-J"]
+    names = [word.upper() for word in options["-o"].split() if "=" not in word]
+    rows = [{name: record[name] for name in names} for record in records]
     if "-json" in options:
         print(json.dumps({"COMMAND": "bjobs", "JOBS": len(rows), "RECORDS": rows}, indent=2))
     elif rows:
@@ -126,12 +140,23 @@ def end(job_id: str) -> None:
     for stream in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(pid, number)
-        except ProcessLookupError:
-            break
-        time.sleep(INTERVAL_S)
+        for process in members(pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, number)
+        deadline_s = time.monotonic() + INTERVAL_S
+        while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline_s:
+            time.sleep(0.1)
     os._exit(0)
+
+
+def members(pid: int) -> list[int]:
+    """A job's processes: LSF signals all of them, whatever sessions they have made."""
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    parents = {int(child): int(parent) for child, parent in map(str.split, listed.splitlines())}
+    found = [pid] if pid in parents else []
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found
 
 
 def jsrun(words: list[str]) -> int:

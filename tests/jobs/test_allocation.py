@@ -239,6 +239,28 @@ def test_job_is_not_forgotten_while_the_scheduler_is_silent(tmp_path: Path, monk
     queue.close()
 
 
+def test_job_of_another_scheduler_is_neither_taken_over_nor_submitted_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user goes on with another site in the same folder: each scheduler is asked of its own jobs only."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "bjobs").write_text("#!/bin/sh\necho '7|0|RUN|-|-'; echo '8|0|DONE|-|-'\n")
+    (tmp_path / "bin" / "bjobs").chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")  # no squeue here
+    queue = Queue(load_site("slurm"), tmp_path, 1)
+    for job_id, scheduler, output in (("7", "lsf", "a"), ("8", "lsf", "b"), ("9", "flux", "c")):
+        known = ActiveJob(job_id, scheduler, tmp_path / "%j", "train", (output,), tmp_path / "notes")
+        queue.active.add({queue.active.key("train", [output]): known})
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"^lsf job 7 is at it: go on with its site, or end that job first$"):
+            queue.adopt(submission(tmp_path, "a"))
+    assert queue.adopt(submission(tmp_path, "b")) is None, "it has ended"
+    with pytest.raises(UserError, match=r"^flux does not say whether job 9 still runs; go on where flux is$"):
+        queue.adopt(submission(tmp_path, "c"))
+    assert len(queue.active.all()) == 2
+    queue.close()
+
+
 def test_one_controller_per_folder_and_none_after_its_death(tmp_path: Path) -> None:
     code = f"from jobs.controller import Lock; from pathlib import Path\nlock = Lock(Path({str(tmp_path)!r}))\n"
     holder = subprocess.Popen([sys.executable, "-c", code + "print(1, flush=True); input()"], stdin=-1, stdout=-1)

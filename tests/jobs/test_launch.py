@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from jobs import warning
+from jobs import running, warning
+from jobs.launch.contract import Launcher
 from jobs.ranks import code_file
 from jobs.running import combine, killed_first
 from jobs.runs import time_to_save_s
+from jobs.spec import Launch
 
 LAUNCH = [sys.executable, "-m", "jobs", "launch", "--site", "local"]
 SAVER = """
@@ -93,6 +95,20 @@ def test_warned_ranks_save_and_the_launch_says_85(tmp_path: Path, name: str) -> 
     assert (tmp_path / "saved_0").exists() and (tmp_path / "saved_1").exists()
     (line,) = (tmp_path / "run" / "segments.jsonl").read_text().splitlines()
     assert json.loads(line)["cause"] == f"saved after {name}"
+
+
+def test_a_launcher_that_outlives_its_warned_ranks_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """mpirun, which LSF tells to end too, sleeps for as long as ranks might still have saved."""
+    monkeypatch.setattr(running, "FORWARDED", ())  # no handlers in this process
+    monkeypatch.setattr(running, "LINGER_S", 0.2)
+    launcher = Launcher("sleeper", lambda _: ["sleep", "300"], sets_ranks=False, forwards_signals=False)
+    spec = Launch(("true",), 1, 2, 1, tmp_path)
+    started = running.Running(launcher, spec, os.environ, None, 60)
+    started.on_signal(signal.SIGTERM, None)
+    for rank in (0, 1):
+        code_file(tmp_path, rank).write_text("85")
+    code = started.wait()
+    assert code == 128 + signal.SIGKILL and combine(tmp_path, 2, code) == 85
 
 
 def test_a_warning_waits_for_the_rank_that_still_imports(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from jobs.errors import UserError
 from jobs.queue import Queue, Submission
 from jobs.ranks import rank_environment
 from jobs.resources import job_spec, placed
-from jobs.scheduler import lsf
+from jobs.scheduler import lsf, lsf_output
 from jobs.scheduler.contract import Status
 from jobs.scheduler.script import render_script
 from jobs.site import Site, load_site
@@ -37,27 +37,31 @@ SUMMIT = Path(__file__).parents[2] / "site_configs" / "summit" / "site.yaml"
 BJOBS_JSON = """\
 {
   "COMMAND":"bjobs",
-  "JOBS":8,
+  "JOBS":10,
   "RECORDS":[
-    {"JOBID":"26238","STAT":"RUN","EXIT_REASON":""},
+    {"JOBID":"26238","JOBINDEX":"0","STAT":"RUN","EXIT_CODE":"","EXIT_REASON":""},
     {"JOBID":"26239","STAT":"PEND","EXIT_REASON":""},
     {"JOBID":"26240","STAT":"DONE","EXIT_REASON":""},
     {"JOBID":"26241","STAT":"EXIT","EXIT_REASON":""},
     {"JOBID":"26242","STAT":"EXIT","EXIT_REASON":"TERM_OWNER: job killed by owner"},
     {"JOBID":"26243","STAT":"EXIT","EXIT_REASON":"TERM_RUNLIMIT: job killed after reaching LSF run time limit"},
     {"JOBID":"26244","STAT":"UNKWN","EXIT_REASON":""},
-    {"JOBID":"26245","ERROR":"Job <26245> is not found"}
+    {"JOBID":"26245","ERROR":"Job <26245> is not found"},
+    {"JOBID":"26246","JOBINDEX":"7","STAT":"DONE","EXIT_CODE":"","EXIT_REASON":""},
+    {"JOBID":"26247","JOBINDEX":"0","STAT":"EXIT","EXIT_CODE":"140","EXIT_REASON":""}
   ]
 }
 """
 BJOBS_TEXT = """\
-26238|RUN|-
-26239|PEND|-
-26240|DONE|-
-26241|EXIT|-
-26242|EXIT|TERM_OWNER: job killed by owner
-26243|EXIT|TERM_RUNLIMIT: job killed after reaching LSF run time limit
-26244|UNKWN|-
+26238|0|RUN|-|-
+26239|0|PEND|-|-
+26240|0|DONE|-|-
+26241|0|EXIT|1|-
+26242|0|EXIT|130|TERM_OWNER: job killed by owner
+26243|0|EXIT|130|TERM_RUNLIMIT: job killed after reaching LSF run time limit
+26244|0|UNKWN|-|-
+26246[7]|7|DONE|-|-
+26247|0|EXIT|140|-
 """
 BJOBS_STATES = {
     "26238": State.RUNNING,
@@ -67,12 +71,54 @@ BJOBS_STATES = {
     "26242": State.CANCELLED,
     "26243": State.TIMEOUT,
     "26244": State.RUNNING,
+    "26246[7]": State.COMPLETED,
+    "26247": State.TIMEOUT,
 }
 BJOBS_WIDE = """\
 JOBID   USER    STAT  QUEUE      FROM_HOST   EXEC_HOST   JOB_NAME   SUBMIT_TIME
 26238   user    RUN   batch      login1      batch5:h49n16:42*h49n18 train Nov 21 10:00
 26239   user    PEND  batch      login1         -        train a b Nov 21 10:00
 26240   user    DONE  batch      login1      batch5      x          Nov 21 10:00
+26241   user    EXIT  batch      login1      batch5      x          Nov 21 10:00
+26246   user    DONE  batch      login1      batch5      x.1f2e[7]  Nov 21 10:00
+"""
+# Of OpenLava 4.0 (paths shortened), then of IBM's reference.
+BHIST = """
+Job Id <103[1]>, Job Name <arr[1]>, User <root>, Project <default>, Command <ec
+                     ho $LSB_JOBINDEX; sleep 3>
+Sat Nov 21 20:41:43: Submitted from host <vm> to Queue <normal>, CWD </work>;
+Sat Nov 21 20:41:44: Starting (Pid 21783);
+Sat Nov 21 20:41:46: Signal <REQUEUE_PEND> requested by user or administrator <
+                     root>;
+Sat Nov 21 20:41:47: Exited with exit code 130. The CPU time used is 0.0 second
+                     s;
+Sat Nov 21 20:41:48: Pending: Job has been requeued;
+Sat Nov 21 20:41:48: Starting (Pid 21784);
+Sat Nov 21 20:41:49: Done successfully. The CPU time used is 0.0 seconds;
+Sat Nov 21 20:41:49: Post job process done successfully;
+
+Summary of time in seconds spent in various states by  Sat Nov 21 20:41:48
+  PEND     PSUSP    RUN      USUSP    SSUSP    UNKWN    TOTAL
+  1        0        3        0        0        0        4
+------------------------------------------------------------------------------
+
+Job Id <104>, Job Name <lim>, User <root>, Project <default>, Command <sleep>
+Sat Nov 21 20:42:46: Exited with exit code 1
+                     40. The CPU time used is 0.0 seconds;
+------------------------------------------------------------------------------
+
+Job <105>, User <root>, Project <default>, Command <sleep 1000>
+Sat Nov 21 20:42:46: Exited with exit code 130. The CPU time used is 0.0 seconds;
+Sat Nov 21 20:42:46: Completed <exit>; TERM_OWNER: job killed by owner;
+------------------------------------------------------------------------------
+
+Job <106>, User <root>, Project <default>, Command <sleep 1000>
+Sat Nov 21 20:42:46: Starting (Pid 1);
+------------------------------------------------------------------------------
+
+Job Id <107>, User <root>, Project <default>, Command <sleep 1000>
+Sat Nov 21 20:42:46: Signal <KILL> requested by user or administrator <root>;
+Sat Nov 21 20:42:46: Exited with exit code 143. The CPU time used is 0.0 seconds;
 """
 
 
@@ -84,14 +130,14 @@ def test_script_and_submit_lines() -> None:
 
 
 def test_ids() -> None:
-    assert lsf.parse_id("Job <26238> is submitted to default queue <batch>.\n") == "26238"
-    assert lsf.parse_id("Notice\nJob <208> is submitted to queue <killable>.\n") == "208"
+    assert lsf_output.parse_id("Job <26238> is submitted to default queue <batch>.\n") == "26238"
+    assert lsf_output.parse_id("Notice\nJob <208> is submitted to queue <killable>.\n") == "208"
     with pytest.raises(UserError, match="no job id in its answer: 'nosuch: No such queue"):
-        lsf.parse_id("nosuch: No such queue. Job not submitted.")
+        lsf_output.parse_id("nosuch: No such queue. Job not submitted.")
 
 
 def states(text: str) -> dict[str, State]:
-    return {job_id: status.state for job_id, status in lsf.parse(text).items()}
+    return {job_id: status.state for job_id, status in lsf_output.parse(text).items()}
 
 
 @pytest.mark.parametrize("text", [BJOBS_JSON, f"a banner\n{BJOBS_JSON}", BJOBS_TEXT])
@@ -100,13 +146,36 @@ def test_states_of_many_jobs(text: str) -> None:
 
 
 def test_states_from_an_older_bjobs_and_reasons_from_a_newer() -> None:
-    assert states(BJOBS_WIDE) == {number: BJOBS_STATES[number] for number in ("26238", "26239", "26240")}
+    told = {job_id: BJOBS_STATES[job_id] for job_id in ("26238", "26239", "26240", "26246[7]")}
+    assert states(BJOBS_WIDE) == {**told, "26241": State.UNKNOWN}, "why it ended, bhist tells"
     why = BJOBS_JSON.replace('"PEND","EXIT_REASON":""', '"PEND","EXIT_REASON":"-","PEND_REASON":"New job is waiting;"')
-    assert lsf.parse(why)["26239"].reason == "New job is waiting" and lsf.parse(why)["26238"].reason == ""
+    assert lsf_output.parse(why)["26239"].reason == "New job is waiting" and lsf_output.parse(why)["26238"].reason == ""
     for rubbish in (BJOBS_JSON[:300], "{}", '{"RECORDS": 1}', "please log in"):
         with pytest.raises(ValueError):
-            lsf.parse(rubbish)
-    assert lsf.parse("No job found\n") == lsf.parse("") == {}
+            lsf_output.parse(rubbish)
+    assert lsf_output.parse("No job found\n") == lsf_output.parse("") == {}
+
+
+def test_history_tells_what_bjobs_has_forgotten() -> None:
+    assert {job_id: status.state for job_id, status in lsf_output.parse_history(BHIST).items()} == {
+        "103[1]": State.COMPLETED,
+        "104": State.TIMEOUT,
+        "105": State.CANCELLED,
+        "107": State.CANCELLED,
+    }
+    assert lsf_output.parse_ends(BHIST)[:2] == [State.PREEMPTED, State.COMPLETED]
+    running = "Job <1>,\nd: Signal <REQUEUE_PEND> requested;\nd: Exited with exit code 1.\nd: Starting (Pid 1);\n"
+    assert lsf_output.is_requeued(f"{running}d: Signal <REQUEUE_PEND> requested;") and not lsf_output.is_requeued(
+        running
+    )
+    assert lsf_output.parse_history("No matching job found\n") == {}
+
+
+def test_a_lost_submission_is_known_by_its_name() -> None:
+    """Of which an element of an array has its own."""
+    for said in (BJOBS_WIDE, "26246|x.1f2e[7]\n", "26246[7]|x.1f2e[7]\n"):
+        assert "x.1f2e[7]" in lsf_output.parse_names(said)["26246"]
+    assert lsf_output.parse_names("No job found\n") == {}
 
 
 @pytest.mark.parametrize(
@@ -125,12 +194,18 @@ def test_states_from_an_older_bjobs_and_reasons_from_a_newer() -> None:
     ],
 )
 def test_forgotten_jobs_are_an_answer_and_a_dead_lsf_is_none(code: int, text: str, is_answer: bool) -> None:
-    assert lsf.is_answer(code, text) == is_answer
+    assert lsf_output.is_answer(code, text) == is_answer
 
 
-def test_brackets_make_no_job_array() -> None:
+def test_names_mean_nothing_to_lsf() -> None:
     argv = lsf.submit_argv(JobSpec(name="train[1-3]"), Path("job.sh"))
-    assert argv[argv.index("-J") + 1] == "train(1-3)"
+    assert argv[argv.index("-J") + 1] == "train_1-3_.job"
+    spec = JobSpec(name="a/b", stdout=Path("logs/%j_0_log.out"), stderr=Path("logs/%j_0_log.err"))
+    argv = lsf.array_argv(spec, Path("job.sh"), 3)
+    assert argv[:7] == ["bsub", "-J", "a_b.job[1-3]", "-o", "logs/%J[%I]_0_log.out", "-e", "logs/%J[%I]_0_log.err"]
+    assert argv.count("-J") == argv.count("-o") == 1 and argv[7:] == lsf.submit_argv(JobSpec("a/b"), Path("job.sh"))[3:]
+    with pytest.raises(UserError, match="a%Jb/%j: %J in a name is filled in by LSF; work in another folder"):
+        lsf.submit_argv(JobSpec(name="x", stdout=Path("a%Jb/%j")), Path("job.sh"))
 
 
 def test_rank_environment_uses_a_compute_host() -> None:
@@ -227,6 +302,7 @@ def test_warned_job_comes_back_under_its_own_id(fake: Path, tmp_path: Path) -> N
 
 
 def test_killed_job_saves_at_the_first_signal_and_counts_as_cancelled(fake: Path, tmp_path: Path) -> None:
+    """INT, which all processes of the job get."""
     site = load_site("summit")
     job = start(site, tmp_path)
     wait_for(lambda: list(tmp_path.glob("notes/launch_*")))
@@ -255,15 +331,15 @@ def test_queue_tells_forgotten_jobs_from_a_silent_lsf(
 
 SNAKEFILE = """
 rule all:
-    input: "trained"
+    input: "trained", "plain_a"
 
 rule plain:
-    output: "plain"
+    output: "plain_{which}"
     resources: runtime=900
     shell: "echo rank=$OMPI_COMM_WORLD_RANK > {output}"
 
 rule train:
-    input: "plain"
+    input: "plain_b"
     output: "trained"
     resources: nodes=1, tasks_per_node=2, runtime=15, launches=1
     shell:
@@ -293,17 +369,19 @@ def summit_of_any_size(folder: Path) -> Path:
 
 
 def test_snakemake_goes_through_lsf_and_jsrun(fake: Path, tmp_path: Path) -> None:
-    """A plain rule on a compute node, then a training that is warned, saves, is requeued and finishes."""
+    """Two plain jobs as one array, on compute nodes, and a training that is warned, saves, is requeued and finishes."""
     (tmp_path / "Snakefile").write_text(SNAKEFILE)
     (tmp_path / "payload.py").write_text(PAYLOAD)
     site = summit_of_any_size(tmp_path)
     done = run_snakemake(site)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "plain").read_text() == "rank=0\n", "by jsrun, not on the launch node"
+    assert {(tmp_path / f"plain_{which}").read_text() for which in "ab"} == {"rank=0\n"}, "not on the launch node"
     segments = [json.loads(line) for line in (tmp_path / "run" / "segments.jsonl").read_text().splitlines()]
     assert [(s["job_id"], s["restart"], s["exit_code"]) for s in segments] == [("26239", 0, 85), ("26239", 1, 0)]
     submitted = [json.loads(line)["options"] for line in (fake / "submitted").read_text().splitlines()]
-    assert [o["-J"] for o in submitted] == ["plain", "train"] and submitted[1]["-nnodes"] == "1"
+    names = [o["-J"].partition(".")[::2] for o in submitted]
+    assert [(name, again[32:]) for name, again in names] == [("plain", "[1-2]"), ("train", "")]
+    assert submitted[1]["-nnodes"] == "1"
     assert "".join(log_text(tmp_path / "run", False, 1)) == "rank 1 of 2 first\nrank 1 of 2 again\n"
     with pytest.raises(UserError, match=r"rank_00002.log: no such file; ranks 0 to 1 have logs"):
         next(log_text(tmp_path / "run", False, 2))

@@ -19,7 +19,8 @@ from jobs import executor, shell, submission
 from jobs.controller import ActiveJob
 from jobs.errors import UserError
 from jobs.queue import Queue
-from jobs.scheduler import SCHEDULERS, lsf, slurm
+from jobs.scheduler import SCHEDULERS, lsf_output, slurm
+from jobs.scheduler.contract import rows
 from jobs.site import load_site
 from jobs.state import State
 from tests.jobs.test_allocation import submission as submission_of
@@ -120,10 +121,14 @@ def test_no_is_told_from_not_now(said: str, refused: bool) -> None:
 
 
 def test_lsf_says_no_too() -> None:
-    assert lsf.is_refusal("gpux: No such queue. Job not submitted.")
-    assert not lsf.is_refusal("LSF is down. Please wait ...")
-    assert submission.find("12|/bin/bash '/s/.submission_file_abc.sh'\n", SCRIPT) == "12"
-    assert submission.find("11|/x.sh\n12|/s\n| /.submission_file_abc.sh\n13|/y.sh\n", SCRIPT) == "12"
+    assert lsf_output.is_refusal("gpux: No such queue. Job not submitted.")
+    assert not lsf_output.is_refusal("LSF is down. Please wait ...")
+    assert not lsf_output.is_refusal("LSF is processing your request. Please wait...\n. Job not submitted.")
+
+
+def test_rows_of_a_listing() -> None:
+    assert rows("12|/bin/bash '/s/abc.sh'\n") == {"12": "/bin/bash '/s/abc.sh'\n"}
+    assert rows("11|/x.sh\n12|/s\n| /abc.sh\n13|/y.sh\n")["12"] == "/s\n| /abc.sh\n"
 
 
 def test_cancelling_is_tried_again_and_owned_up_to(slurm_commands: Path) -> None:
