@@ -30,9 +30,10 @@ esac
 SBATCH = 'take "$@"; echo $n'
 SQUEUE = "[[ $* = *%o* ]] && cat taken || sed 's/|.*/|RUNNING|N\\/A|None/' taken"
 BSUB = 'take "$@"; echo "Job <$n> is submitted to queue <normal>."'
-BJOBS = """[[ $* = *command* ]] && { cat taken; exit; }
+BJOBS = """[[ $* = *job_name* ]] && { cat taken; exit; }
 [[ $* = *-json* ]] && { echo 'bjobs: illegal option -- json' >&2; exit 255; }
-sed 's/|.*/|RUN|-/' taken"""
+[[ $* = *-w* ]] && { sed 's/|/ me RUN normal login node /' taken; exit; }
+sed 's/|.*/|-|RUN|-|-/' taken"""
 FLUX = """case $1 in
   batch) take "$@"; echo f8;;
   *) [[ $* = *--format* ]] && { cat taken; exit; }
