@@ -94,8 +94,8 @@ class Running:
             self.num_forwarded += 1
 
     def end_launcher(self) -> None:
-        """mpirun that ends its ranks sleeps for as long as they might need, also when none is left."""
-        if time.monotonic() < self.counted_s + LINGER_S:
+        """mpirun that ends its ranks sleeps for as long as they might need, also when none is left; srun does not."""
+        if self.launcher.forwards_signals or time.monotonic() < self.counted_s + LINGER_S:
             return
         self.counted_s = time.monotonic()
         if not (self.signals or failed_file(self.folder).exists()):
