@@ -7,6 +7,7 @@ import base64
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import sys
@@ -126,9 +127,11 @@ def rank_environment(ranks_from: str, environ: Mapping[str, str]) -> dict[str, s
 
 
 def free_port() -> int:
-    """One that is free on this host now."""
-    with socket.create_server(("", 0)) as server:
-        return int(server.getsockname()[1])
+    """One that is free on this host now, and that the kernel gives no connection: ranks take it seconds later."""
+    for port in random.sample(range(FIRST_PORT, FIRST_PORT + NUM_PORTS), NUM_PORTS):
+        with contextlib.suppress(OSError), socket.create_server(("", port)):
+            return port
+    raise OSError(f"no port from {FIRST_PORT} to {FIRST_PORT + NUM_PORTS} is free")
 
 
 def port_of(job_id: str, environ: Mapping[str, str]) -> int:

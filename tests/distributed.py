@@ -9,23 +9,16 @@ import multiprocessing
 import os
 import queue
 import signal
-import socket
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from jobs.ranks import free_port
+
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.preloaded"])
-
-
-def free_port() -> int:
-    """A port that nothing listens on right now."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port: int = server.getsockname()[1]
-        return port
 
 
 def enter(environment: dict[str, str]) -> None:

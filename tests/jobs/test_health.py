@@ -24,6 +24,7 @@ from jobs.examination import examine, judge_links
 from jobs.health import Health, Report
 from jobs.launch import LAUNCHERS
 from jobs.launch.contract import Launcher
+from jobs.ranks import free_port
 from jobs.scheduler import lsf, slurm
 from jobs.spec import JobSpec, Launch
 
@@ -79,11 +80,6 @@ def test_memory_and_folders(tmp_path: Path) -> None:
 
 
 CUT = float("inf")
-
-
-def free_port() -> int:
-    with socket.create_server(("", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def gather(world_size: int, present: range, limit_s: float, strangers: Sequence[bytes] = ()) -> list[meeting.Meeting]:

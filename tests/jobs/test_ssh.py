@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ import yaml
 from jobs.errors import UserError
 from jobs.hostfile import hosts_of, size_by
 from jobs.launch import LAUNCHERS
+from jobs.ranks import free_port
 from jobs.spec import Launch
 from tests.jobs.test_launch import is_alive, wait_for
 from tests.jobs.test_scheduler import NASTY, assert_golden
@@ -34,8 +34,7 @@ has_sshd = pytest.mark.skipif(
 def ssh_config() -> Iterator[Path]:
     """A client configuration for a sshd that listens on HOSTS, with keys of its own."""
     folder = Path(tempfile.mkdtemp(prefix="sshd-"))
-    with socket.create_server(("", 0)) as server:
-        port = server.getsockname()[1]
+    port = free_port()
     for key in ("host", "user"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / key], check=True)
     shutil.copy(folder / "user.pub", folder / "authorized")

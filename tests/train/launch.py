@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from jobs.ranks import free_port
 from neox.__main__ import main
 from neox.data.indexed import IndexedWriter
-from tests.distributed import Forked, free_port
+from tests.distributed import Forked
 
 VOCAB, SEQ_LENGTH, STEPS = 128, 16, 40
 CONFIG = f"""
