@@ -94,6 +94,7 @@ class Saver:
         def finish() -> None:
             flush_logs()
             commit(self._store, step, state)
+            generation.check(self._store)  # it may have been stopped since: what follows is the later start's affair
             total_s = time.perf_counter() - begin
             self._note_times(step, stall_s, total_s)
             self._say(f"saved step {step}: training waited {stall_s:.2f} s, on disk after {total_s:.2f} s")

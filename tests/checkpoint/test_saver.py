@@ -257,6 +257,23 @@ def test_older_start_cannot_commit_and_says_why(tmp_path, moment, slow_rank, mon
     assert names(tmp_path) == [generation.NAME, "step_00000001"] and holds_step(tmp_path, 1)
 
 
+def test_older_start_that_stops_behind_its_commit_writes_nothing_after_it(tmp_path, monkeypatch):
+    folder, real = tmp_path / "run" / "checkpoints", saver.commit
+    save_at(Store(folder), 1, full_tensors(1))
+
+    def commit(claimed, *arguments):
+        real(claimed, *arguments)
+        overtake(folder)
+
+    def train(ranks):
+        start(take_over(Store(folder), ranks), ranks, 2, CheckpointConfig(keep_last=1)).wait()
+
+    monkeypatch.setattr(saver, "commit", commit)
+    assert ["this copy of it writes nothing more" in str(error) for error in run_ranks(train, 2)] == [True, True]
+    assert names(folder) == [generation.NAME, "step_00000001", "step_00000002"]
+    assert names(tmp_path / "run") == ["checkpoints"]
+
+
 def test_newer_start_goes_on_from_what_the_older_one_committed(tmp_path):
     def first(ranks):
         start(take_over(Store(tmp_path), ranks), ranks, 2).wait()
