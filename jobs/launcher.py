@@ -131,6 +131,11 @@ def _unbound(site: Site, launch: Launch) -> str:
     return f"ranks are not bound: node.rank_cores of site {site.name} is for {site.ranks} of them on a node"
 
 
+def _tell_unbound(site: Site, launch: Launch) -> None:
+    if unbound := _unbound(site, launch):
+        print(f"jobs: {unbound}, not {launch.ranks_per_node}", file=sys.stderr, flush=True)
+
+
 def describe(site: Site, launch: Launch, environ: Mapping[str, str]) -> str:
     """What --dry-run prints: the environment, then the exact line."""
     lines = [f"{name}={shlex.quote(value)}" for name, value in launch_environment(site, launch, environ).items()]
@@ -152,11 +157,9 @@ def run(
     if warning.has_saved(os.environ):
         return warning.SAVED  # a rule with `retries` tries again inside the allocation that is about to end
     _require(site, launch)
+    _tell_unbound(site, launch)
     folder = Path(tempfile.mkdtemp(prefix=".launch-", dir=_shared_folder(run_dir, os.environ)))
-    launch = plan_launch(site, command, nodes, ranks_per_node, folder, os.environ, listed)
-    launch = replace(launch, port=launch.port or free_port())
-    if unbound := _unbound(site, launch):
-        print(f"jobs: {unbound}, not {launch.ranks_per_node}", file=sys.stderr, flush=True)
+    launch = replace(launch, folder=folder, port=launch.port or free_port())
     hostfile(folder).write_text(hostfile_text(launch))
     held = segments.begin(run_dir, SCHEDULERS[site.scheduler], os.environ) if run_dir else None
     log_size = segments.log_size(run_dir)

@@ -202,9 +202,10 @@ class Queue:
         wait_s = MIN_INTERVAL_S if any(job.result for job in jobs) else self.wait_s
         if jobs and waited_s >= wait_s:
             self._ask(jobs)
-        files = {folder: _names(folder) for folder in {job.folder for job in jobs}}
+        folders = {folder for folder in {job.folder for job in jobs} if folder.exists()}
+        files = {folder: {file.name for file in os.scandir(folder)} for folder in folders}
         for job in jobs:
-            job.result = executor.read_result(job.handle) if job.result_name in files[job.folder] else None
+            job.result = executor.read_result(job.handle) if job.result_name in files.get(job.folder, ()) else None
         if any(job.num_ended and job.result is None for job in jobs):
             self.wait_s = self.interval_s  # it may be lost; other ends are told by results
 
@@ -294,11 +295,3 @@ class Queue:
 
     def close(self) -> None:
         self.lock.release()
-
-
-def _names(folder: Path) -> set[str]:
-    """Of the files in a folder, which a job may not have made yet."""
-    try:
-        return {file.name for file in os.scandir(folder)}
-    except FileNotFoundError:
-        return set()

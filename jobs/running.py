@@ -75,10 +75,13 @@ class Running:
 
     def end(self, code: int, victim: str, log_size: int, is_preempted: Callable[[], bool]) -> segments.End:
         """How an allocation of the run ended whose launch says `code`; its log held `log_size` bytes before."""
-        if code in (0, warning.SAVED) or self.was_ended(code):
-            return segments.warned(code, self.signals, self.left_s, self.signal_delay_s, is_preempted)
         assert self.run_dir
-        return segments.failed(code, victim, self.run_dir, log_size)
+        if code not in (0, warning.SAVED) and not self.was_ended(code):
+            return segments.failed(code, victim, self.run_dir, log_size)
+        # Which ends the ranks elsewhere as a cancellation does; they may save in time.
+        if code and (cause := segments.lost_node(self.run_dir, log_size)):
+            return segments.End(code, "node failure", cause)
+        return segments.warned(code, self.signals, self.left_s, self.signal_delay_s, is_preempted)
 
     def forward(self) -> None:
         """srun killed before its step exists would take the warning for its own; so wait for the first rank."""

@@ -173,13 +173,19 @@ def log_size(run_dir: Path | None) -> int:
     return log.stat().st_size if log and log.exists() else 0
 
 
+def lost_node(run_dir: Path, offset: int) -> str:
+    """What srun says of a lost node behind `offset` in the run's log; empty where it does not."""
+    match = _NODE_FAILURE.search("\n".join(tail(run_dir / LOG, start=offset)))
+    return match[1] if match else ""
+
+
 def failed(code: int, victim: str, run_dir: Path, offset: int) -> End:
     """The end of a launch that failed; `victim`: which rank was killed first; the log tells more, behind `offset`."""
     log, deadline_s = run_dir / LOG, time.monotonic() + LOG_WAIT_S
     while not (said := telling_line(tail(log, start=offset))) and log.exists() and time.monotonic() < deadline_s:
         time.sleep(LOG_POLL_S)
-    if lost_node := _NODE_FAILURE.search("\n".join(tail(log, start=offset))):
-        return End(code, "node failure", lost_node[1])
+    if cause := lost_node(run_dir, offset):
+        return End(code, "node failure", cause)
     kind = next((kind for kind, pattern in _KINDS.items() if pattern.search(said)), "killed" if victim else "crash")
     what = victim or (f"killed by signal {code - 128}" if code > 128 else f"failed with exit code {code}")
     return End(code, kind, f"{what}: {said}" if said and not (victim and kind == "killed") else what)

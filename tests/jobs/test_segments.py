@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from jobs import segments
+from jobs.running import Running
 from jobs.scheduler import SCHEDULERS
 from jobs.state import State
 
@@ -106,6 +107,20 @@ def test_walltime_is_told_from_preemption(
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     ask = partial(segments.is_preempted, SCHEDULERS["slurm"], "7")
     assert segments.warned(85, signals, left_s, 120, ask).kind == kind
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"), [("srun: error: Node failure on node2\n", "node failure"), ("", "cancelled")]
+)
+def test_ranks_that_save_as_a_node_is_lost_were_not_cancelled(tmp_path: Path, said: str, kind: str) -> None:
+    """Slurm ends the processes on the other nodes with TERM; what an earlier allocation's srun said does not count."""
+    earlier = "srun: error: Node failure on node1\n"
+    (tmp_path / "logs").mkdir()
+    (tmp_path / segments.LOG).write_text(earlier + said)
+    running = object.__new__(Running)
+    running.run_dir, running.signals, running.left_s, running.signal_delay_s = tmp_path, ["SIGTERM"], 3000.0, 120
+    end = running.end(85, "", len(earlier), lambda: False)
+    assert (end.code, end.kind) == (85, kind)
 
 
 def test_an_allocation_is_known_as_its_submitter_knows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
