@@ -71,14 +71,7 @@ def evaluate(
         UserError: a folder, file or task does not exist, a data file is malformed, or documents cannot be fetched.
     """
     _check_model(model)
-    if (tasks is None) != (data is None):
-        raise UserError("--tasks and --data: a folder of task files needs the folder of their data, and only it does")
-    if tasks is None and not names:
-        raise UserError("--task: name some of lm-evaluation-harness's tasks, or a folder of task files with --tasks")
-    if data is not None and not data.is_dir():
-        raise UserError(f"--data {data}: no such folder")
-    if batch_size < 1:
-        raise UserError(f"--batch-size {batch_size}: must be at least 1")
+    _check_request(tasks, names, data, batch_size)
     os.environ.update(QUIET if tasks is None else QUIET | OFFLINE)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="neox-evaluate-") as scratch:
@@ -91,6 +84,17 @@ def evaluate(
     report = {"metrics": metrics, "skipped": skipped, "versions": versions, "model": str(model)}
     write_json(output, report | {"harness": _plain(results, folder, tasks)})
     return metrics
+
+
+def _check_request(tasks: Path | None, names: Sequence[str], data: Path | None, batch_size: int) -> None:
+    if (tasks is None) != (data is None):
+        raise UserError("--tasks and --data: a folder of task files needs the folder of their data, and only it does")
+    if tasks is None and not names:
+        raise UserError("--task: name some of lm-evaluation-harness's tasks, or a folder of task files with --tasks")
+    if data is not None and not data.is_dir():
+        raise UserError(f"--data {data}: no such folder")
+    if batch_size < 1:
+        raise UserError(f"--batch-size {batch_size}: must be at least 1")
 
 
 def render_tasks(tasks: Path, data: Path, into: Path) -> Path:

@@ -290,20 +290,7 @@ MODEL_CONVERTERS: tuple[Callable[[Flat], Converted], ...] = (attention, shape, p
 
 CONVERTERS: tuple[Callable[[Flat], Converted], ...] = (
     *(*MODEL_CONVERTERS, pipeline, zero),
-    *(
-        optimizer,
-        precision,
-        schedule,
-        curriculum,
-        checkpoints,
-        data,
-        blends,
-        derived,
-        extra_args,
-        start,
-        logs,
-        generation,
-        unread,
-    ),
+    *(optimizer, precision, schedule, curriculum, checkpoints),
+    *(data, blends, derived, extra_args, start, logs, generation, unread),
 )
 """Every group, in the order its errors are reported."""
