@@ -31,14 +31,9 @@ def open_address(request: urllib.request.Request) -> Any:
         OSError, HTTPException, ValueError: as of urllib.
     """
     check_scheme(request.full_url, request.type)
-    opener = urllib.request.OpenerDirector()
-    for handler in (_Http, _Https, _Redirects, _Proxies, urllib.request.FileHandler):
-        opener.add_handler(handler())
-    opener.add_handler(urllib.request.HTTPDefaultErrorHandler())
-    opener.add_handler(urllib.request.HTTPErrorProcessor())
     host = request.host
     try:
-        return opener.open(request, timeout=TIMEOUT_S)
+        return urllib.request.build_opener(_Web, _Redirects, _Proxies).open(request, timeout=TIMEOUT_S)
     except urllib.error.URLError as error:
         if isinstance(error, urllib.error.HTTPError) or request.host == host:
             raise
@@ -97,22 +92,14 @@ class _Response(http.client.HTTPResponse):
         super()._read_and_discard_trailer()  # type: ignore[misc]  # reads on as long as lines come
 
 
-class _Connection(http.client.HTTPConnection):
-    response_class = _Response
+class _Web(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+    def do_open(self, http_class: Any, req: urllib.request.Request, **kwargs: Any) -> http.client.HTTPResponse:
+        def connect(host: str, **options: Any) -> http.client.HTTPConnection:
+            connection: http.client.HTTPConnection = http_class(host, **options)
+            connection.response_class = _Response
+            return connection
 
-
-class _SecureConnection(http.client.HTTPSConnection):
-    response_class = _Response
-
-
-class _Http(urllib.request.HTTPHandler):
-    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_Connection, req)
-
-
-class _Https(urllib.request.HTTPSHandler):
-    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_SecureConnection, req)
+        return super().do_open(connect, req, **kwargs)
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
