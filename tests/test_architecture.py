@@ -17,7 +17,10 @@ ONLY_IN = {
     "flash_attn": ("kernels/attention/flash.py",),
     "submitit": ("jobs/executor.py",),
     "subprocess": ("jobs/shell.py",),
-    "transformers": ("neox/checkpoint/huggingface.py", "neox/data/tokenizer.py", "neox/evaluate.py"),
+    "transformers": (
+        *("neox/checkpoint/huggingface.py", "neox/data/tokenizer.py", "neox/evaluate.py"),
+        "neox/data/vocabularies/sentencepiece.py",
+    ),
     "lm_eval": ("neox/evaluate.py",),
     "boto3": ("neox/data/s3.py",),
     "huggingface_hub": ("neox/hub.py",),

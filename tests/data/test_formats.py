@@ -250,6 +250,14 @@ def test_token_ids_stay_as_they_are(tmp_path, tokenizer_file):
     with pytest.raises(UserError, match=r"record 1: no feature 'text', only \['ids'\]"):
         sharded([tmp_path / "t.tfrecords"], Reading(), 0, 1)
     assert sharded([tmp_path / "t.tfrecords"], Reading(key="ids"), 0, 1)[0][0].tolist() == [2**63 - 1, 0]
+    for content, wrong in (
+        (b"\xff", "no tf.train.Example"),
+        (b"\x0a\x0a\x0a\x08\x0a\x04text\x12\x00", "must be a list"),
+    ):
+        with (tmp_path / "w.tfrecords").open("wb") as file:
+            RecordWriter(file).write(content)
+        with pytest.raises(UserError, match=f"w.tfrecords, record 1: .*{wrong}"):
+            sharded([tmp_path / "w.tfrecords"], Reading(), 0, 1)
     with pytest.raises(UserError, match="holds token ids, and text is needed"):
         list(read_texts([tmp_path / "t.tfrecords"], Reading()))
 

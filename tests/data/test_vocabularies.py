@@ -161,6 +161,12 @@ def test_template_and_end_of_document_are_the_tokenizer_s(tmp_path, tokenizer_fi
     [
         ("a.model", b"\xff", "a.model: not a model of SentencePiece"),
         ("a.model", b"", "a.model: no pieces"),
+        ("a.model", b"\x0a\x05\x0a\x01\xff\x18\x02", "a.model: pieces that are not UTF-8"),
+        (
+            "a.model",
+            b"\x0a\x05\x0a\x01a\x18\x02\x1a\x03\x12\x01x",
+            "a.model: not a model of SentencePiece .*Precompiled",
+        ),
         ("none.model", None, "none.model: No such file"),
         ("my.tiktoken", b"", "my.tiktoken: how it splits text is known of r50k_base.tiktoken"),
         ("r50k_base.tiktoken", b"IQ== x\n", "r50k_base.tiktoken, line 1: must be a token"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Iterator
 from typing import Any
@@ -9,12 +10,25 @@ from typing import Any
 import numpy as np
 
 from neox.config.errors import UserError
-from neox.data import protobuf
 from neox.data.formats.compression import damage_named, exactly, open_bytes, plain_length
 from neox.data.formats.contract import BadRecordError, Batch, Fields, Format, Span, batched
 
 HEAD = struct.Struct("<QI")  # length of the record and the checksum of these 8 bytes
 CHECKSUM = struct.Struct("<I")
+EXAMPLE = [
+    {"name": "Int64List", "field": [{"name": "value", "number": 1, "label": "LABEL_REPEATED", "type": "TYPE_INT64"}]},
+    {"name": "Feature", "field": [{"name": "int64_list", "number": 3, "type_name": "Int64List"}]},
+    {
+        "name": "Entry",
+        "field": [
+            {"name": "key", "number": 1, "type": "TYPE_STRING"},
+            {"name": "value", "number": 2, "type_name": "Feature"},
+        ],
+    },
+    {"name": "Features", "field": [{"name": "feature", "number": 1, "label": "LABEL_REPEATED", "type_name": "Entry"}]},
+    {"name": "Example", "field": [{"name": "features", "number": 1, "type_name": "Features"}]},
+]
+"""tf.train.Example on the wire, of a feature's three kinds of lists the one of integers."""
 
 
 def batches(span: Span, fields: Fields, batch_bytes: int) -> Iterator[Batch]:
@@ -30,43 +44,36 @@ def place(span: Span, number: int) -> str:
 
 def decode(record: bytes, fields: Fields) -> np.ndarray[Any, Any]:
     """[n] int64 ids of the feature `fields.key`."""
+    from google.protobuf.message import DecodeError
+
     content, (checksum,) = record[: -CHECKSUM.size], CHECKSUM.unpack(record[-CHECKSUM.size :])
-    if masked_crc32c(content) != checksum:
+    if _checksum(content) != checksum:
         raise BadRecordError("its checksum differs, the record is damaged")
     try:
-        entries = protobuf.fields(protobuf.single(content, 1)).get(1, [])  # Example.features.feature, a map
-        features = {
-            protobuf.single(entry, 1).decode(): protobuf.single(entry, 2)
-            for entry in entries
-            if isinstance(entry, bytes)
-        }
-        if fields.key not in features:
-            raise BadRecordError(f"no feature '{fields.key}', only {sorted(features)}")
-        if 3 not in protobuf.fields(features[fields.key]):
-            raise BadRecordError(f"feature '{fields.key}' must be a list of integers")
-        values = protobuf.fields(protobuf.single(features[fields.key], 3)).get(1, [])  # Int64List.value
-        ids = [np.array([part]) if isinstance(part, int) else protobuf.varints(part) for part in values]
-        return np.concatenate([np.zeros(0, np.int64), *ids])
-    except (IndexError, UnicodeDecodeError, ValueError) as error:
+        example = _example_type().FromString(content)
+    except DecodeError as error:
         raise BadRecordError(f"no tf.train.Example ({error})") from error
+    features = {entry.key: entry.value for entry in example.features.feature}
+    if fields.key not in features:
+        raise BadRecordError(f"no feature '{fields.key}', only {sorted(features)}")
+    if not features[fields.key].HasField("int64_list"):
+        raise BadRecordError(f"feature '{fields.key}' must be a list of integers")
+    return np.array(features[fields.key].int64_list.value, np.int64)
 
 
-def masked_crc32c(content: bytes) -> int:
-    """Castagnoli's checksum, rotated and shifted as TFRecords keep it (tensorflow core/lib/hash/crc32c.h)."""
-    crc = 0xFFFFFFFF
-    for byte in content:
-        crc = _TABLE[(crc ^ byte) & 0xFF] ^ (crc >> 8)
-    crc ^= 0xFFFFFFFF
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+@functools.cache
+def _example_type() -> Any:
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(descriptor_pb2.FileDescriptorProto(name="example.proto", syntax="proto3", message_type=EXAMPLE))
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("Example"))
 
 
-def _table_entry(byte: int) -> int:
-    for _ in range(8):
-        byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
-    return byte
+def _checksum(content: bytes) -> int:
+    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
-
-_TABLE = tuple(map(_table_entry, range(256)))
+    return int(masked_crc32c(content))
 
 
 def _records(span: Span) -> Iterator[tuple[int, bytes]]:
@@ -74,7 +81,7 @@ def _records(span: Span) -> Iterator[tuple[int, bytes]]:
     with open_bytes(span.path) as file, damage_named(span.path):
         while head := file.read(HEAD.size):
             size, checksum = HEAD.unpack(head) if len(head) == HEAD.size else (0, -1)
-            if masked_crc32c(head[:8]) != checksum:
+            if _checksum(head[:8]) != checksum:
                 raise UserError(f"{span.path}: no record at byte {position}, the file is damaged or no TFRecord")
             record = exactly(file, size + CHECKSUM.size)
             yield position, record
