@@ -69,19 +69,20 @@ def start(
     new_session: bool = False,
     stdout: IO[bytes] | None = None,
     stderr: IO[bytes] | None = None,
+    is_deaf: bool = False,
 ) -> Process:
     """Starts a long command that dies with this process.
 
     It ignores USR1 and USR2 until it installs handlers of its own: a warning that comes while a trainer still
     imports must not kill it. And INT: of a job that LSF ends all processes get it, and whoever ends it in order says
-    TERM.
+    TERM; that too is ignored by one that `is_deaf`.
     """
 
     def prepare() -> None:
         signal_on_parent_death(signal.SIGKILL)
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if is_deaf else signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     return subprocess.Popen(
@@ -120,7 +121,7 @@ def drain(copy: Process, wait_s: float) -> None:
 
 
 def signal_on_parent_death(number: int) -> None:
-    """Has the kernel send this process a signal when its parent dies, however that happens."""
+    """Has the kernel send this process a signal when its parent dies, however that happens; 0: none."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, number)
 
 

@@ -17,15 +17,18 @@ POLL_S, LAST_WORDS_S = 0.1, 30.0
 
 
 def main(folder: Path, command: list[str]) -> int:
-    """Runs the command to its end; returns its exit code."""
+    """Runs the command to its end; returns its exit code.
+
+    TERM ends nothing: a scheduler that ends a job (LSF) sends it to every process, while the ranks save.
+    """
     kept = {name: value for name, value in os.environ.items() if name in KEPT or name.startswith("PDSH_")}
-    ends: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, frame: ends.append(number))
-    signal_on_parent_death(signal.SIGTERM)
-    process = start(command, kept, cwd=Path("/"))  # its name goes on that line too
+    parent = os.getppid()
+    signal_on_parent_death(0)  # the kernel would have ended us too soon
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    process = start(command, kept, cwd=Path("/"), is_deaf=True)  # the folder's name goes on that line too
     deadline_s = float("inf")
     while (code := process.poll()) is None:
-        if ends and deadline_s == float("inf"):
+        if os.getppid() != parent and deadline_s == float("inf"):
             failed_file(folder).touch()  # upon which every rank is ended, wherever it is
             deadline_s = time.monotonic() + LAST_WORDS_S
         if time.monotonic() > deadline_s:

@@ -86,6 +86,13 @@ def is_ready(folder: Path) -> bool:
     return all((folder / f"ready_{rank}").exists() and is_alive(folder / f"ready_{rank}") for rank in range(4))
 
 
+def end_all_around(launch: int) -> None:
+    """As LSF does, which sends INT, then TERM, to every process of a job that it ends."""
+    launcher = subprocess.run(["pgrep", "--parent", str(launch)], capture_output=True, text=True, check=True).stdout
+    for name in ("INT", "TERM"):
+        subprocess.run(["pkill", f"-{name}", "--session", launcher.strip()], check=True)
+
+
 @has_sshd
 @pytest.mark.parametrize(
     "launcher", ["pdsh", *(pytest.param(name, marks=pytest.mark.soak) for name in ("torchrun", "deepspeed"))]
@@ -95,6 +102,8 @@ def test_ranks_know_their_place_and_save_when_warned(tmp_path: Path, ssh_config:
     process = start(tmp_path, launcher, ssh_config, sys.executable, "-c", PAYLOAD, WORD)
     wait_for(lambda: is_ready(folder) or process.poll() is not None, 90)
     process.send_signal(signal.SIGUSR2)
+    if launcher != "deepspeed":  # which ends its ranks itself
+        end_all_around(process.pid)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 85, errors
     assert (folder / "args_3").read_text() == f"{WORD}\n{NASTY}\n4\n1\n2\n{HOSTS[0]}\n$(touch y)"
