@@ -20,6 +20,8 @@ from jobs.segments import LOG
 from jobs.state import State
 
 FOLLOW_POLL_S = 0.5
+PART = 1 << 20
+"""Characters of a log at a time: some are larger than a login node's memory."""
 LOCKS = Path("/proc/locks")
 
 
@@ -177,9 +179,7 @@ def log_text(run: Path, follow: bool, rank: int | None = None) -> Iterator[str]:
         why = f"ranks 0 to {known[-1]} have logs" if known and rank is not None else "training has not begun"
         raise UserError(f"{file}: no such file; {why}")
     with file.open(errors="replace") as stream:
-        yield stream.read()
-        while follow:
-            added = stream.read()
+        while (added := stream.read(PART)) or follow:
             if added:
                 yield added
             else:

@@ -135,6 +135,17 @@ def test_logs_by_name_and_by_folder(workflow: Path) -> None:
     assert said == "jobs: error: hal: no such run below results; name its folder, or one of done, half\n"
 
 
+def test_a_reader_of_logs_may_leave(workflow: Path) -> None:
+    log = workflow / "results" / "exp" / "runs" / "half" / "logs" / "rank_00002.log"
+    log.write_text("é\n" * 3_000_000)
+    command = [sys.executable, "-m", "jobs", "logs", "half", "--rank", "2"]
+    with subprocess.Popen(command, cwd=workflow, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout and process.stderr and process.stdout.readline() == "é\n".encode()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert jobs(workflow, "logs", "half", "--rank", "2") == log.read_text()
+
+
 def test_logs_follow(workflow: Path) -> None:
     command = [sys.executable, "-u", "-m", "jobs", "logs", "-f", "half"]
     process = subprocess.Popen(command, cwd=workflow, stdout=subprocess.PIPE, text=True)
