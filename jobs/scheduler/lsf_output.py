@@ -37,6 +37,8 @@ RUN_LIMIT_CODE = "140"
 _ID = re.compile(r"^Job <(\d+)> is submitted to ", re.MULTILINE)
 _NO_JOB = re.compile(r"^Job <\S+> is not found|^No (?:\w+ )?job found|^No matching job found", re.MULTILINE)
 _REASON = re.compile(r"TERM_\w+")
+_NO_HOST = "Execution host unavailable"
+"""What bhist says instead of `Exited` where a job's host is lost: of one that may be rerun LSF then waits no longer."""
 
 
 def parse_id(output: str) -> str:
@@ -146,12 +148,14 @@ def _histories(output: str) -> dict[str, str]:
 
 
 def _ends(said: str) -> list[State]:
-    parts = re.split(r": (Done successfully|Exited)", said)
+    parts = re.split(rf": (Done successfully|Exited|{_NO_HOST})", said)
     return [_end(*parts[i - 1 : i + 2]) for i in range(1, len(parts), 2)]
 
 
 def _end(before: str, word: str, after: str) -> State:
     """How an allocation ended, from the events before and behind; who is killed without a reason was sent a signal."""
+    if word == _NO_HOST:
+        return State.NODE_FAIL
     if word != "Exited":
         return State.COMPLETED
     code = re.match(r" with exit code (\d+)", after)

@@ -28,6 +28,7 @@ def count(output: Path, num_steps: int, again: str) -> None:
         step += 1
         with Path(f"{output}.trace_{RANK}").open("a") as file:
             file.write(f"{step}\n")
+        print("step", step, flush=True)
         if warned or (again == "again" and step == 3):
             state.write_text(str(step))
             time.sleep(0.3 * RANK)  # ranks do not end at the same time

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.watch import log_text
 from tests.cluster.conftest import Slurm, wait_for
 
 pytestmark = pytest.mark.cluster
@@ -67,6 +68,7 @@ def test_saved_jobs_come_back_under_their_own_id(cluster: Slurm, tmp_path: Path)
     for rank in range(4):  # no step was done twice: nothing was lost
         steps = (tmp_path / f"counted_preempt_40_no.txt.trace_{rank}").read_text().split()
         assert steps == [str(step) for step in range(1, 41)]
+        assert "".join(log_text(tmp_path / "run_preempt_no", False, rank)).split()[1::2] == steps, "in a log of its own"
     wait_for(lambda: sum(state == "COMPLETED" for _, state in cluster.history("counted")) == 2, 20)
     runs = cluster.history("counted")
     assert len(runs) == 4 and len({job_id for job_id, _ in runs}) == 2, runs

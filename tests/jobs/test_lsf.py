@@ -119,6 +119,13 @@ Sat Nov 21 20:42:46: Starting (Pid 1);
 Job Id <107>, User <root>, Project <default>, Command <sleep 1000>
 Sat Nov 21 20:42:46: Signal <KILL> requested by user or administrator <root>;
 Sat Nov 21 20:42:46: Exited with exit code 143. The CPU time used is 0.0 seconds;
+------------------------------------------------------------------------------
+
+Job Id <108>, User <root>, Project <default>, Command <sleep 1000>
+Sun Nov 22 00:01:26: Unknown; unable to reach the execution host;
+Sun Nov 22 00:01:31: Execution host unavailable; job is killed;
+Sun Nov 22 00:01:34: Pending: Job has been requeued;
+Sun Nov 22 00:01:34: Starting (Pid 567);
 """
 
 
@@ -162,6 +169,7 @@ def test_history_tells_what_bjobs_has_forgotten() -> None:
         "104": State.TIMEOUT,
         "105": State.CANCELLED,
         "107": State.CANCELLED,
+        "108": State.NODE_FAIL,
     }
     assert lsf_output.parse_ends(BHIST)[:2] == [State.PREEMPTED, State.COMPLETED]
     running = "Job <1>,\nd: Signal <REQUEUE_PEND> requested;\nd: Exited with exit code 1.\nd: Starting (Pid 1);\n"

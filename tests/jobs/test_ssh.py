@@ -19,6 +19,7 @@ from jobs.hostfile import hosts_of, size_by
 from jobs.launch import LAUNCHERS
 from jobs.ranks import free_port
 from jobs.spec import Launch
+from jobs.watch import log_text
 from tests.jobs.test_launch import is_alive, wait_for
 from tests.jobs.test_scheduler import NASTY, assert_golden
 
@@ -60,6 +61,7 @@ def start(folder: Path, launcher: str, ssh_config: Path, *command: str) -> subpr
     (folder / "a $b").mkdir()
     (folder / "hosts").write_text("".join(f"{host} slots=2\n" for host in HOSTS))
     options = ["--site", str(site), "--hostfile", str(folder / "hosts"), "--nodes", "2", "--ranks-per-node", "2"]
+    options += ["--run-dir", str(folder / "run")]
     ours = {"PDSH_SSH_ARGS_APPEND": f"-F {ssh_config}", "SECRET": NASTY, "NCCL_X": "$(touch y)", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", "jobs", "launch", *options, "--", *command],
@@ -76,7 +78,10 @@ import os, signal, sys, time
 rank = os.environ["RANK"]
 place = [os.environ[name] for name in ("WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "NCCL_X")]
 open("args_" + rank, "w").write("\\n".join([sys.argv[1], os.environ["SECRET"], *place]))
-signal.signal(signal.SIGUSR2, lambda *_: (time.sleep(float(rank) / 2), open("saved_" + rank, "w"), sys.exit(85)))
+print("rank", rank, "runs")
+def end(*_):
+    time.sleep(float(rank) / 2); open("saved_" + rank, "w"); print("rank", rank, "saved"); sys.exit(85)
+signal.signal(signal.SIGUSR2, end)
 open("ready_" + rank, "w").write(str(os.getpid()))
 while True: time.sleep(0.1)
 """
@@ -107,6 +112,8 @@ def test_ranks_know_their_place_and_save_when_warned(tmp_path: Path, ssh_config:
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 85, errors
     assert (folder / "args_3").read_text() == f"{WORD}\n{NASTY}\n4\n1\n2\n{HOSTS[0]}\n$(touch y)"
+    for rank in range(4):
+        assert "".join(log_text(tmp_path / "run", False, rank)) == f"rank {rank} runs\nrank {rank} saved\n"
     made = {f"{name}_{rank}" for name in ("args", "ready", "saved") for rank in range(4)}
     assert {path.name for path in folder.iterdir()} == made, "and nothing that a shell was told in between"
 
