@@ -32,8 +32,9 @@ _KINDS = {
     "no space": re.compile(r"No space left on device|Disk quota exceeded"),
     "out of memory": re.compile(r"out of memory|oom[-_ ]?kill|OutOfMemory", re.IGNORECASE),
 }
-_NODE_FAILURE = re.compile(r"^srun: error: (Node failure on .+)", re.MULTILINE)
-"""It says so before it ends the ranks elsewhere, whose deaths it then tells of."""
+_NODE_FAILURE = re.compile(r"^(?:srun: error: (?=Node failure on )|pdsh@\S+: (?=.+ exit code 255$))(.+)", re.MULTILINE)
+"""srun says so before it ends the ranks elsewhere, whose deaths it then tells of. 255 is ssh's own code, for a node
+that it does not reach, or not any more."""
 _LOST = {
     State.TIMEOUT: ("walltime", "ran into the end of its walltime before it had saved"),
     State.PREEMPTED: ("preemption", "preempted before it had saved"),
@@ -174,7 +175,7 @@ def log_size(run_dir: Path | None) -> int:
 
 
 def lost_node(run_dir: Path, offset: int) -> str:
-    """What srun says of a lost node behind `offset` in the run's log; empty where it does not."""
+    """What srun or pdsh says of a lost node behind `offset` in the run's log; empty where they do not."""
     match = _NODE_FAILURE.search("\n".join(tail(run_dir / LOG, start=offset)))
     return match[1] if match else ""
 

@@ -18,6 +18,7 @@ from jobs.errors import UserError
 from jobs.hostfile import hosts_of, size_by
 from jobs.launch import LAUNCHERS
 from jobs.ranks import free_port
+from jobs.segments import lost_node
 from jobs.spec import Launch
 from jobs.watch import log_text
 from tests.jobs.test_launch import is_alive, wait_for
@@ -54,12 +55,14 @@ def ssh_config() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def start(folder: Path, launcher: str, ssh_config: Path, *command: str) -> subprocess.Popen[str]:
+def start(
+    folder: Path, launcher: str, ssh_config: Path, *command: str, hosts: tuple[str, str] = HOSTS
+) -> subprocess.Popen[str]:
     site = folder / "here" / "site.yaml"
     site.parent.mkdir()
     site.write_text(yaml.safe_dump(yaml.safe_load(LOCAL.read_text()) | {"launcher": launcher}))
     (folder / "a $b").mkdir()
-    (folder / "hosts").write_text("".join(f"{host} slots=2\n" for host in HOSTS))
+    (folder / "hosts").write_text("".join(f"{host} slots=2\n" for host in hosts))
     options = ["--site", str(site), "--hostfile", str(folder / "hosts"), "--nodes", "2", "--ranks-per-node", "2"]
     options += ["--run-dir", str(folder / "run")]
     ours = {"PDSH_SSH_ARGS_APPEND": f"-F {ssh_config}", "SECRET": NASTY, "NCCL_X": "$(touch y)", "OMP_NUM_THREADS": "1"}
@@ -93,9 +96,11 @@ def is_ready(folder: Path) -> bool:
 
 def end_all_around(launch: int) -> None:
     """As LSF does, which sends INT, then TERM, to every process of a job that it ends."""
-    launcher = subprocess.run(["pgrep", "--parent", str(launch)], capture_output=True, text=True, check=True).stdout
+    around = [str(launch)]
+    for pid in around:
+        around += subprocess.run(["pgrep", "--parent", pid], capture_output=True, text=True).stdout.split()
     for name in ("INT", "TERM"):
-        subprocess.run(["pkill", f"-{name}", "--session", launcher.strip()], check=True)
+        subprocess.run(["kill", f"-{name}", *around[1:]], check=True)
 
 
 @has_sshd
@@ -135,6 +140,16 @@ def test_exit_code_of_the_first_that_fails(tmp_path: Path, ssh_config: Path) -> 
     process = start(tmp_path, "pdsh", ssh_config, "bash", "-c", "[ $RANK = 2 ] && exit 3; exec sleep 300")
     process.communicate(timeout=60)
     assert process.returncode == 3
+
+
+@has_sshd
+def test_a_node_that_is_not_reached_ends_the_launch(tmp_path: Path, ssh_config: Path) -> None:
+    """The ranks of the other would wait for it."""
+    process = start(tmp_path, "pdsh", ssh_config, "sleep", "300", hosts=(HOSTS[0], "127.0.1.9"))
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode not in (0, 85) and "127.0.1.9: ssh exited with exit code 255" in errors
+    (tmp_path / "run" / "logs" / "train.log").write_text(errors)
+    assert lost_node(tmp_path / "run", 0) == "127.0.1.9: ssh exited with exit code 255"
 
 
 def test_lines() -> None:
