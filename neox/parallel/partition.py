@@ -127,13 +127,11 @@ class ShardedPartition:
 
     @torch.no_grad()
     def update_model(self) -> None:
-        """The masters' values to the model's weights, on all ranks."""
+        """The masters' values to the model's weights, on all ranks; what stays whole is gathered when next used."""
         zero = self._zero
         zero._partition_all_parameters()
         for group in range(len(zero.fp16_groups)):
             zero._reassign_or_swap_out_partitioned_parameters(group)
-        if zero.persistent_parameters:
-            zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
 
 
 Partition = FlatPartition | ShardedPartition

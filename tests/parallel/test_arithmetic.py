@@ -145,13 +145,6 @@ def test_deepspeed_is_told_of_the_loss_scale() -> None:
     assert "fp16" not in deepspeed_config(Case("").config())
 
 
-@pytest.mark.parametrize("case", [Case("", precision="bf16"), Case("", dp=2, zero=2, precision="bf16")])
-def test_deepspeed_is_told_to_sum_and_send_gradients_in_fp32(case: Case) -> None:
-    """What bf16 would lose in twelve steps of a tiny model is less than its own rounding."""
-    told = deepspeed_config(case.config())
-    assert (told["data_types"]["grad_accum_dtype"], told["communication_data_type"]) == ("fp32", "fp32")
-
-
 def test_one_replicas_groups_are_bounded_and_no_others() -> None:
     """Nor those of Muon, which knows two groups, and of Adafactor."""
     bounded = [Case(""), Case("", tp=2), Case("", optim=dataclasses.replace(OPTIM, name="lion"))]

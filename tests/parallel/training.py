@@ -372,7 +372,27 @@ def run_case(case: Case) -> dict[str, Any]:
     out["any_of_last"] = engine.any_rank(engine.rank == case.dp * case.tp * case.pp - 1)
     out["any_of_none"] = engine.any_rank(False)
     out["reads_data"] = engine.reads_data
+    if case.precision != "fp32" and case.model != DROPPED:  # whose micro-batches do not count alike
+        out["sum_error"] = sum_error(engine, case, rows)
     return out
+
+
+def sum_error(engine: Any, case: Case, rows: range) -> float:
+    """How far this rank's part of a step's gradient is from the mean over the micro-batches, relative.
+
+    Each of those is given to all replicas at once, whose sum is then exact in any precision.
+    """
+
+    def gradient(some: list[MicroBatch]) -> Tensor:
+        seen: list[Tensor] = []
+        engine.set_shape(len(some))
+        engine.train_step(iter(some), lr=0.0, see_gradient=lambda piece: seen.append(piece.tensor.flatten()))
+        return torch.cat(seen)
+
+    together = gradient(micro_batches(case.model, STEPS, rows, case.size))
+    alone = [gradient([one]) for one in micro_batches(case.model, STEPS, WHOLE_BATCH, case.size)]
+    mean = torch.stack(alone).mean(0)
+    return float((together - mean).norm() / mean.norm())
 
 
 def allow_fp16_on_cpu() -> None:
