@@ -34,7 +34,7 @@ class Case:
 
     def _place(self, index: int, value: Any, dtype: torch.dtype, device: str) -> Any:
         if isinstance(value, Documents):
-            return Documents(value.numbers.to(device))
+            return value.to(torch.device(device))
         if not isinstance(value, Tensor):
             return value
         if not value.is_floating_point() or index in self.keep_fp32:

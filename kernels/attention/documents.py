@@ -25,6 +25,13 @@ class Documents:
             self._masks[num_queries, window] = same & visible(num_queries, length, window, device)
         return self._masks[num_queries, window]
 
+    def to(self, device: torch.device) -> Documents:
+        """The same on `device`; for a GPU the bounds are found first, since finding them there would wait for it."""
+        moved = Documents(self.numbers.to(device))
+        if device.type != "cpu":
+            moved.bounds, moved.longest = self.bounds.to(device), self.longest
+        return moved
+
     @cached_property
     def bounds(self) -> Tensor:
         """[documents + 1] int32: where each begins in the samples laid end to end, and the end of the last."""

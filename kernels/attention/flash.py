@@ -31,7 +31,8 @@ def attention(
     """See `kernels.attention.attention`; what the package has no place for is left to PyTorch's operator."""
     has_place = q.dtype in DTYPES and q.shape[-1] <= MAX_HEAD_DIM and (bias is None or bias.dim() == 1)
     is_continued = documents is not None and q.shape[-2] != k.shape[-2]
-    if not has_place or dropout_rows is not None or is_continued:
+    is_uncapped = softcap is not None and torch.version.hip is not None  # csrc/flash_attn_ck takes a cap and ignores it
+    if not has_place or dropout_rows is not None or is_continued or is_uncapped:
         return sdpa.attention(q, k, v, bias, window, softcap, documents, dropout_p, dropout_rows)
     from flash_attn import flash_attn_func, flash_attn_varlen_func
 

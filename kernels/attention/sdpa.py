@@ -38,4 +38,8 @@ def attention(
     if bias is not None:
         bias = reference.score_bias(bias, num_queries, num_keys).to(q.dtype)
         mask = bias if mask is None else bias.masked_fill(~mask, -math.inf)
+    if is_grouped and mask is not None and not q.is_cpu:
+        # On GPUs the one kernel that takes a mask takes no groups: without this the scores would be written out.
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+        is_grouped = False
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=is_grouped)

@@ -25,7 +25,7 @@ class Context:
     def to(self, device: torch.device) -> Context:
         """The same on `device`."""
         return Context(
-            None if self.documents is None else Documents(self.documents.numbers.to(device)),
+            None if self.documents is None else self.documents.to(device),
             None if self.positions is None else self.positions.to(device),
             None if self.keys is None else self.keys.to(device),
         )

@@ -27,10 +27,13 @@ class AlibiBias(nn.Module):
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         self.slopes = [cfg.alibi_scale * slope for slope in alibi_slopes(cfg.num_heads)]
+        self._held: Tensor | None = None
 
     def forward(self, q: Tensor, k: Tensor, heads: range) -> Tensor:
         """[heads] fp32: the slopes of the query heads in `heads`."""
-        return torch.tensor(self.slopes[heads.start : heads.stop], device=q.device)
+        if self._held is None or self._held.device != q.device:
+            self._held = torch.tensor(self.slopes).to(q.device)  # once: a GPU is waited for at every copy from the host
+        return self._held[heads.start : heads.stop]
 
 
 class BucketBias(nn.Module):

@@ -12,6 +12,7 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.utils.timer import NoopTimer
 from torch import Tensor, nn
 
 from neox.allocator import keep_freed_memory
@@ -90,6 +91,7 @@ class Engine:
             self._deepspeed, *_ = deepspeed.initialize(
                 model=self._module, optimizer=optimizer, mpu=grid, config=deepspeed_config(cfg)
             )
+        self._deepspeed.timers = NoopTimer()  # a pipeline's would keep two events of every step on the GPU
         self._steps = WholeSteps(self._deepspeed) if topology.pp == 1 else self._deepspeed
         self._zero = self._deepspeed.optimizer
         self._zero_scaler = self._zero.loss_scaler if cfg.train.precision == "fp16" else None

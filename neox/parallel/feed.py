@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
@@ -31,7 +32,7 @@ class Feed:
 
     def __init__(self, cfg: Config) -> None:
         self._is_mean_of_tokens = cfg.compat == "none"
-        self._waiting: Iterator[Context] = iter(())
+        self._waiting: deque[Context] = deque()
         self.context = PLAIN
         """Of the forward pass in progress."""
 
@@ -44,17 +45,18 @@ class Feed:
     ) -> Iterator[Loaded]:
         """The next `count` micro-batches, or none where this stage is given none; their contexts wait for `advance`."""
         batches = [MicroBatch(*each) for each in islice(micro_batches, count)]
-        # One by one, and none kept here: a context's masks are as large as a head's scores, and go with its backward.
-        self._waiting = (batch.context.to(device) for batch in batches)
+        # All before the first pass: each copy to a GPU waits until it has done what it was given before.
+        self._waiting = deque(batch.context.to(device) for batch in batches)
         if not batches:
             return iter(())
-        labels = [batch.labels.to(device) for batch in batches]
+        tokens, labels = ([part.to(device) for part in parts] for parts in list(zip(*batches, strict=True))[:2])
         weights = loss_weights(labels, data_group) if self._is_mean_of_tokens else torch.ones(count, device=device)
-        return iter([(batch.tokens, (targets, w)) for batch, targets, w in zip(batches, labels, weights, strict=True)])
+        return iter([(x, (y, weight)) for x, y, weight in zip(tokens, labels, weights, strict=True)])
 
     def advance(self) -> None:
         """Begins a forward pass."""
-        self.context = next(self._waiting, PLAIN)
+        # None is kept here: its masks are as large as a head's scores, and go with its backward.
+        self.context = self._waiting.popleft() if self._waiting else PLAIN
 
 
 def loss_weights(labels: Sequence[Tensor], data_group: dist.ProcessGroup) -> Tensor:

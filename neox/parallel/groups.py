@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import os
 from dataclasses import dataclass
 
@@ -16,6 +17,10 @@ from neox.parallel.topology import Topology
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What a launcher sets for every rank."""
+
+PATIENCE = datetime.timedelta(hours=1)
+"""How long ranks wait for each other: as long as the watchdog lets them before the first step. NCCL's own 10 minutes
+would end a start that makes index maps or fetches a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ def initialize() -> None:
     gloo on CPUs, nccl on GPUs (one per rank, number LOCAL_RANK). Does nothing where a group exists already.
 
     Raises:
-        UserError: only some of the launcher's variables are set.
+        UserError: only some of the launcher's variables are set, or the rank does not see its GPU.
     """
     if dist.is_initialized():
         return
@@ -52,14 +57,20 @@ def initialize() -> None:
     local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
     device = None
     if torch.cuda.is_available():
+        if local_rank >= (num_seen := torch.cuda.device_count()):
+            raise UserError(
+                f"environment: LOCAL_RANK = {local_rank}, but this rank sees {num_seen} GPU; where each rank is shown "
+                "its own alone, LOCAL_RANK must be 0"
+            )
         torch.cuda.set_device(local_rank)
         device = torch.device("cuda", local_rank)
     backend = "gloo" if device is None else "nccl"
     if missing:
         # A store inside the process: no port that another job on this machine could take.
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, device_id=device)
+        store = dist.HashStore()
+        dist.init_process_group(backend, timeout=PATIENCE, store=store, rank=0, world_size=1, device_id=device)
     else:
-        dist.init_process_group(backend, device_id=device)
+        dist.init_process_group(backend, timeout=PATIENCE, device_id=device)
 
 
 def tensor_group(topology: Topology, cfg: Config) -> TensorGroup:

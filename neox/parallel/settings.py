@@ -19,6 +19,7 @@ def deepspeed_config(cfg: Config) -> dict[str, Any]:
         "gradient_accumulation_steps": cfg.train.grad_accum,
         "gradient_clipping": cfg.optim.grad_clip,
         "steps_per_print": None,
+        "timers": {"throughput": {"enabled": False}},  # they wait for the GPU twice in every micro-batch
         "zero_optimization": zero_settings(cfg),
         "zero_allow_untested_optimizer": True,  # it only knows its own wrappers; PyTorch's AdamW is tested here
         "zero_force_ds_cpu_optimizer": False,  # its own is compiled at first use; PyTorch's fused one runs on hosts too

@@ -77,8 +77,7 @@ class WholeSteps:
         return self._mean_over_replicas(self._loss)
 
     def _forward(self, micro_batches: Iterator[Loaded]) -> Tensor:
-        tokens, targets = next(micro_batches)
-        loss: Tensor = self._engine(tokens.to(self._engine.device), targets)
+        loss: Tensor = self._engine(*next(micro_batches))
         return loss
 
     def _mean_over_replicas(self, loss: Tensor) -> Tensor:

@@ -59,9 +59,11 @@ def memory_per_rank(config: Config) -> Memory:
     again = {"none": 0.0, "selective": scores, "full": per_token - width * kept}[parallel.recompute]
     in_flight = min(parallel.pp, config.train.grad_accum or 1)
     layers = model.num_layers / parallel.pp
-    # One chunk of fp32 logits (kernels/linear_cross_entropy) and the sum of the head's gradient, which is fp32 too.
+    # One chunk of fp32 logits (kernels/linear_cross_entropy: on GPUs, as for 16 bits, a larger one, and it twice), and
+    # the sum of the head's gradient, which is fp32 too.
     rows = padded_vocab(model) / parallel.tp
-    head = 4 * (min(tokens * rows, 1 << 23) + rows * model.hidden_size)
+    logits = 4 * min(tokens * rows, 1 << 23) if width == 4 else (4 + width) * min(tokens * rows, 1 << 27)
+    head = logits + 4 * rows * model.hidden_size
     activations = tokens * ((per_token - again) * layers * in_flight + again) + head
     return _model_state(config, parameters, activations)
 

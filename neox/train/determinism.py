@@ -16,7 +16,7 @@ def make_deterministic(seed: int) -> None:
     The number of threads changes sums; it is what OMP_NUM_THREADS says, which the launcher sets.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not reproducible without it
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True)  # with warn_only, attention's backward on GPUs would not be reproducible
     # Filling memory costs time, and nothing reads it before it is written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     for set_seed in (random.seed, np.random.seed, torch.manual_seed):

@@ -19,7 +19,10 @@ PART = 1 << 24
 
 
 class StateNorms:
-    """What each tensor of a run has: its fp32 master and, as the optimizer names them, its moments."""
+    """What each tensor of a run has: its fp32 master and, as the optimizer names them, its moments.
+
+    Adafactor's factors are not of a tensor's shape, and are left out.
+    """
 
     def __init__(self, cfg: Config) -> None:
         self._keys = [(kind, name) for name in tensor_sizes(cfg) for kind in (WEIGHT, *state_kinds(name, cfg.optim))]
@@ -28,7 +31,8 @@ class StateNorms:
         """Norm by `kind/name`, summed in fp64 over the pieces of all ranks; every rank calls it."""
         squares = dict.fromkeys(self._keys, 0.0)
         for piece in engine.pieces():
-            squares[piece.kind, piece.name] += square(piece.tensor)
+            if (piece.kind, piece.name) in squares:
+                squares[piece.kind, piece.name] += square(piece.tensor)
         totals = engine.sum_over_ranks(list(squares.values()))
         return {f"{kind}/{name}": math.sqrt(total) for (kind, name), total in zip(self._keys, totals, strict=True)}
 

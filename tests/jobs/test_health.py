@@ -55,6 +55,12 @@ def fake_tool(folder: Path, name: str, script: str) -> None:
             'case "$*" in *json*) echo \'{"card0": {}}\';; *) printf "PID\\tPROCESS\\n4711\\tpython\\n";; esac',
             ["1 of 2 GPUs visible", "GPUs are in use by process 4711"],
         ),
+        (
+            "rocm-smi",  # AMD's own agents are listed too
+            'case "$*" in *json*) echo \'{"card0": {}, "card1": {}}\';; *) printf '
+            '"PID PROCESS GPU(s) VRAM SDMA CU\n2131 gpuagent 0 0 0 0\n4711 my python 1 1048576 0 UNKNOWN\n";; esac',
+            ["GPUs are in use by process 4711"],
+        ),
         ("other", "", []),
     ],
 )

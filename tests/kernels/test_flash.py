@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels.attention import flash
+from kernels.attention import flash, sdpa
 from kernels.cases import CASES, Case
 from neox.__main__ import main
 from tests.kernels import fake_flash_attn
@@ -44,6 +44,41 @@ def test_single_precision_and_wide_heads_are_left_to_pytorch(fake: list[str]) ->
     x = torch.randn(1, 1, 4, 264, dtype=torch.bfloat16)
     flash.attention(x, x, x, None, None, None, None, 0.0, None)
     assert fake == []
+
+
+def test_a_cap_is_left_to_pytorch_on_amd_gpus(fake: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package's C++ for them (csrc/flash_attn_ck/mha_fwd.cpp) has no name for its argument `softcap`."""
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    capped = next(case for case in ATTENTION if case.label == "a cap").arguments(torch.bfloat16)
+    flash.attention(*capped)
+    assert fake == []
+    flash.attention(*ATTENTION[0].arguments(torch.bfloat16))
+    assert fake == ["flash_attn_func"]
+
+
+@pytest.mark.parametrize(("label", "is_grouped"), [("documents", False), ("groups of three queries", True)])
+def test_no_groups_go_with_a_mask_on_a_gpu(label: str, is_grouped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of PyTorch's kernels there the one that takes a mask takes no groups (check_batch_size_and_num_heads_dense in
+    ATen/native/transformers/cuda/sdp_utils.cpp); the one that takes both writes all scores out."""
+    seen: list[tuple[int, bool]] = []
+
+    def see(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, enable_gqa: bool, **_: object) -> torch.Tensor:
+        seen.append((k.shape[1] == v.shape[1] == q.shape[1], enable_gqa))
+        return q
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", see)
+    case = next(case for case in ATTENTION if case.label == label)
+    sdpa.attention(*case.arguments(torch.bfloat16, "meta"))  # as on a GPU: not on the host
+    sdpa.attention(*case.arguments(torch.bfloat16))
+    assert seen == [(not is_grouped, is_grouped), (False, True)]
+
+
+def test_what_documents_are_cut_at_is_known_before_they_go_to_a_gpu() -> None:
+    """It is not known of the meta device, where nothing can be read, either."""
+    documents = next(case for case in ATTENTION if case.label == "documents").arguments(torch.float32)[6]
+    moved = documents.to(torch.device("meta"))
+    assert moved.longest == documents.longest == 9
+    assert moved.bounds.is_meta and moved.bounds.shape == documents.bounds.shape
 
 
 def test_it_is_there_with_a_gpu_and_the_package(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,15 @@ def test_half_a_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         groups.initialize()
 
 
+def test_a_rank_that_is_shown_one_gpu_is_told_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in groups.VARIABLES:
+        monkeypatch.setenv(name, "3")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match=r"LOCAL_RANK = 3, but this rank sees 1 GPU; .* must be 0"):
+        groups.initialize()
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can do fp16")
 def test_fp16_needs_a_gpu() -> None:
     config = Case("", precision="fp16").config()
