@@ -209,19 +209,18 @@ class Queue:
         if any(job.num_ended and job.result is None for job in jobs):
             self.wait_s = self.interval_s  # it may be lost; other ends are told by results
 
-    def _ask(self, jobs: Sequence[QueuedJob]) -> bool:
-        """False, and nothing is changed, when the scheduler does not answer."""
+    def _ask(self, jobs: Sequence[QueuedJob]) -> None:
+        """What the jobs do now; they stay as they are when the scheduler does not answer."""
         self.asked_s = time.monotonic()
         self.wait_s = min(BACKOFF * self.wait_s, max(MAX_INTERVAL_S, self.interval_s))
         said = executor.ask(self.site.scheduler, [job.handle for job in jobs])
         if said is None:
-            return False
+            return
         for job in jobs:
             job.status = said[job.job_id]
             job.num_ended = 0 if job.status.state.is_active else job.num_ended + 1
             if job.status.state is not State.UNKNOWN:
                 job.known_s = self.asked_s
-        return True
 
     def end(self, job: QueuedJob, logs: Iterable[str]) -> str | None:
         """None while the job may still do something, "" after success, else one line that says what went wrong.

@@ -240,12 +240,12 @@ def main() -> int:
         bind(arguments.cores.split(SEPARATOR)[int(environ["LOCAL_RANK"])])
     if arguments.device_choice:
         environ |= one_device(arguments.device_choice, environ["LOCAL_RANK"])
-    # Of its own session, so that a signal to the step's process group arrives once: through this wrapper.
     try:
         cwd = environ.pop(FOLDER_VARIABLE, None)  # not for launches inside this one
         log = tee(log_file(arguments.rank_logs, rank)) if arguments.rank_logs else None
         output = log.stdin if log else None
         folder = Path(cwd) if cwd else None
+        # Of its own session, so that a signal to the step's process group arrives once: through this wrapper.
         process = start(arguments.command, environ, folder, new_session=True, stdout=output, stderr=output)
     except OSError:
         print(f"jobs: error: {arguments.command[0]}: command not found", file=sys.stderr)

@@ -15,6 +15,11 @@ from jobs.health import Health
 from jobs.staging import Stage
 
 FOLDER = Path("site_configs")
+AS_THEY_ARE = (
+    *("scheduler", "launcher", "signal_delay_s", "grace_s", "node_mtbf_h"),
+    *("whole_nodes", "has_launch_node", "device_choice"),
+)
+"""Keys of site.yaml whose values are those of `Site`."""
 
 
 @dataclass(frozen=True)
@@ -99,18 +104,10 @@ def load_site(name_or_path: str) -> Site:
         raise UserError(f"{file}: node.rank_cores: must be {node['ranks']} items, one for each of node.ranks")
     return Site(
         name=file.absolute().parent.name,
-        scheduler=data["scheduler"],
-        launcher=data["launcher"],
+        **{key: data[key] for key in AS_THEY_ARE if key in data},
         **{**node, "rank_cores": tuple(node.get("rank_cores", ()))},
+        **data["requeue"],
         environment=_variables(data),
-        signal_delay_s=data["signal_delay_s"],
-        grace_s=data["grace_s"],
-        max_idle=data["requeue"]["max_idle"],
-        node_mtbf_h=data.get("node_mtbf_h"),
-        chain=data["requeue"].get("chain", 0),
-        whole_nodes=data.get("whole_nodes", False),
-        has_launch_node=data.get("has_launch_node", False),
-        device_choice=data.get("device_choice", ""),
         launch_args=_values(data, "launch_args"),
         submit_args=_values(data, "submit_args"),
         setup=_values(data, "setup"),

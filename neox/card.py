@@ -165,5 +165,5 @@ def _table(rows: Iterable[tuple[str, object]]) -> str:
 
 
 def _columns(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+    lines = [[str(cell).replace("|", r"\|") for cell in line] for line in (head, ("---",) * len(head), *rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -167,9 +167,8 @@ def _write_tokenizer(tokenizer: LoadedTokenizer, special: SpecialTokens, model: 
         clean_up_tokenization_spaces=False,
     )
     fast.save_pretrained(folder)
-    _add_keys(
-        folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast"
-    )  # transformers 4's name for it
+    # transformers 4's name for it
+    _add_keys(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
 
 
 def _add_keys(path: Path, **values: Any) -> None:

@@ -50,7 +50,7 @@ class Source(Protocol):
         ...
 
 
-def open_source(folder: Path, configs: Sequence[Path] = ()) -> Source:
+def open_source(folder: Path, configs: Sequence[Path]) -> Source:
     """The model in a folder, of whatever kind it is; `configs` are the files of a GPT-NeoX run.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Any
 from neox.config.derive import ffn_size, padded_vocab
 from neox.config.errors import UserError
 from neox.config.schema import ModelConfig
-from neox.config.shape import has_attention_bias, head_dim, num_kv_heads
+from neox.config.shape import ROTARY_RAMPS, has_attention_bias, head_dim, num_kv_heads
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu": "relu", "silu": "silu"}
 """model.activation → the name in transformers, of MLPs without a gate."""
@@ -77,7 +77,6 @@ ROPE_KEYS = {
     "llama3": ("low_freq_factor", "high_freq_factor"),
 }
 """rope_type → the two ends of the ramp, `model.rotary_ramp`."""
-RAMPS = {"yarn": (1.0, 32.0), "llama3": (1.0, 4.0)}
 
 
 def rope(model: ModelConfig) -> dict[str, Any]:
@@ -90,7 +89,7 @@ def rope(model: ModelConfig) -> dict[str, Any]:
     if kind == "linear":
         return out
     out["original_max_position_embeddings"] = model.rotary_trained_length or int(model.seq_length / model.rotary_factor)
-    return {**out, **dict(zip(ROPE_KEYS[kind], model.rotary_ramp or RAMPS[kind], strict=True))}
+    return {**out, **dict(zip(ROPE_KEYS[kind], model.rotary_ramp or ROTARY_RAMPS[kind], strict=True))}
 
 
 def _partial_rope(model: ModelConfig) -> dict[str, Any]:
@@ -108,8 +107,8 @@ def _read_rope(value: Any) -> dict[str, Any]:
         out |= {"rotary_scaling": kind, "rotary_factor": given.pop("factor")}
     if kind in ROPE_KEYS:
         out["rotary_trained_length"] = given.pop("original_max_position_embeddings", None)
-        ramp = tuple(given.pop(key, end) for key, end in zip(ROPE_KEYS[kind], RAMPS[kind], strict=True))
-        out["rotary_ramp"] = None if ramp == RAMPS[kind] else ramp
+        ramp = tuple(given.pop(key, end) for key, end in zip(ROPE_KEYS[kind], ROTARY_RAMPS[kind], strict=True))
+        out["rotary_ramp"] = None if ramp == ROTARY_RAMPS[kind] else ramp
     for key, found in given.items():
         if found not in IGNORED_ROPE.get(key, ()):
             raise UserError(f"rope_parameters: {key} = {found} is not in this trainer")

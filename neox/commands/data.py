@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from neox.data.prepare import Encoding
     from neox.data.reading import Reading
 
-HELP = "prepare data: corpus, fetch, train-tokenizer, tokenize, conversations, mask, merge, check, index, heldout"
+HELP = "prepare data: corpora, tokenizers, token files, labels, the order of samples, held-out text"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -212,10 +212,8 @@ def _divides(name: str, divisor: int, what: str, value: int) -> None:
     if value % divisor:
         small = [d for d in range(1, math.isqrt(value) + 1) if value % d == 0]
         near = sorted({*small, *(value // d for d in small)}, key=lambda d: abs(d - divisor))[:4]
-        near = sorted(near)
-        raise UserError(
-            f"{name} = {divisor} must divide {what} = {value}; nearest that do: {', '.join(map(str, near))}"
-        )
+        shown = ", ".join(map(str, sorted(near)))
+        raise UserError(f"{name} = {divisor} must divide {what} = {value}; nearest that do: {shown}")
 
 
 def padded_vocab(model: ModelConfig) -> int:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from neox.config.schema import ModelConfig
 from neox.config.schema.model import GATED
 
+ROTARY_RAMPS = {"yarn": (1.0, 32.0), "llama3": (1.0, 4.0)}
+"""model.rotary_scaling → model.rotary_ramp where it is not given."""
+
 
 def head_dim(model: ModelConfig) -> int:
     """Width of one attention head."""

@@ -101,8 +101,8 @@ def tokenize_conversations(
     output: Path,
     keys: Sequence[str],
     counting: Counting,
-    rewards: Rewards | None = None,
-    is_lenient: bool = False,
+    rewards: Rewards | None,
+    is_lenient: bool,
 ) -> list[dict[str, Any]]:
     """Writes OUTPUT_KEY_document.bin and .idx for each of `keys` of the JSON lines `inputs`, as long
     OUTPUT_KEY_label_document unless every token counts, and OUTPUT_KEY_reward_document where there are `rewards`.

@@ -100,7 +100,7 @@ class UnequalError(Exception):
 class GigatokenEngine:
     """gigatoken, but the reference for the few texts whose characters the two normalise differently."""
 
-    def __init__(self, path: Path, reference: TokenizersEngine, cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, path: Path, reference: TokenizersEngine, cache_bytes: int) -> None:
         """UnequalError when gigatoken is absent or does not know the kind of tokenizer."""
         self._content = path.read_bytes()
         self._reference = reference

@@ -65,7 +65,7 @@ class Answer:
         self.response.close()
 
 
-def open_part(url: str, start: int = 0, stop: int | None = None, validator: str = "") -> Answer:
+def open_part(url: str, start: int, stop: int | None, validator: str = "") -> Answer:
     """Asks for the bytes [start, stop) of the version that `validator` names; the answer may hold others.
 
     The environment's proxies are used (http_proxy, https_proxy, no_proxy), and on the Hugging Face Hub HF_TOKEN.

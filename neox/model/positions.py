@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from neox.config.derive import rotary_dims
 from neox.config.schema import ModelConfig
-from neox.config.shape import num_position_rows
+from neox.config.shape import ROTARY_RAMPS, num_position_rows
 from neox.model.context import PLAIN, Context
 
 
@@ -112,7 +112,7 @@ def _kept_share(cfg: ModelConfig, plain: Tensor) -> Tensor:
     YaRN blends evenly over pairs, between those (in whole numbers) at the ends of the ramp; Llama 3 evenly over turns.
     """
     trained = cfg.rotary_trained_length or cfg.seq_length / cfg.rotary_factor
-    low, high = cfg.rotary_ramp or ((1, 32) if cfg.rotary_scaling == "yarn" else (1, 4))
+    low, high = cfg.rotary_ramp or ROTARY_RAMPS[cfg.rotary_scaling]
     if cfg.rotary_scaling == "llama3":
         turns = trained * plain / (2 * math.pi)
         return ((turns - low) / (high - low)).clamp(0, 1)

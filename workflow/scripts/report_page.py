@@ -135,9 +135,9 @@ def save(output: Path) -> None:
     plt.close()
 
 
-def smoothed(values: list[float], span: int = 20) -> list[float]:
-    """Exponential moving average over about `span` values, unbiased at the start."""
-    keep = 1 - 1 / min(span, max(1, len(values) // 40))
+def smoothed(values: list[float]) -> list[float]:
+    """Exponential moving average over about 20 values, fewer of short curves, unbiased at the start."""
+    keep = 1 - 1 / min(20, max(1, len(values) // 40))
     average, weight, out = 0.0, 0.0, []
     for value in values:
         average = keep * average + (1 - keep) * value
