@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -184,15 +185,19 @@ def test_configurations_plan(file: str, profile: str, tmp_path: Path) -> None:
 def test_communication_is_tuned_before_training_uses_it(tmp_path: Path) -> None:
     configuration = write_inputs(tmp_path)
     fetched = {"tokenizer": {"name": "neox_20b_tokenizer"}}
-    tuned = yaml.safe_load(configuration.read_text()) | {"tune": {"run": "b"}} | fetched
+    named = {"results": "user's results"}  # each command stays one that a shell takes as it is meant
+    tuned = yaml.safe_load(configuration.read_text()) | {"tune": {"run": "b"}} | fetched | named
     configuration.write_text(yaml.safe_dump(tuned))
     site = f"site={ROOT / 'site_configs' / 'local' / 'openmpi.yaml'}"
     done = snakemake(tmp_path, "--dry-run", "-p", "--configfile", str(configuration), "--config", site)
     assert done.returncode == 0, done.stderr
     shown = done.stdout + done.stderr
-    assert shown.count("--overlay results/mini/tuning/overlay.yaml --run-dir") == 2
-    assert "neox data fetch neox_20b_tokenizer --output results/mini/tokenizer " in shown
-    assert shown.count("--tokenizer results/mini/tokenizer/20B_tokenizer.json") > 4
+    overlay, folder = (shlex.quote(f"user's results/mini/{name}") for name in ("tuning/overlay.yaml", "tokenizer"))
+    assert shown.count(f"--overlay {overlay} --run-dir") == 2
+    assert f"neox data fetch neox_20b_tokenizer --output {folder} " in shown
+    assert shown.count("--tokenizer {}".format(folder.replace("tokenizer'", "tokenizer/20B_tokenizer.json'"))) > 4
+    commands = re.findall(r"^Shell command: (.+)", shown, re.M)
+    assert len(commands) > 9 and not [line for line in commands if subprocess.run(["bash", "-nc", line]).returncode]
     assert re.search(r"^tune +1$", shown, re.M) and re.search(r"^tuning_figure +1$", shown, re.M)
     refused = snakemake(tmp_path, "--dry-run", "--configfile", str(configuration))
     assert refused.returncode == 2 and "tune: site local has no `tuning`" in refused.stderr

@@ -62,7 +62,7 @@ rule train:
         data=[f"data.path={TOKENS}", f"data.tokenizer={EXPERIMENT.tokenizer}"],
     shell:
         "exec 9>> {params.run_dir:q}/lock; flock --nonblock 9 || "
-        "{{ echo '{params.run_dir}: a training from before still runs here; waiting for its end'; flock 9; }};"
+        "{{ echo {params.run_dir:q}': a training from before still runs here; waiting for its end'; flock 9; }};"
         # Snakemake sets the number of threads for the whole job; each rank gets its share from `jobs launch`.
         " env -u OMP_NUM_THREADS -u MKL_NUM_THREADS -u OPENBLAS_NUM_THREADS"
         " jobs launch --site {EXPERIMENT.site:q} --nodes {resources.nodes} --ranks-per-node {resources.tasks_per_node}"
