@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import getpass
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping
@@ -127,8 +127,9 @@ def _preemption(site: Site, machine: Machine) -> Iterator[Finding]:
         if partition.preempt_mode == "OFF" or not partition.is_open:
             continue
         where = f"partition {partition.name}: PreemptMode={partition.preempt_mode}"
-        fits = site.grace_s < partition.grace_s
-        yield Finding(fits, f"{where}, GraceTime {partition.grace_s} s; grace_s is {site.grace_s}")
+        # Without a grace time a job is ended at once, as a cancelled one is.
+        name, most_s = ("GraceTime", partition.grace_s) if partition.grace_s else ("KillWait", machine.kill_wait_s)
+        yield Finding(site.grace_s < most_s, f"{where}, {name} {most_s} s; grace_s is {site.grace_s}")
         if not machine.warns_before_preemption:
             yield Finding(None, f"{where}, without the job's own warning: its ranks get TERM")
     if site.grace_s > machine.kill_wait_s:
@@ -140,7 +141,7 @@ def _rights(wanted: Mapping[str, str]) -> Iterator[Finding]:
     """Account and QOS of config.yaml against what accounting grants this user."""
     if not {"account", "qos"} & set(wanted):
         return
-    user = f"user={os.environ.get('USER') or os.getuid()}"
+    user = f"user={getpass.getuser()}"  # by name: a number is nobody to sacctmgr
     done = run(["sacctmgr", "--noheader", "--parsable2", "show", "associations", user, "format=account,qos"])
     rows = [line.split("|") for line in done.stdout.splitlines() if "|" in line]
     if done.code or not rows:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pwd
 from dataclasses import replace
 from pathlib import Path
 
@@ -127,7 +129,10 @@ def test_each_difference_is_a_line(
 
 def test_defaults_of_the_profile_are_compared_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(site_check, "read_machine", lambda: MACHINE)
-    monkeypatch.setattr(site_check, "run", lambda argv: Result(0, "ml|normal,high\nphys|normal\n", ""))
+    said = {f"user={pwd.getpwuid(os.getuid()).pw_name}": "ml|normal,high\nphys|normal\n"}
+    monkeypatch.setattr(site_check, "run", lambda argv: Result(0, said.get(argv[5], ""), ""))
+    monkeypatch.delenv("USER", raising=False)  # as in a container, or from cron
+    monkeypatch.delenv("LOGNAME", raising=False)
     (tmp_path / "config.yaml").write_text(
         "default-resources: [slurm_account=bio, slurm_qos=high, slurm_partition=gpu, nodes=1]\n"
     )
@@ -137,16 +142,19 @@ def test_defaults_of_the_profile_are_compared_too(tmp_path: Path, monkeypatch: p
 
 
 def test_a_new_profile_is_valid_and_agrees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = replace(MACHINE, nodes=(NODE1, replace(NODE1, name="node3", partitions=frozenset({"batch"}))))
+    at_once = replace(PREEMPT, name="at_once", grace_s=0)
+    nodes = [replace(NODE1, name=name, partitions=NODE1.partitions | {"at_once"}) for name in ("node1", "node3")]
+    machine = replace(MACHINE, nodes=tuple(nodes), partitions=(*MACHINE.partitions, at_once))
     folder = site_new.write_profile("here", machine, tmp_path)
     assert {file.name for file in folder.iterdir()} == {"site.yaml", "config.yaml", "README.md"}
     made = load_site(str(folder))
     assert (made.ranks, made.cores, made.gpus, made.memory_gb, made.grace_s) == (8, 56, 8, 498.0, 12)
-    assert made.queues == (Queue("batch", None, 1, 2), Queue("preempt", 1470, 1, 1))
+    assert made.queues == (Queue("batch", None, 1, 2), Queue("preempt", 1470, 1, 1), Queue("at_once", 1470, 1, 1))
     monkeypatch.setattr(site_check, "read_machine", lambda: machine)
     found = [str(finding) for finding in site_check.check(made, folder)]
     assert "agrees   nodes of batch: 56 cores" in found
     assert "agrees   partition preempt: walltime up to 1470 minutes" in found
+    assert "agrees   partition at_once: PreemptMode=REQUEUE, KillWait 30 s; grace_s is 12" in found
     with pytest.raises(UserError, match="is there already"):
         site_new.write_profile("here", MACHINE, tmp_path)
     with pytest.raises(UserError, match="a name of letters"):
