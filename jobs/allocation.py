@@ -26,6 +26,7 @@ LATE_SIGNAL_S = 1.0
 LATE_START_S = 10.0
 """The walltime runs from before our first line: a prolog, a script, Python's start."""
 REQUEUE_ATTEMPTS, REQUEUE_WAIT_S = 24, 5.0
+"""How often a scheduler is asked to requeue a job, or whether it has, while its commands fail; and how far apart."""
 
 
 @dataclass
@@ -70,7 +71,7 @@ class Allocation:
             count = restarts.begin()
             code = self._run_command(count)
             outcome = warning.read_outcome(self.folder)
-            if restarts.is_overtaken(count) or (code and outcome != warning.SAVED and self._waits_again()):
+            if (code and outcome != warning.SAVED and self._waits_again()) or restarts.is_overtaken(count):
                 self._leave_to_another()
             if code == 0:
                 warning.write_verdict(self.folder, "")
@@ -162,12 +163,19 @@ class Allocation:
             _leave(128 + signal.Signals[self.ending])
 
     def _waits_again(self) -> bool:
-        """Whether the job is in the queue, though it runs here: the scheduler has lost sight of this node."""
+        """Whether the job is in the queue, though it runs here: the scheduler has lost sight of this node.
+
+        Asked until it knows the job: with its node lost, what would be final here is not the job's end.
+        """
         batch = SCHEDULERS[self.scheduler].batch
         if batch is None:
             return False
-        said = inquiry.ask(batch, [self._job_id()])
-        return said is not None and said[self._job_id()].state is State.PENDING
+        for _ in range(REQUEUE_ATTEMPTS):
+            said = inquiry.ask(batch, [self._job_id()])
+            if said and (state := said[self._job_id()].state) is not State.UNKNOWN:
+                return state is State.PENDING
+            self._leave_if_ending(REQUEUE_WAIT_S)
+        return False
 
     def _leave_to_another(self) -> NoReturn:
         """A copy that is believed dead settles nothing, and asks for nothing: the job goes on elsewhere."""

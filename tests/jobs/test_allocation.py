@@ -94,12 +94,17 @@ def test_a_copy_that_was_believed_dead_settles_nothing(
 def test_a_crash_of_a_copy_whose_job_waits_again_is_not_the_jobs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its node was lost to the scheduler, and its launch with it: without a new checkpoint too the job goes on."""
+    """Its node was lost to the scheduler, and its launch with it: without a new checkpoint too the job goes on.
+
+    The scheduler's commands fail first, then say nothing.
+    """
     monkeypatch.setattr("os._exit", sys.exit)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setenv("JOBS_JOB_ID", "7")
+    monkeypatch.setattr("jobs.allocation.REQUEUE_WAIT_S", 0)
     for state, end in (("PENDING", SystemExit), ("RUNNING", PayloadError)):
-        (tmp_path / "squeue").write_text(f"#!/bin/sh\necho '7|{state}|N/A|BeginTime'\n")
+        silent = f"cd {tmp_path}; [ -e silent1 ] || {{ touch silent1; exit 1; }}; mkdir silent2 2>/dev/null && exit 0"
+        (tmp_path / "squeue").write_text(f"#!/bin/sh\n{silent}\necho '7|{state}|N/A|BeginTime'\n")
         (tmp_path / "squeue").chmod(0o700)
         with pytest.raises(end):
             replace(allocation(tmp_path, RUN + "end 137; exit 137"), scheduler="slurm")()
