@@ -26,7 +26,8 @@ from jobs.warning import RESTART_VARIABLE, SAVED
 
 POLL_S = 0.1
 TEARDOWN_S = 5
-"""How long a rank may outlive one that failed, where the launcher does not end it."""
+"""How long a rank may outlive one that failed. srun ends it too, but after KillWait, by default 30 s; slurmctld waits
+for that 10 s (MessageTimeout), says it again a minute later, and so ends the same step of the job's next allocation."""
 FIRST_PORT, NUM_PORTS = 20000, 12000
 """Below those that Linux gives to outgoing connections, from 32768."""
 RESTART_STRIDE = 997
@@ -161,6 +162,7 @@ class Rank:
         self.process, self.folder, self.has_agent = process, folder, has_agent
         self.signals_by_file = signals_by_file or has_agent
         self.num_delivered = 0
+        self.is_told_to_end = False
         self.deadline_s = float("inf")
         self.pending: list[signal.Signals] = []
         for received in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
@@ -169,6 +171,7 @@ class Rank:
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         # INT is the first that all processes of a job get which LSF ends; the command itself ignores it.
         self.pending.append(signal.SIGTERM if number == signal.SIGINT else signal.Signals(number))
+        self.is_told_to_end |= number == signal.SIGTERM
         # Signals from `jobs launch` come by file, so TERM itself means that the agent lost another rank: this one waits
         # in a collective that can never end.
         if self.has_agent and number == signal.SIGTERM:
@@ -202,6 +205,7 @@ class Rank:
         while (code := self.process.poll()) is None:
             if self.signals_by_file:
                 self.deliver()
+            if self.signals_by_file or self.is_told_to_end:  # srun tells all; until then shared files are left in peace
                 self.watch_others()
             self.send_pending()
             if time.monotonic() > self.deadline_s:

@@ -186,6 +186,28 @@ def test_how_a_rank_ended_is_known_while_what_it_leaves_behind_holds_its_output(
     assert killed_first(tmp_path, 2) == "rank 1 was killed by SIGKILL"
 
 
+@pytest.mark.parametrize(("has_failed", "on_term", "code"), [(False, "sleep 1; exit 85", 85), (True, "", 137)])
+def test_a_rank_that_waits_for_one_that_failed_is_ended(
+    tmp_path: Path, has_failed: bool, on_term: str, code: int
+) -> None:
+    """TERM from srun says either to save, or that another rank has failed: then this one may be unable to end."""
+    quick = "from jobs import ranks; ranks.TEARDOWN_S = 0.2; ranks.main()"
+    words = {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "1", "SLURM_STEP_TASKS_PER_NODE": "2"}
+    words |= {"SLURM_JOB_NODELIST": "node1", "SLURM_JOB_ID": "7"}
+    script = f"trap '{on_term}' TERM; touch ready; while true; do sleep 0.1; done"
+    process = subprocess.Popen(
+        [sys.executable, "-c", quick, "--from", "slurm", "--folder", str(tmp_path), "--", "bash", "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, **words},
+    )
+    wait_for((tmp_path / "ready").exists)
+    if has_failed:
+        (tmp_path / "failed").touch()
+    process.terminate()
+    process.wait(timeout=30)
+    assert code_file(tmp_path, 1).read_text() == str(code)
+
+
 @pytest.mark.parametrize("victim", ["rank", "launch"])
 def test_no_process_outlives_a_killed_one(tmp_path: Path, victim: str) -> None:
     process = start_savers(tmp_path)
