@@ -44,6 +44,7 @@ def add_sites(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         parser.add_argument("site", help="a folder of site_configs/, or a path to a site.yaml")
     new = site.add_parser("new", help="write a profile for a Slurm cluster, on one of its login nodes")
     new.add_argument("name", help="of the new folder in site_configs/")
+    new.add_argument("--partition", help="whose nodes it describes (default: the cluster's default one)")
 
 
 def add_watching(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -125,7 +126,7 @@ def check_site(arguments: argparse.Namespace) -> int:
 def new_site(arguments: argparse.Namespace) -> int:
     from jobs import machine, site_new
 
-    folder = site_new.write_profile(arguments.name, machine.read_machine())
+    folder = site_new.write_profile(arguments.name, machine.read_machine(), arguments.partition)
     print(f"{folder}: written; see {folder / 'README.md'} for what is yours to fill in")
     return 0
 

@@ -13,6 +13,7 @@ from jobs.errors import UserError
 from jobs.machine import Machine
 from jobs.scheduler.slurm_show import Node, Partition
 from jobs.site import FOLDER, load_site
+from jobs.site_check import MEMORY_SHARE
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 SIGNAL_DELAY_S = 300
@@ -26,7 +27,7 @@ scheduler: slurm
 launcher: srun
 whole_nodes: {whole_nodes}
 
-node:  # scontrol show node {node.name}; {num_alike} of {num_nodes} nodes of partition {partition.name} are like it
+node:  # scontrol show node {node.name}; {num_alike} of {num_nodes} in partition {partition.name} have its cores, GPUs
   ranks: {ranks}  # one per GPU, or one where there is none: our choice
   cores: {node.cores}
   memory_gb: {memory_gb:g}
@@ -37,7 +38,7 @@ environment:
     value: "1"
     reason: progress lines reach the log when they are printed, not when a buffer fills (docs.python.org, cmdline)
 
-queues:
+queues:{left_out}
 {queues}
 
 signal_delay_s: {signal_delay_s}  # our choice: long enough to save a large checkpoint
@@ -91,10 +92,10 @@ The checkout, its `.venv` and `.snakemake/submitit` must be on a filesystem that
 """
 
 
-def write_profile(name: str, machine: Machine, root: Path = FOLDER) -> Path:
-    """Writes `root`/`name`, all of it or nothing, and returns it.
+def write_profile(name: str, machine: Machine, partition: str | None = None, root: Path = FOLDER) -> Path:
+    """Writes `root`/`name`, all of it or nothing, and returns it; for the nodes of a partition, or of the default one.
 
-    Raises UserError where it is there already, or where no partition is open to users.
+    Raises UserError where it is there already, or where the partition, or any, is not open to users.
     """
     if not NAME.fullmatch(name):
         raise UserError(f"site {name!r}: a name of letters, digits, dots, dashes and underscores is needed")
@@ -105,7 +106,7 @@ def write_profile(name: str, machine: Machine, root: Path = FOLDER) -> Path:
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
-        for file, text in render(name, machine).items():
+        for file, text in render(name, machine, partition).items():
             (draft / file).write_text(text)
         load_site(str(draft))
         draft.rename(folder)
@@ -114,13 +115,16 @@ def write_profile(name: str, machine: Machine, root: Path = FOLDER) -> Path:
     return folder
 
 
-def render(name: str, machine: Machine) -> dict[str, str]:
-    """Text of each file of a profile, by file name."""
-    partitions = _usable(machine)
-    first = partitions[0]
+def render(name: str, machine: Machine, partition: str | None = None) -> dict[str, str]:
+    """Text of each file of a profile, by file name; as `write_profile`."""
+    usable = _usable(machine, partition)
+    first = usable[0]
+    partitions = [other for other in usable if _is_like(first, other, machine)]
+    others = ", ".join(other.name for other in usable if other not in partitions)
+    left_out = f"  # not {others}: their nodes, or how they are given, differ (--partition)" if others else ""
     nodes = machine.nodes_of(first.name)
     node, num_alike = _typical(nodes)
-    limits = [(f"GraceTime of {p.name}", p.grace_s) for p in partitions if p.preempt_mode != "OFF" and p.grace_s]
+    limits = [(f"GraceTime of {p.name}", p.grace_s) for p in usable if p.preempt_mode != "OFF" and p.grace_s]
     limit, seconds = min([*limits, ("KillWait", machine.kill_wait_s)], key=lambda item: item[1])
     site = SITE.format(
         name=name,
@@ -132,7 +136,8 @@ def render(name: str, machine: Machine) -> dict[str, str]:
         num_nodes=len(nodes),
         partition=first,
         ranks=node.gpus or 1,
-        memory_gb=int(node.memory_mb / 1024 * 10) / 10,
+        memory_gb=int(min(node.memory_mb for node in nodes) / 1024 * 10) / 10,
+        left_out=left_out,
         queues="\n".join(_queue(partition) for partition in partitions),
         signal_delay_s=SIGNAL_DELAY_S,
         grace_s=max(1, int(seconds * SHARE_OF_GRACE)),
@@ -142,19 +147,30 @@ def render(name: str, machine: Machine) -> dict[str, str]:
     return {"site.yaml": site, "config.yaml": CONFIG.format(**words), "README.md": README.format(**words)}
 
 
-def _usable(machine: Machine) -> list[Partition]:
-    """Partitions open to users that have nodes, the default first: it is taken where a job names none."""
-    usable = [p for p in machine.partitions if p.is_open and machine.nodes_of(p.name)]
+def _usable(machine: Machine, wanted: str | None) -> list[Partition]:
+    """Partitions open to users that have nodes; first the one wanted, or the default: where jobs go that name none."""
+    usable = [p for p in machine.partitions if p.is_open and machine.nodes_of(p.name) and p.min_nodes <= p.max_nodes]
+    names = [partition.name for partition in usable]
     if not usable:
         raise UserError(f"cluster {machine.cluster}: no partition with nodes is open to users")
-    return sorted(usable, key=lambda partition: not partition.is_default)
+    if wanted is not None and wanted not in names:
+        raise UserError(f"--partition {wanted}: not one that is open to users and has nodes: {', '.join(names)}")
+    return sorted(usable, key=lambda partition: (partition.name != wanted, not partition.is_default))
+
+
+def _is_like(first: Partition, other: Partition, machine: Machine) -> bool:
+    """Whether what a profile says of the nodes of `first` is true of those of another partition."""
+    ours, theirs = machine.nodes_of(first.name), machine.nodes_of(other.name)
+    least, other_least = (min(node.memory_mb for node in nodes) for nodes in (ours, theirs))
+    shapes = [{(node.cores, node.gpus) for node in nodes} for nodes in (ours, theirs)]
+    is_like = shapes[0] == shapes[1] and first.whole_nodes == other.whole_nodes
+    return is_like and other_least * MEMORY_SHARE <= least <= other_least
 
 
 def _typical(nodes: Sequence[Node]) -> tuple[Node, int]:
     """A node of the commonest shape, and how many have it."""
-    shapes = Counter((node.cores, node.memory_mb, node.gpus) for node in nodes)
-    shape, count = shapes.most_common(1)[0]
-    return next(node for node in nodes if (node.cores, node.memory_mb, node.gpus) == shape), count
+    shape, count = Counter((node.cores, node.gpus) for node in nodes).most_common(1)[0]
+    return next(node for node in nodes if (node.cores, node.gpus) == shape), count
 
 
 def _queue(partition: Partition) -> str:

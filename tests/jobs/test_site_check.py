@@ -142,23 +142,41 @@ def test_defaults_of_the_profile_are_compared_too(tmp_path: Path, monkeypatch: p
 
 
 def test_a_new_profile_is_valid_and_agrees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    at_once = replace(PREEMPT, name="at_once", grace_s=0)
+    at_once = replace(BATCH, name="at_once", is_default=False, preempt_mode="REQUEUE")
     nodes = [replace(NODE1, name=name, partitions=NODE1.partitions | {"at_once"}) for name in ("node1", "node3")]
     machine = replace(MACHINE, nodes=tuple(nodes), partitions=(*MACHINE.partitions, at_once))
-    folder = site_new.write_profile("here", machine, tmp_path)
+    folder = site_new.write_profile("here", machine, root=tmp_path)
     assert {file.name for file in folder.iterdir()} == {"site.yaml", "config.yaml", "README.md"}
     made = load_site(str(folder))
     assert (made.ranks, made.cores, made.gpus, made.memory_gb, made.grace_s) == (8, 56, 8, 498.0, 12)
-    assert made.queues == (Queue("batch", None, 1, 2), Queue("preempt", 1470, 1, 1), Queue("at_once", 1470, 1, 1))
+    assert made.queues == (Queue("batch", None, 1, 2), Queue("at_once", None, 1, 2)), "preempt gives whole nodes"
     monkeypatch.setattr(site_check, "read_machine", lambda: machine)
     found = [str(finding) for finding in site_check.check(made, folder)]
     assert "agrees   nodes of batch: 56 cores" in found
-    assert "agrees   partition preempt: walltime up to 1470 minutes" in found
+    assert "agrees   partition preempt: PreemptMode=REQUEUE, GraceTime 15 s; grace_s is 12" in found
     assert "agrees   partition at_once: PreemptMode=REQUEUE, KillWait 30 s; grace_s is 12" in found
     with pytest.raises(UserError, match="is there already"):
-        site_new.write_profile("here", MACHINE, tmp_path)
+        site_new.write_profile("here", MACHINE, root=tmp_path)
     with pytest.raises(UserError, match="a name of letters"):
-        site_new.write_profile("../evil", MACHINE, tmp_path)
+        site_new.write_profile("../evil", MACHINE, root=tmp_path)
     with pytest.raises(UserError, match="no partition with nodes is open"):
-        site_new.write_profile("empty", replace(MACHINE, nodes=()), tmp_path)
+        site_new.write_profile("empty", replace(MACHINE, nodes=()), root=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
+def test_a_new_profile_is_for_one_kind_of_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small, shut = replace(BATCH, name="small", is_default=False), replace(BATCH, name="shut", max_nodes=0)
+    nodes = [replace(NODE1, partitions=frozenset({"batch", "shut"})), replace(NODE2, partitions=frozenset({"small"}))]
+    nodes.append(replace(nodes[0], name="node3", memory_mb=400_000))
+    machine = replace(MACHINE, nodes=tuple(nodes), partitions=(small, BATCH, shut))
+    monkeypatch.setattr(site_check, "read_machine", lambda: machine)
+    for wanted, partition, cores, memory_gb in ((None, "batch", 56, 390.6), ("small", "small", 8, 3.9)):
+        folder = site_new.write_profile(f"for_{partition}", machine, wanted, tmp_path)
+        made = load_site(str(folder))
+        assert (made.cores, made.memory_gb, made.queues) == (cores, memory_gb, (Queue(partition, None, 1, 2),))
+        other = {"batch": "small", "small": "batch"}[partition]
+        assert f"queues:  # not {other}: their nodes" in (folder / "site.yaml").read_text()
+        shapes = [str(finding) for finding in site_check.check(made, folder) if "nodes of" in str(finding)]
+        assert len(shapes) == 3 and all(line.startswith("agrees") for line in shapes)
+    with pytest.raises(UserError, match="--partition shut: not one that is open to users and has nodes: small, batch"):
+        site_new.write_profile("none", machine, "shut", tmp_path)
