@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -191,10 +192,15 @@ def main() -> int:
     """Returns the exit code: that of the ranks for `launch`; 2 when the user's input is wrong."""
     arguments = build_parser().parse_args()
     try:
-        return COMMANDS[arguments.command](arguments)
+        code = COMMANDS[arguments.command](arguments)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"jobs: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `jobs logs RUN | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still wants to write
+        return 1
 
 
 if __name__ == "__main__":

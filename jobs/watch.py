@@ -164,7 +164,8 @@ def find_run(name: str, results: Path) -> Path:
     if len(found) != 1:
         known = sorted(path.name for path in results.glob("*/runs/*"))
         what = f"is {len(found)} runs: {', '.join(map(str, found))}" if found else f"no such run below {results}"
-        raise UserError(f"{name}: {what}; name its folder" + ("" if found else f", or one of {', '.join(known)}"))
+        others = f", or one of {', '.join(known)}" if known and not found else ""
+        raise UserError(f"{name}: {what}; name its folder{others}")
     return found[0]
 
 

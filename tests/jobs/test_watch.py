@@ -133,6 +133,18 @@ def test_logs_by_name_and_by_folder(workflow: Path) -> None:
     assert jobs(workflow, "logs", "half") == jobs(workflow, "logs", "results/exp/runs/half") == "step 1/40\n"
     said = jobs(workflow, "logs", "hal", expect=2)
     assert said == "jobs: error: hal: no such run below results; name its folder, or one of done, half\n"
+    (workflow / "empty").mkdir()
+    assert jobs(workflow / "empty", "logs", "hal", expect=2).endswith("below results; name its folder\n")
+
+
+@pytest.mark.parametrize("words", [["status"], ["status", "--json"], ["logs", "half"]])
+def test_a_reader_that_has_seen_enough_is_no_error(workflow: Path, words: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "jobs", *words]
+    done = subprocess.run(command, cwd=workflow, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_a_reader_of_logs_may_leave(workflow: Path) -> None:
