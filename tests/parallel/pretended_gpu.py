@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import datetime
 import functools
 import os
 import sys
@@ -170,6 +171,8 @@ def _factory(watch: Watch, make: Callable[..., Tensor], usual: str | None) -> Ca
         kind = usual if device is None else _kind(device)
         if kind == "meta" or (device is None and torch.utils._device.CURRENT_DEVICE is not None):
             return make(*args, **options | ({"device": device} if device is not None else {}))
+        if kind == GPU and make.__name__ == "tensor":
+            watch.wait()  # its numbers come from the host
         with watch.naming(kind):
             out = make(*args, **options)
         if kind is not None:
@@ -221,9 +224,10 @@ def _pretend_cuda(watch: Watch) -> None:
 def _pretend_nccl() -> None:
     start = dist.init_process_group
 
-    def initialize(backend: str, device_id: torch.device, **options: Any) -> None:
+    def initialize(backend: str, device_id: torch.device, timeout: datetime.timedelta, **options: Any) -> None:
         assert (backend, device_id.type) == ("nccl", GPU)
-        start("gloo", **options)
+        assert timeout >= datetime.timedelta(hours=1), "the watchdog, which says where ranks are, has to be first"
+        start("gloo", timeout=timeout, **options)
 
     dist.init_process_group = initialize  # type: ignore[assignment]
     dist.get_backend = lambda group=None: "nccl"  # type: ignore[assignment]

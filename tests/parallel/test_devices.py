@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
+
 from tests.distributed import run_ranks
 from tests.parallel.training import ALIBI, DROPPED, LEARNING_RATES, STEPS, WHOLE_BATCH, Case, micro_batches
 
@@ -30,6 +32,8 @@ def train(cases: list[Case]) -> list[dict[str, Any]]:
     from neox.train.noise import square
 
     make_deterministic(7)
+    # With it PyTorch's attention on GPUs takes the quicker, irreproducible way backward, and only says so.
+    assert not torch.is_deterministic_algorithms_warn_only_enabled()
     found = []
     for case in cases:
         watch.faults.clear()

@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from neox.checkpoint.reshard import TensorReader
+from neox.config.schema import OptimConfig
 from neox.parallel.engine import StepResult
 from neox.parallel.pieces import Piece
 from neox.train import norms
 from neox.train.noise import NoiseScale
+from tests.parallel.training import Case
 from tests.train.launch import Launch, records, steps_of, write_config
 
 LAYOUTS = {"dp2": (), "tp2": ("parallel.tp=2",), "pp2": ("parallel.pp=2", "model.tie_embeddings=true")}
@@ -81,6 +83,19 @@ class OneRank:
     """An engine's sum where there is but one rank."""
 
     sum_over_ranks = staticmethod(list)
+
+    def __init__(self, pieces: tuple[Piece, ...] = ()) -> None:
+        self.pieces = lambda: pieces
+
+
+def test_factors_are_no_moments() -> None:
+    """Adafactor's are of the shape of no tensor."""
+    config = Case("", optim=OptimConfig(name="adafactor")).config()
+    name, ones = "embed.weight", torch.ones(9)
+    kinds = ("weight", "exp_avg_sq_row", "exp_avg_sq_col")
+    pieces = tuple(Piece(kind, name, (9,), None, 0, 1, 0, 9, ones) for kind in kinds)
+    measured = norms.StateNorms(config).measure(OneRank(pieces))  # type: ignore[arg-type]
+    assert measured[f"weight/{name}"] == 3 and not any("exp_avg" in key for key in measured)
 
 
 def noise_of(steps: range, meter: NoiseScale, skipped: int = 0) -> dict[int, dict[str, float] | None]:
