@@ -251,8 +251,8 @@ def main() -> int:
         folder = Path(cwd) if cwd else None
         # Of its own session, so that a signal to the step's process group arrives once: through this wrapper.
         process = start(arguments.command, environ, folder, new_session=True, stdout=output, stderr=output)
-    except OSError:
-        print(f"jobs: error: {arguments.command[0]}: command not found", file=sys.stderr)
+    except OSError as error:  # of the command, of the folder, of too many processes
+        print(f"jobs: error: {error.filename or arguments.command[0]}: {error.strerror}", file=sys.stderr)
         code_file(arguments.folder, rank).write_text("127")
         return 0 if has_agent else 127
     running = Rank(process, arguments.folder, has_agent, arguments.signals_by_file)

@@ -6,8 +6,9 @@ import hashlib
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,8 @@ class _Job:
         writer = IndexedWriter(self.output, token_dtype(self.loaded.vocab_size), manifest_path(self.output))
         with encoders(encoder, self.workers) as pool, writer:
             proof = prove(pool, self.spans)
-            for batch, encoded in in_order(pool, _all_batches(sources), 2 * self.workers):
+            records = chain.from_iterable(source.batches() for source in sources)
+            for batch, encoded in in_order(pool, records, 2 * self.workers):
                 if proof.done():
                     proof.result()
                 tally.add(batch, encoded)
@@ -112,11 +114,6 @@ class _Source:
     def describe(self) -> dict[str, Any]:
         """File name, and the size and hash of the (decompressed) records that were read."""
         return {"file": self._span.path.name, "bytes": self._num_bytes, "sha256": self._hash.hexdigest()}
-
-
-def _all_batches(sources: Iterable[_Source]) -> Iterator[Batch]:
-    for source in sources:
-        yield from source.batches()
 
 
 class _Tally:

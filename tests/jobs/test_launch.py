@@ -230,7 +230,7 @@ def test_absent_command(tmp_path: Path) -> None:
     process = launch(tmp_path, "no-such-command", options=("--ranks-per-node", "1"))
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 127
-    assert "jobs: error: no-such-command: command not found" in errors
+    assert "jobs: error: no-such-command: No such file or directory" in errors
 
 
 @pytest.mark.parametrize(
