@@ -67,6 +67,10 @@ class QueuedJob:
     """Answers in a row by which it has ended."""
     known_s: float = field(default_factory=time.monotonic)
     """When an answer last knew it."""
+    marks: dict[str, int] | None = None
+    """Its runs' checkpoints when it was last to run on."""
+    num_idle: int = 0
+    """How often in a row it was to run on without a new one."""
 
     def __post_init__(self) -> None:
         self.take(self.handle)
@@ -236,7 +240,7 @@ class Queue:
             return None
         refusal = ""
         if self._may_run_on(job, result):
-            refusal = Restarts(job.notes, self.site.max_idle).refusal() or self._run_on(job)
+            refusal = self._refusal(job) or self._run_on(job)
             if not refusal:
                 return None
         self._note_end(job)
@@ -255,6 +259,17 @@ class Queue:
             return False  # what does not save would only time out again
         died = state in (State.FAILED, State.OUT_OF_MEMORY)
         return state in LOST or (died and Restarts(job.notes, self.site.max_idle).has_progress())
+
+    def _refusal(self, job: QueuedJob) -> str:
+        """Why a job is not to run on; empty if it may. Allocations that never began did not count themselves."""
+        restarts = Restarts(job.notes, self.site.max_idle)
+        marks = restarts.marks()
+        job.num_idle = job.num_idle + 1 if marks == job.marks else 0
+        job.marks = marks
+        if job.num_idle < self.site.max_idle:
+            return restarts.refusal()
+        idle = f"no new checkpoint in {job.num_idle} jobs (requeue.max_idle of the site)"
+        return ": ".join(filter(None, (idle, job.status.reason)))
 
     def _note_end(self, job: QueuedJob) -> None:
         """Writes down how the job's last allocation ended, where it could not do so itself."""

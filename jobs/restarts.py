@@ -26,11 +26,11 @@ class Restarts:
         """Counts an allocation that begins; returns how many began before it."""
         seen = self._read()
         is_first = not seen
-        idle = 0 if is_first or self._marks() != seen["marks"] else seen["idle"] + 1
+        idle = 0 if is_first or self.marks() != seen["marks"] else seen["idle"] + 1
         count = 0 if is_first else seen["count"] + 1
         self.notes.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         draft = self._file.with_suffix(".tmp")
-        draft.write_text(json.dumps({"count": count, "idle": idle, "marks": self._marks()}))
+        draft.write_text(json.dumps({"count": count, "idle": idle, "marks": self.marks()}))
         draft.replace(self._file)
         return count
 
@@ -41,7 +41,7 @@ class Restarts:
     def has_progress(self) -> bool:
         """Whether a run saved since the last allocation began."""
         seen = self._read()
-        return bool(seen) and self._marks() != seen["marks"]
+        return bool(seen) and self.marks() != seen["marks"]
 
     def refusal(self) -> str:
         """Why the job is not to be started once more; empty if it may be."""
@@ -61,7 +61,7 @@ class Restarts:
         except FileNotFoundError:
             return {}
 
-    def _marks(self) -> dict[str, int]:
+    def marks(self) -> dict[str, int]:
         """The step of the newest checkpoint of every run that the job has launched and that has one."""
         steps = {str(run): last_save(run)[0] for run in warning.runs_of(self.notes)}
         return {run: step for run, step in steps.items() if step is not None}

@@ -165,6 +165,23 @@ def chained(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Queue, Queue
     return queue, job, cancelled
 
 
+def test_jobs_that_end_before_they_begin_are_not_submitted_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a save, which none of them counts as seen: as where Flux has too few nodes left."""
+    queue, job, _ = chained(tmp_path, monkeypatch)
+    follow({VARIABLE: str(job.notes)}, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "step_00000001").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "step_00000001" / "manifest.json").touch()
+    said: list[str | None] = []
+    while said[-1:] in ([], [None]) and len(said) < 9:
+        job.status, job.num_ended = Status(State.FAILED, "alloc: unsatisfiable request"), 2
+        said.append(queue.end(job, []))
+    why = "no new checkpoint in 3 jobs (requeue.max_idle of the site): alloc: unsatisfiable request"
+    assert said == [None, None, None, f"job 10 failed (failed, no result): {why}"] and queue.site.max_idle == 3
+    queue.close()
+
+
 def test_a_successor_takes_over_and_another_waits_behind_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     queue, job, cancelled = chained(tmp_path, monkeypatch)
     assert (job.job_id, [one.job_id for one in job.successors]) == ("7", ["8"])
