@@ -7,23 +7,26 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from jobs import examination, segments, staging, warning
+from jobs import examination, inquiry, segments, staging, warning
 from jobs.container import binds, contain
 from jobs.errors import LauncherError, UserError
 from jobs.hostfile import hostfile, hostfile_text
 from jobs.launch import LAUNCHERS
 from jobs.ranks import ENCODED, free_port, port_of
-from jobs.running import Running, combine, killed_first
+from jobs.running import ATTEMPTS, Running, combine, killed_first
 from jobs.scheduler import SCHEDULERS
 from jobs.scheduler.contract import Scheduler
 from jobs.site import Site
 from jobs.spec import Launch
 
+PATIENCE_S, ASK_WAIT_S = 600.0, 5.0
+"""How long a scheduler may be away when ranks are to start: a restart of its controller takes minutes."""
 PEAK_VARIABLE = "NEOX_RANK_TFLOPS"
 """Tells the trainer the peak of its rank by precision, for MFU: `bf16=191.5 fp16=191.5`."""
 MTBF_VARIABLE = "NEOX_MTBF_H"
@@ -167,12 +170,14 @@ def run(
         environ = {**os.environ, **launch_environment(site, launch, os.environ)}
         if run_dir:
             warning.follow(os.environ, run_dir)
-        if prevented := _prevented(site, launch, environ):
+        is_back = partial(_is_back, SCHEDULERS[site.scheduler], os.environ)
+        if prevented := _prevented(site, launch, environ, is_back):
             warning.report_outcome(os.environ, prevented[0])
             if held and run_dir:
                 held.finish(run_dir, segments.End(*prevented))
             return prevented[0]
-        running = Running(LAUNCHERS[site.launcher], with_logs(launch, run_dir), environ, run_dir, site.signal_delay_s)
+        launch = with_logs(launch, run_dir)
+        running = Running(LAUNCHERS[site.launcher], launch, environ, run_dir, site.signal_delay_s, is_back)
         with warning.registered(os.environ):  # a job that is ended waits for us until the segment is written
             code = combine(folder, launch.world_size, running.wait())
             warning.report_outcome(os.environ, code)
@@ -195,16 +200,34 @@ def _require(site: Site, launch: Launch) -> None:
         raise UserError(f"{program}: command not found: site {site.name} starts its ranks with it")
 
 
-def _prevented(site: Site, launch: Launch, environ: Mapping[str, str]) -> tuple[int, str, str] | None:
-    """Code, kind and cause of an end before any rank has begun: the launcher fails, or nodes are not fit, which the
-    job's next allocation avoids. None: ranks may begin."""
-    try:
-        bad = examination.examine(site.health, site.launcher, launch, environ) if site.health else {}
-        if site.stage and not bad:
-            bad = staging.stage_nodes(site.stage, site.launcher, launch, environ)
-    except LauncherError as error:
-        print(f"jobs: error: {error}", file=sys.stderr, flush=True)
-        return error.code, "crash", str(error)
+def _is_back(scheduler: Scheduler, environ: Mapping[str, str], is_over: Callable[[], object] = bool) -> bool:
+    """Waits until the scheduler of the allocation answers; no where there is none, and once `is_over`."""
+    job_id = environ.get(warning.ID_VARIABLE) or environ.get(scheduler.environment.get("job_id", ""))
+    if scheduler.batch is None or not job_id:
+        return False
+    deadline_s = time.monotonic() + PATIENCE_S
+    while inquiry.ask(scheduler.batch, [job_id]) is None:
+        if is_over() or time.monotonic() > deadline_s:
+            return False
+        time.sleep(ASK_WAIT_S)
+    return not is_over()
+
+
+def _prevented(
+    site: Site, launch: Launch, environ: Mapping[str, str], is_back: Callable[[], bool]
+) -> tuple[int, str, str] | None:
+    """Code, kind and cause of an end before any rank has begun: the launcher fails, also once the scheduler is back, or
+    nodes are not fit, which the job's next allocation avoids. None: ranks may begin."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            bad = examination.examine(site.health, site.launcher, launch, environ) if site.health else {}
+            if site.stage and not bad:
+                bad = staging.stage_nodes(site.stage, site.launcher, launch, environ)
+            break
+        except LauncherError as error:
+            print(f"jobs: error: {error}", file=sys.stderr, flush=True)
+            if attempt == ATTEMPTS or not is_back():
+                return error.code, "crash", str(error)
     problems = [f"{node}: {problem}" for node, problem in bad.items()]
     for problem in problems:
         print(f"jobs: error: node {problem}", file=sys.stderr, flush=True)

@@ -20,6 +20,8 @@ LINGER_S = 2.0
 """How long a launcher may outlive ranks that were told to save, or of which one failed; and how often it is looked."""
 SAVE_POLL_S, SLACK_S = 2.0, 15.0
 """How often the time that a save takes is looked up, and what is added to it."""
+ATTEMPTS = 3
+"""How often a launcher is started that ends before any rank has begun: the scheduler may be away, which srun asks."""
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -33,9 +35,12 @@ class Running:
         environ: Mapping[str, str],
         run_dir: Path | None,
         signal_delay_s: int,
+        is_back: Callable[[Callable[[], object]], bool],
     ) -> None:
-        """`run_dir`: of the run that is trained; the time that it takes to save is known from there."""
-        self.launcher, self.folder, self.environ = launcher, launch.folder, environ
+        """`run_dir`: of the run that is trained; the time that it takes to save is known from there. `is_back`: waits
+        until the scheduler answers, or what it is given says that all is over; says whether it does."""
+        self.launcher, self.launch, self.folder, self.environ = launcher, launch, launch.folder, environ
+        self.is_back = is_back
         self.world_size, self.lingers = launch.world_size, False
         self.run_dir, self.signal_delay_s = run_dir, signal_delay_s
         self.end_s = float(environ.get(warning.END_VARIABLE, "inf"))
@@ -48,8 +53,11 @@ class Running:
             signal.signal(number, self.on_signal)
         if not launcher.keeps_environment:
             write_environment(launch, environ)
-        # A session of its own: Ctrl-C at a terminal reaches only us, and the ranks get to save.
-        self.process: Process = start(launcher.argv(launch), environ, new_session=True)
+        self.process = self.start()
+
+    def start(self) -> Process:
+        """In a session of its own: Ctrl-C at a terminal reaches only us, and the ranks get to save."""
+        return start(self.launcher.argv(self.launch), self.environ, new_session=True)
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         if not self.signals:
@@ -108,6 +116,18 @@ class Running:
         self.lingers = len(ends(self.folder, self.world_size)) == self.world_size
 
     def wait(self) -> int:
+        """The launcher's exit code, of the last attempt to start ranks."""
+        code = self.wait_once()
+        for _ in range(1, ATTEMPTS):
+            has_begun = started_file(self.folder).exists() or ends(self.folder, self.world_size)
+            if code == 0 or has_begun or not self.is_back(lambda: self.signals):
+                break
+            print(f"jobs: no rank has begun (exit code {code}), tried again", file=sys.stderr, flush=True)
+            self.process = self.start()
+            code = self.wait_once()
+        return code
+
+    def wait_once(self) -> int:
         while (code := self.process.poll()) is None:
             self.warn_in_time()
             self.forward()

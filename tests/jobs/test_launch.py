@@ -9,15 +9,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from jobs import running, warning
+from jobs import launcher, running, warning
+from jobs.errors import LauncherError
 from jobs.launch.contract import Launcher
 from jobs.ranks import code_file
 from jobs.running import combine, killed_first
 from jobs.runs import time_to_save_s
+from jobs.scheduler import SCHEDULERS
+from jobs.site import load_site
 from jobs.spec import Launch
 
 LAUNCH = [sys.executable, "-m", "jobs", "launch", "--site", "local"]
@@ -103,12 +107,50 @@ def test_a_launcher_that_outlives_its_warned_ranks_is_ended(tmp_path: Path, monk
     monkeypatch.setattr(running, "LINGER_S", 0.2)
     launcher = Launcher("sleeper", lambda _: ["sleep", "300"], sets_ranks=False, forwards_signals=False)
     spec = Launch(("true",), 1, 2, 1, tmp_path)
-    started = running.Running(launcher, spec, os.environ, None, 60)
+    started = running.Running(launcher, spec, os.environ, None, 60, lambda is_over: False)
     started.on_signal(signal.SIGTERM, None)
     for rank in (0, 1):
         code_file(tmp_path, rank).write_text("85")
     code = started.wait()
     assert code == 128 + signal.SIGKILL and combine(tmp_path, 2, code) == 85
+
+
+@pytest.mark.parametrize(
+    ("begins", "answers", "code", "num_tries"),
+    [(3, [True, True], 0, 3), (4, [True, True], 1, 3), (1, [], 1, 1), (2, [False], 1, 1)],
+)
+def test_a_launcher_that_missed_the_scheduler_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begins: int, answers: list[bool], code: int, num_tries: int
+) -> None:
+    """The first two attempts fail; ranks begin at attempt `begins`."""
+    monkeypatch.setattr(running, "FORWARDED", ())  # no handlers in this process
+    script = f"""cd {tmp_path}; echo >> tries; n=$(wc -l < tries)
+[ $n -ge {begins} ] && touch started; [ $n -ge 3 ] && [ -e started ] && echo 0 > rank_00000.code"""
+    launcher = Launcher("late", lambda _: ["bash", "-c", script], sets_ranks=False, forwards_signals=True)
+    spec, left = Launch(("true",), 1, 1, 1, tmp_path), list(answers)
+    started = running.Running(launcher, spec, os.environ, None, 60, lambda is_over: not is_over() and left.pop(0))
+    assert started.wait() == code and not left
+    assert len((tmp_path / "tries").read_text()) == num_tries
+
+
+def test_nodes_are_examined_once_the_scheduler_is_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site, spec, failures = load_site("slurm"), Launch(("true",), 1, 1, 1, tmp_path), [1]
+    said = iter([None, None, {}])
+
+    def examine(*_: object) -> dict[str, str]:
+        if failures:
+            raise LauncherError("srun: error: Unable to contact slurm controller", failures.pop())
+        return {}
+
+    monkeypatch.setattr(launcher.examination, "examine", examine)
+    monkeypatch.setattr(launcher.inquiry, "ask", lambda batch, ids: next(said))
+    monkeypatch.setattr(launcher, "ASK_WAIT_S", 0)
+    is_back = partial(launcher._is_back, SCHEDULERS["slurm"], {"SLURM_JOB_ID": "7"})
+    assert launcher._prevented(site, spec, {}, is_back) is None and next(said, "all") == "all"
+    failures.append(5)
+    assert launcher._prevented(site, spec, {}, partial(launcher._is_back, SCHEDULERS["local"], {})) == (
+        (5, "crash", "srun: error: Unable to contact slurm controller")
+    )
 
 
 def test_a_warning_waits_for_the_rank_that_still_imports(tmp_path: Path) -> None:
