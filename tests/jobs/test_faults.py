@@ -68,6 +68,8 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 
 
 def fail(folder: Path, num_calls: int) -> None:
+    """Commands that hang are given up soon; those that are to answer have the time of a busy machine."""
+    shell.run.__defaults__ = (0.5 if num_calls else 60, None)
     draft = folder / "left.tmp"
     draft.write_text(f"{num_calls}\n")
     draft.replace(folder / "left")
