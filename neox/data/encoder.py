@@ -37,7 +37,10 @@ class Encoding:
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """The documents of a batch end to end; text_bytes counts their UTF-8, parsed says what was left out."""
+    """The documents of a batch end to end; text_bytes counts their UTF-8, parsed says what was left out.
+
+    Tokens beyond `sizes` are of a document that the next batch goes on with.
+    """
 
     tokens: Array
     sizes: Array
@@ -75,6 +78,12 @@ class Encoder:
         texts = [str(text) for text in parsed.documents]
         found = [(self._beginning, ids, self._ending) for ids in self._engine.encode(texts)]
         return self._laid(found, sum(map(_num_bytes, texts)), parsed)
+
+    def encode_piece(self, text: str, is_first: bool, is_last: bool) -> EncodedBatch:
+        """A document, or a piece of one."""
+        found = (self._beginning[: None if is_first else 0], *self._engine.encode([text]))
+        laid = self._laid([(*found, self._ending[: None if is_last else 0])], _num_bytes(text), Parsed([], [], 0))
+        return laid if is_last else replace(laid, sizes=laid.sizes[:0])
 
     def _laid(self, documents: Sequence[Sequence[Array]], text_bytes: int, parsed: Parsed) -> EncodedBatch:
         sizes = np.fromiter((sum(map(len, parts)) for parts in documents), np.int32, len(documents))

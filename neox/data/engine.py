@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from neox.config.errors import UserError
+from neox.data.cuts import is_cuttable, pieces
 from neox.data.tokenizer import LoadedTokenizer
 
 CACHE_BYTES = 64 << 20
@@ -31,10 +31,12 @@ DISPUTED = re.compile(
 LEADS = (b"\xdf", b"\xe0", b"\xe1", b"\xea", b"\xf0")
 """First bytes of these characters in UTF-8: most texts have none of them, which is seen ten times as fast."""
 
+DISPUTED_PIECE = 1 << 12
+"""Characters from which on a text that has such a one is cut, so that it alone is encoded by the slow engine."""
+
 PIECE = 256 << 10
-"""Characters from which on `tokenizers`, which takes about 130 times their memory, is given a text in pieces."""
-LINE_END = re.compile(r"(?<=[!-~]\n)(?=[A-Za-z])")
-"""Where GPT-2's pre-tokenizer, and NFC, do the same whether the text goes on there or not."""
+"""Characters that `tokenizers`, which takes about 130 times their memory, is given at a time, unless one text that
+cannot be cut has more."""
 
 TRICKY = (
     "",
@@ -61,36 +63,25 @@ class TokenizersEngine:
 
     def __init__(self, tokenizer: Any) -> None:
         self._encode_batch = getattr(tokenizer, "encode_batch_fast", tokenizer.encode_batch)
-        self._piece = PIECE if ends_words_with_lines(tokenizer) else sys.maxsize
+        self.is_cuttable = is_cuttable(tokenizer)
+        self._piece = PIECE if self.is_cuttable else sys.maxsize
 
     def encode(self, texts: list[str]) -> list[np.ndarray[Any, Any]]:
-        short = iter(self._ids([text for text in texts if len(text) <= self._piece]))
-        return [next(short) if len(text) <= self._piece else self._long(text) for text in texts]
-
-    def _long(self, text: str) -> np.ndarray[Any, Any]:
-        return np.concatenate([self._ids([piece])[0] for piece in pieces(text, self._piece)])
+        found: list[np.ndarray[Any, Any]] = []
+        together: list[str] = []
+        for text in texts:
+            if len(text) + sum(map(len, together)) > PIECE:
+                found += self._ids(together)
+                together = []
+            if len(text) <= self._piece:
+                together.append(text)
+            else:
+                found.append(np.concatenate([self._ids([piece])[0] for piece in pieces(text, self._piece)]))
+        return found + self._ids(together)
 
     def _ids(self, texts: list[str]) -> list[np.ndarray[Any, Any]]:
         found = self._encode_batch(texts, add_special_tokens=False)
         return [np.frombuffer(array("I", each.ids), np.uint32) for each in found]  # twice as fast as NumPy on a list
-
-
-def ends_words_with_lines(tokenizer: Any) -> bool:
-    """Whether the tokens of a text are those of its parts, cut at LINE_END: so for the kind of GPT-2 and GPT-NeoX."""
-    settings = json.loads(tokenizer.to_str())
-    words, characters = settings["pre_tokenizer"] or {}, settings["normalizer"] or {"type": "NFC"}
-    is_gpt2 = words.get("type") == "ByteLevel" and words["use_regex"] and not words["add_prefix_space"]
-    across = any(one["lstrip"] or one["rstrip"] or "\n" in one["content"] for one in settings["added_tokens"])
-    return is_gpt2 and characters == {"type": "NFC"} and not across
-
-
-def pieces(text: str, size: int) -> Iterator[str]:
-    """The text in parts of at least `size` characters, cut at the next LINE_END; what has none is one part."""
-    start = 0
-    while cut := LINE_END.search(text, start + size):
-        yield text[start : cut.start()]
-        start = cut.start()
-    yield text[start:]
 
 
 class UnequalError(Exception):
@@ -123,7 +114,15 @@ class GigatokenEngine:
         if resident_bytes() > self._resident_bytes + self._cache_bytes:
             del self._encode  # freed before the new one is made
             self._load()
-        return [self._reference.encode([text])[0] if is_disputed(text) else self._encode(text) for text in texts]
+        return [self._part(text) if len(text) < 2 * DISPUTED_PIECE else self._long(text) for text in texts]
+
+    def _part(self, text: str) -> np.ndarray[Any, Any]:
+        return self._reference.encode([text])[0] if is_disputed(text) else self._encode(text)
+
+    def _long(self, text: str) -> np.ndarray[Any, Any]:
+        if not self._reference.is_cuttable or not is_disputed(text):
+            return self._part(text)
+        return np.concatenate([self._part(piece) for piece in pieces(text, DISPUTED_PIECE)])
 
 
 def is_disputed(text: str) -> bool:

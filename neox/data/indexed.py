@@ -30,6 +30,8 @@ DTYPES: dict[int, Any] = {
     8: np.uint16,
 }
 BLOCK = 1 << 22
+MOST_TOKENS = (1 << 31) - 1
+"""Of an item."""
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -155,7 +157,7 @@ class IndexedWriter:
     def __init__(self, prefix: str | Path, dtype: np.dtype[Any], companion: Path | None = None) -> None:
         self._paths = [bin_path(prefix), idx_path(prefix), *([companion] if companion else [])]
         self.dtype = np.dtype(dtype)
-        self._num_items = 0
+        self._num_items = self._num_begun = 0
         self._num_bounds = 0
         self._stack = ExitStack()
 
@@ -175,14 +177,27 @@ class IndexedWriter:
     ) -> bool | None:
         if kind is not None:
             return self._stack.__exit__(kind, error, trace)
+        assert not self._num_begun, "the last item has no size"
         with self._stack:
             self._file.flush()
             self._write_index(self._index)
         return None
 
     def add_items(self, tokens: np.ndarray[Any, Any], sizes: np.ndarray[Any, Any]) -> None:
-        """Append items whose tokens lie end to end; each is a document. tokens [sum(sizes)] of the writer's dtype."""
-        self._append(tokens, sizes)
+        """Append items whose tokens lie end to end; each is a document. Tokens behind them begin the next call's first.
+
+        tokens [sum(sizes), or more] of the writer's dtype. UserError: an item is longer than the format can say.
+        """
+        whole = sizes.astype(np.int64)
+        more = tokens.size - int(whole.sum())
+        if len(sizes):
+            whole[0] += self._num_begun
+            self._num_begun = 0
+        self._num_begun += more
+        if len(whole) and whole.max() > MOST_TOKENS:
+            raise UserError(f"a document of {whole.max()} tokens: .idx files hold sizes up to {MOST_TOKENS}; divide it")
+        self._write(tokens)
+        self._record(whole)
         self._add_bounds(np.arange(self._num_items - len(sizes) + 1, self._num_items + 1, dtype=np.int64))
 
     def add_file(self, source: IndexedReader, observe: Callable[[np.ndarray[Any, Any]], None] | None = None) -> None:
@@ -197,11 +212,6 @@ class IndexedWriter:
             self._record(source.sizes[start : start + BLOCK])
         for start in range(1, len(source.doc_idx), BLOCK):
             self._add_bounds(source.doc_idx[start : start + BLOCK] + offset)
-
-    def _append(self, tokens: np.ndarray[Any, Any], sizes: np.ndarray[Any, Any]) -> None:
-        assert tokens.size == int(np.sum(sizes, dtype=np.int64)), "sizes do not add up to the tokens"
-        self._write(tokens)
-        self._record(sizes)
 
     def _write(self, tokens: np.ndarray[Any, Any]) -> None:
         assert tokens.dtype == self.dtype, f"{tokens.dtype} tokens in a file of {self.dtype}"

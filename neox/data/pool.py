@@ -19,6 +19,7 @@ from typing import Any
 from neox.allocator import give_back_freed_memory
 from neox.data.encoder import EncodedBatch, Encoder
 from neox.data.formats.contract import Batch, Span
+from neox.data.long import LONG, Piece
 
 PR_SET_PDEATHSIG = 1
 _encoder: Encoder
@@ -52,18 +53,29 @@ def prove(pool: Executor, spans: Sequence[Span]) -> Future[None]:
     return pool.submit(_prove, spans)
 
 
-def in_order(pool: Executor, source: Iterable[Batch], ahead: int) -> Iterator[tuple[Batch, EncodedBatch]]:
-    """Encode batches, at most `ahead` of them waiting, and give both back in the order they came."""
+def in_order(pool: Executor, source: Iterable[Batch | Piece], ahead: int) -> Iterator[tuple[Batch, EncodedBatch]]:
+    """Encode batches, at most `ahead` of them waiting, and give both back in the order they came.
+
+    Of those with a record that is long, and cannot be divided, one waits at a time: each is held many times over.
+    """
     waiting: deque[tuple[Batch, Future[EncodedBatch]]] = deque()
-    for batch in source:
-        done = pool.submit(_encode, batch.span.format, batch.records)
-        waiting.append((replace(batch, records=[]), done))  # only its place is still of use
-        if len(waiting) > ahead:
+    for work in source:
+        is_long = isinstance(work, Batch) and len(work.records[-1]) >= LONG
+        while waiting and (len(waiting) > ahead or is_long):
             batch, done = waiting.popleft()
             yield batch, done.result()
+        waiting.append(_submitted(pool, work))
+        del work
     while waiting:
         batch, done = waiting.popleft()
         yield batch, done.result()
+
+
+def _submitted(pool: Executor, work: Batch | Piece) -> tuple[Batch, Future[EncodedBatch]]:
+    """Where it is from, all that is still of use of it here, and what will come of it."""
+    if isinstance(work, Piece):
+        return work.batch, pool.submit(_encode_piece, work.text, work.is_first, work.is_last)
+    return replace(work, records=[]), pool.submit(_encode, work.span.format, work.records)
 
 
 def _start_method() -> str:
@@ -91,6 +103,10 @@ def _prove(spans: Sequence[Span]) -> None:
 
 def _encode(name: str, records: Sequence[bytes]) -> EncodedBatch:
     return _encoder.encode(name, records)
+
+
+def _encode_piece(text: str, is_first: bool, is_last: bool) -> EncodedBatch:
+    return _encoder.encode_piece(text, is_first, is_last)
 
 
 class _Here(Executor):

@@ -12,10 +12,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from neox.data.cuts import is_cuttable
 from neox.data.encoder import EncodedBatch, Encoder, Encoding
 from neox.data.engine import UnequalError, tell_fallback
 from neox.data.formats.contract import Batch, Span
 from neox.data.indexed import IndexedWriter, token_dtype
+from neox.data.long import Piece, divided, divided_file
 from neox.data.manifest import manifest_path, write_manifest
 from neox.data.pool import encoders, in_order, prove
 from neox.data.reading import Losses, Reading, batches, files, no_document, shard_spans
@@ -62,7 +64,8 @@ class _Job:
     def run(self, engine: str) -> dict[str, Any]:
         """Tokenise with an engine. UnequalError, and nothing is written, when it is not equal to the reference."""
         encoder = Encoder(self.encoding, engine, self.loaded, self.workers)
-        sources = [_Source(span, self.encoding.reading) for span in self.spans]
+        divides = is_cuttable(self.loaded.tokenizer)
+        sources = [_Source(span, self.encoding.reading, divides) for span in self.spans]
         tally = _Tally(Losses(self.encoding.reading.is_lenient))
         writer = IndexedWriter(self.output, token_dtype(self.loaded.vocab_size), manifest_path(self.output))
         with encoders(encoder, self.workers) as pool, writer:
@@ -99,17 +102,26 @@ class _Job:
 class _Source:
     """A span of an input, hashed as it is read."""
 
-    def __init__(self, span: Span, reading: Reading) -> None:
-        self._span, self._reading = span, reading
+    def __init__(self, span: Span, reading: Reading, divides: bool) -> None:
+        """divides: long documents come in pieces."""
+        self._span, self._reading, self._divides = span, reading, divides
         self._hash = hashlib.sha256()
         self._num_bytes = 0
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[Batch | Piece]:
+        pieces = divided_file(self._span, self._reading, self._seen) if self._divides else None
+        if pieces is not None:
+            yield from pieces
+            return
         for batch in batches(self._span, self._reading):
             for record in batch.records:
-                self._hash.update(record)
-            self._num_bytes += sum(map(len, batch.records))
-            yield batch
+                self._seen(record)
+            yield from divided(batch, self._reading) if self._divides else (batch,)
+
+    def _seen(self, content: bytes) -> bytes:
+        self._hash.update(content)
+        self._num_bytes += len(content)
+        return content
 
     def describe(self) -> dict[str, Any]:
         """File name, and the size and hash of the (decompressed) records that were read."""

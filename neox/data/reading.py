@@ -133,7 +133,7 @@ def shard_spans(found: Sequence[tuple[Path, str]], index: int, count: int) -> li
 
     Parts are equal in bytes on disk. Only a compressed file that a border cuts is decompressed to find its length.
     """
-    sizes = [_size_on_disk(path) for path, _ in found]
+    sizes = [size_on_disk(path) for path, _ in found]
     total = sum(sizes)
     first, last = total * index // count, total * (index + 1) // count
     spans = []
@@ -224,7 +224,7 @@ def first_texts(spans: Sequence[Span], reading: Reading, most_bytes: int = MOST_
     A file's first broken record ends its share: the whole reading will name it.
     """
     with_text = [span for span in spans if not FORMATS[span.format].has_tokens]
-    sample_bytes = min(max(sum(_size_on_disk(span.path) for span in with_text) // 256, LEAST_SAMPLED), most_bytes)
+    sample_bytes = min(max(sum(size_on_disk(span.path) for span in with_text) // 256, LEAST_SAMPLED), most_bytes)
     chosen = with_text[:: -(-len(with_text) // 64) or 1]
     for span in chosen:
         share = sample_bytes // len(chosen)
@@ -243,7 +243,8 @@ def no_document(inputs: Sequence[Path]) -> UserError:
     return UserError(f"{', '.join(map(str, inputs))}: no document, only records that are blank, broken or left out")
 
 
-def _size_on_disk(path: Path) -> int:
+def size_on_disk(path: Path) -> int:
+    """Bytes of a file. UserError when there is none."""
     try:
         return path.stat().st_size
     except OSError as error:

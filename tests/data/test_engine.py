@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, normalizers
 
 from neox.config.errors import UserError
-from neox.data import engine
+from neox.data import cuts, engine
 from neox.data.engine import DISPUTED, TokenizersEngine, UnequalError, make_engine, prove_equal
 from neox.data.formats.contract import Span
 from neox.data.prepare import Encoding, tokenize
@@ -75,6 +75,12 @@ LINES = st.sampled_from(
         "<|endoftext|>\nA",
         "\n'll",
         "\nI'll",
+        "a b",
+        "a  b",
+        "'s l",
+        "中，",
+        "中、文",
+        "か\u3099。",
     ]
 )
 
@@ -87,26 +93,30 @@ def test_long_texts_have_the_same_ids_in_pieces(nfc_file, parts, size):
     in_pieces._piece = size
     [found] = in_pieces.encode([text])
     assert found.tolist() == tokenizer.encode(text, add_special_tokens=False).ids
-    words = [tokenizer.pre_tokenizer.pre_tokenize_str(one) for one in (text, *engine.pieces(text, size))]
+    words = [tokenizer.pre_tokenizer.pre_tokenize_str(one) for one in (text, *cuts.pieces(text, size))]
     assert [word for word, _ in words[0]] == [word for piece in words[1:] for word, _ in piece]  # whatever the merges
-    pieces = map(tokenizer.normalizer.normalize_str, engine.pieces(text, size))
+    pieces = map(tokenizer.normalizer.normalize_str, cuts.pieces(text, size))
     assert tokenizer.normalizer.normalize_str(text) == "".join(pieces)
 
 
 def test_texts_are_cut_where_words_end_for_certain(nfc_file, tmp_path):
-    assert list(engine.pieces("ab.\ncd e\n fg\nhi\n\nj\nk", 1)) == ["ab.\n", "cd e\n fg\n", "hi\n\nj\n", "k"]
-    assert engine.ends_words_with_lines(load_tokenizer(nfc_file).tokenizer)
+    assert list(cuts.pieces("ab.\ncd\n fg\nhi\n\nj\nk", 1)) == ["ab.\n", "cd\n fg\n", "hi\n\nj\n", "k"]
+    assert list(cuts.pieces("ab cd  e 中文。か。f", 1)) == ["ab", " cd  e 中文", "。か。f"]
+    assert list(cuts.ended_at_cuts(["a", "b c d", "", "e", "f g"])) == ["ab", " c def", " g"]
+    assert cuts.is_cuttable(load_tokenizer(nfc_file).tokenizer)
     changes = {
         "prefix": lambda of: of["pre_tokenizer"].update(add_prefix_space=True),
         "normalizer": lambda of: of.update(normalizer={"type": "Lowercase"}),
         "strips": lambda of: of["added_tokens"][0].update(rstrip=True),
         "strips before": lambda of: of["added_tokens"][0].update(lstrip=True),
         "breaks": lambda of: of["added_tokens"][0].update(content="\nA"),
+        "spaced": lambda of: of["added_tokens"][0].update(content="<a b>"),
+        "single": lambda of: of["added_tokens"][0].update(single_word=True),
         "whole": lambda of: of.update(pre_tokenizer=None),
     }
     for name, change in changes.items():
         path = without(nfc_file, change, tmp_path / f"{name}.json")
-        assert not engine.ends_words_with_lines(Tokenizer.from_file(str(path))), name
+        assert not cuts.is_cuttable(Tokenizer.from_file(str(path))), name
 
 
 def test_only_disputed_characters_are_normalised_differently(both, monkeypatch):
@@ -195,7 +205,7 @@ def test_sample_is_the_first_documents_of_every_input(tmp_path):
 GROW = """
 import random, string, sys
 from pathlib import Path
-from neox.data import engine
+from neox.data import cuts, engine
 engine.CACHE_BYTES = int(sys.argv[2]) << 20
 from neox.data.tokenizer import load_tokenizer
 path, draw = Path(sys.argv[1]), random.Random(0)

@@ -34,7 +34,7 @@ def _format(members: Format, *suffixes: str) -> Format:
                 break
         return f"{at}, line {number - before + 1}" if members is lines.FORMAT else at
 
-    return Format(suffixes, plain_length, batches, members.decode, place, has_fields=members.has_fields)
+    return Format(suffixes, plain_length, batches, members.decode, place, members.parts, has_fields=members.has_fields)
 
 
 def _records(span: Span, members: Format) -> Iterator[tuple[int, str, bytes]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,10 @@ import numpy as np
 
 Document = str | np.ndarray[Any, Any]
 """A text, or [n] int64 token ids that are what they are."""
+
+
+PART = 1 << 19
+"""Bytes of a long document that are made text at a time."""
 
 
 class BadRecordError(Exception):
@@ -78,6 +83,12 @@ class Format:
     """The document of a record; None: it has none, by its nature or by the fields. BadRecordError: it should have."""
     place: Callable[[Span, int], str]
     """Where record number n of a span, from 0, is, in words: `line 12`."""
+    parts: Callable[[bytes, Fields], Iterator[str]] | None = None
+    """The text of a record's document in parts of about PART bytes, so that little beside the record is held.
+
+    ValueError or BadRecordError: it has none, or `decode` should say what is wrong with it."""
+    is_one_text: bool = False
+    """Whether a file is one document, its text as it stands."""
     is_compressible: bool = True
     """Whether .gz, .bz2, .xz or .zst may follow the suffix."""
     has_fields: bool = False
@@ -98,8 +109,9 @@ def batched(span: Span, records: Iterable[tuple[int, bytes]], batch_bytes: int) 
         waiting.append(record)
         size += len(record)
         if size >= batch_bytes:
-            yield Batch(span, first, waiting)
+            batch = Batch(span, first, waiting)
             first, size, waiting = first + len(waiting), 0, []
+            yield batch
     if waiting:
         yield Batch(span, first, waiting)
 
@@ -110,3 +122,16 @@ def decode_utf8(record: bytes) -> str:
         return record.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadRecordError(f"not UTF-8 (byte 0x{record[error.start]:02x} at {error.start})") from error
+
+
+def text_parts(record: bytes, fields: Fields) -> Iterator[str]:
+    """The text of a record that is nothing else, in parts. UnicodeDecodeError: it is none."""
+    return decoded_utf8(record[start : start + PART] for start in range(0, len(record), PART))
+
+
+def decoded_utf8(blocks: Iterable[bytes]) -> Iterator[str]:
+    """As `decode_utf8` makes text of bytes that come in blocks. UnicodeDecodeError: they are none."""
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    for block in blocks:
+        yield decoder.decode(block)
+    yield decoder.decode(b"", final=True)

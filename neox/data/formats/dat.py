@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from neox.config.errors import UserError
 from neox.data.formats.compression import damage_named, exactly, open_bytes, plain_length
-from neox.data.formats.contract import Batch, Fields, Format, Span, batched, decode_utf8
+from neox.data.formats.contract import Batch, Fields, Format, Span, batched, decode_utf8, text_parts
 
 HEAD = 16
 
@@ -38,4 +38,4 @@ def _documents(span: Span) -> Iterator[tuple[int, bytes]]:
             position += HEAD + len(document)
 
 
-FORMAT = Format((".dat",), plain_length, batches, decode, place)
+FORMAT = Format((".dat",), plain_length, batches, decode, place, parts=text_parts)

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import deque
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from neox.data.formats.compression import COMPRESSIONS, blocks, damage_named, open_bytes, plain_length
-from neox.data.formats.contract import BadRecordError, Batch, Fields, Format, Span
+from neox.data.formats.contract import PART, BadRecordError, Batch, Fields, Format, Span
 
+HALF = "\ud800"
+"""Begins what stands for a long string: no text has half of a surrogate pair."""
 SUFFIXES = {".jsonl", ".json", ".ndjson"}
+STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+LONG_STRING = 1 << 16
+"""Bytes of a string that is decoded in parts, where the whole record is long."""
+WITHIN = re.compile(rb"[ \xc2-\xf4]|(?<!\\)\\u(?![dD])")
+"""Where a string goes on with a character: not within an escape, half of a surrogate pair, or the bytes of one."""
 
 
 def batches(span: Span, fields: Fields, batch_bytes: int) -> Iterator[Batch]:
@@ -25,9 +34,10 @@ def batches(span: Span, fields: Fields, batch_bytes: int) -> Iterator[Batch]:
                 return
             if span.stop is not None:
                 lines = _lines_before(lines, span.stop - offset)
-            yield Batch(span, first, lines)
+            batch = Batch(span, first, lines)
             offset += sum(map(len, lines))
             first += len(lines)
+            yield batch  # which may be emptied
 
 
 def decode(record: bytes, fields: Fields) -> str | None:
@@ -45,16 +55,69 @@ def decode(record: bytes, fields: Fields) -> str | None:
         return encodable(value, "line")
     if not isinstance(value, dict):
         raise BadRecordError(f"not a JSON object but {type(value).__name__}")
-    if not all(_fits(value, condition.field, condition.value) == condition.is_wanted for condition in fields.where):
+    if not _is_wanted(value, fields):
         return None
-    text = field(value, fields.key)
+    return encodable("\n\n".join(_paragraphs(value, fields.key)), f"text of '{fields.key}'")
+
+
+def parts(record: bytes, fields: Fields) -> Iterator[str]:
+    """The text in parts, beside which only the record is held, not what characters of its size take of memory.
+
+    Not where the record should be left out or is broken, which `decode` finds: BadRecordError, ValueError.
+    """
+    short, long = _shortened(record)
+    value = json.loads(short.decode())
+    if not isinstance(value, dict) or not _is_wanted(value, fields):
+        raise BadRecordError("a string, or not wanted")
+    paragraphs = _paragraphs(value, fields.key)
+    for number in set(range(len(long))) - {int(each[1:]) for each in paragraphs if each.startswith(HALF)}:
+        deque(_string_parts(record, *long[number]), maxlen=0)  # what is not the text must be JSON all the same
+    for index, paragraph in enumerate(paragraphs):
+        yield "\n\n" if index else ""
+        if paragraph.startswith(HALF):
+            yield from _string_parts(record, *long[int(paragraph[1:])])
+        else:
+            yield encodable(paragraph, "paragraph")
+
+
+def _shortened(record: bytes) -> tuple[bytearray, list[tuple[int, int]]]:
+    """The record with HALF and a number in the place of each long string, and where the content of each is."""
+    short, long = bytearray(), list[tuple[int, int]]()
+    end = 0
+    for string in STRING.finditer(record):
+        if string.end() - string.start() >= LONG_STRING:
+            short += record[end : string.start()] + b'"\\ud800%d"' % len(long)
+            long.append((string.start() + 1, string.end() - 1))
+            end = string.end()
+    short += record[end:]
+    if short.lower().count(b"\\ud800") > len(long):
+        raise BadRecordError("it has that half of a pair itself")
+    return short, long
+
+
+def _string_parts(record: bytes, start: int, stop: int) -> Iterator[str]:
+    """The string that record[start:stop] spells, in parts."""
+    while start < stop:
+        cut = WITHIN.search(record, start + PART, stop)
+        end = cut.start() if cut else stop
+        yield encodable(json.loads('"' + record[start:end].decode() + '"'), "text")
+        start = end
+
+
+def _is_wanted(record: dict[str, Any], fields: Fields) -> bool:
+    return all(_fits(record, each.field, each.value) == each.is_wanted for each in fields.where)
+
+
+def _paragraphs(record: dict[str, Any], key: str) -> list[str]:
+    """The text under a key, which may be a list of strings. BadRecordError: it is none."""
+    text = field(record, key)
     if text is MISSING:
-        raise BadRecordError(f"no key '{fields.key}', only {sorted(value)}")
+        raise BadRecordError(f"no key '{key}', only {sorted(record)}")
     if isinstance(text, list) and text and all(isinstance(part, str) for part in text):
-        text = "\n\n".join(text)
+        return text
     if not isinstance(text, str):
-        raise BadRecordError(f"the value of '{fields.key}' must be a string, not {type(text).__name__}")
-    return encodable(text, f"text of '{fields.key}'")
+        raise BadRecordError(f"the value of '{key}' must be a string, not {type(text).__name__}")
+    return [text]
 
 
 def place(span: Span, number: int) -> str:
@@ -122,4 +185,4 @@ def _lines_before(lines: list[bytes], limit: int) -> list[bytes]:
     return lines
 
 
-FORMAT = Format(tuple(SUFFIXES), plain_length, batches, decode, place, has_fields=True)
+FORMAT = Format(tuple(SUFFIXES), plain_length, batches, decode, place, parts, has_fields=True)

@@ -94,4 +94,6 @@ def _text(value: Any) -> Any:
     return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
 
 
-FORMAT = Format((".parquet",), length, batches, lines.decode, place, is_compressible=False, has_fields=True)
+FORMAT = Format(
+    (".parquet",), length, batches, lines.decode, place, lines.parts, is_compressible=False, has_fields=True
+)

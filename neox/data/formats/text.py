@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from neox.data.formats.compression import damage_named, open_bytes
-from neox.data.formats.contract import Batch, Fields, Format, Span, batched, decode_utf8
+from neox.data.formats.contract import Batch, Fields, Format, Span, batched, decode_utf8, text_parts
 
 
 def length(path: Path) -> int:
@@ -31,4 +31,6 @@ def place(span: Span, number: int) -> str:
     return "the file"
 
 
-FORMAT = Format((".txt", ".text", ".md", ".rst", ".html"), length, batches, decode, place)
+FORMAT = Format(
+    (".txt", ".text", ".md", ".rst", ".html"), length, batches, decode, place, parts=text_parts, is_one_text=True
+)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from neox.config.errors import UserError
-from neox.data.formats.contract import Batch, Fields, Format, Span, batched, decode_utf8
+from neox.data.formats.contract import Batch, Fields, Format, Span, batched, decode_utf8, text_parts
 
 
 def length(path: Path) -> int:
@@ -43,4 +43,4 @@ def _files(span: Span) -> Iterator[tuple[int, str, bytes]]:
         raise UserError(f"{span.path}: cannot be read, the file is damaged or no plain zip ({error})") from error
 
 
-FORMAT = Format((".zip",), length, batches, decode, place, is_compressible=False)
+FORMAT = Format((".zip",), length, batches, decode, place, parts=text_parts, is_compressible=False)
