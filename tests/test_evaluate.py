@@ -17,6 +17,7 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
+from neox.__main__ import main
 from neox.checkpoint.huggingface import convert, export
 from neox.checkpoint.importing import import_model
 from neox.checkpoint.special_tokens import special_tokens
@@ -257,6 +258,14 @@ def test_command_needs_no_network_and_is_quiet(world: World, tmp_path: Path) -> 
     ]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["eval.json"]
     assert [path for path in (tmp_path / "home").rglob("*") if path.is_file() and "torch" not in str(path)] == []
+
+
+def test_results_without_a_number_are_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(
+        "neox.evaluate.evaluate", lambda *_: flatten({"mine": {"answers,none": ["a"], "alias": "mine"}})
+    )
+    assert main(["evaluate", "model", "--task", "mine", "--output", "out.json"]) == 0
+    assert capsys.readouterr().out == "no metric is a number; what the harness says is in out.json\n"
 
 
 @pytest.mark.parametrize(

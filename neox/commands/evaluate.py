@@ -31,6 +31,7 @@ def run(args: argparse.Namespace) -> int:
     from neox.evaluate import evaluate
 
     metrics = evaluate(args.model, args.tasks, args.task, args.data, args.output, args.batch_size, args.tokenizer)
-    width = max(map(len, metrics))
-    print("\n".join(f"{name:<{width}}  {value:.6g}" for name, value in metrics.items()))
+    width = max(map(len, metrics), default=0)
+    lines = [f"{name:<{width}}  {value:.6g}" for name, value in metrics.items()]
+    print("\n".join(lines or [f"no metric is a number; what the harness says is in {args.output}"]))
     return 0
