@@ -18,6 +18,7 @@ def keep_freed_memory() -> None:
     """Tells glibc's allocator to keep what is freed; does nothing elsewhere. What the environment sets, stands.
 
     By default each step on a CPU gives its large tensors back to the kernel and takes page faults to get them again.
+    What only the environment can set when the process starts is in that of the ranks (site_configs/local/site.yaml).
     """
     for variable, (parameter, value) in _SETTINGS.items():
         if variable not in os.environ:

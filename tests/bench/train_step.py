@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jobs.site import load_site
 from kernels.dispatch import available, find
 from neox.config.flops import flops_per_token
 from tests.bench.subject import SHAPES, configured
@@ -37,7 +38,9 @@ class Subject:
     """A started process that makes a step when told to."""
 
     def __init__(self, name: str, shape: str, threads: int, allocator: str) -> None:
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC_", "GLIBC_"))}
+        if allocator == "kept":
+            environment["GLIBC_TUNABLES"] = load_site("local").environment["GLIBC_TUNABLES"]
         command = [sys.executable, "-m", "tests.bench.subject", name, shape, str(threads), allocator]
         pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         self.process = subprocess.Popen(command, env=environment, text=True, **pipes)
@@ -163,7 +166,8 @@ def main() -> None:
     print(
         "against best product. Step MiB: peak above imports, parameters and Adam's moments. Kept memory: freed memory"
     )
-    print("stays with the process, as under the engine (neox/allocator.py).")
+    print("stays with the process, as under the engine (neox/allocator.py), and crumbs beside a freed tensor join it,")
+    print("as in ranks of `jobs launch` here (site_configs/local/site.yaml).")
     for shape in options.shapes or SHAPES:
         compare(shape, options.threads, options.rounds or ROUNDS[shape])
 
