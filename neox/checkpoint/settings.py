@@ -135,7 +135,11 @@ LLAMA = (
     Setting("rope_parameters", rope, _read_rope),
 )
 LLAMA_BIASES = (_same("attention_bias", "attn_bias", has_attention_bias), _same("mlp_bias", "bias"))
-QWEN_3 = (LLAMA_BIASES[0], _always("use_sliding_window", False))
+QWEN_3 = (
+    LLAMA_BIASES[0],
+    _always("use_sliding_window", False),
+    Setting("layer_types", lambda model: ["full_attention"] * model.num_layers, lambda value: {}, (None,)),
+)
 
 sliding_window = Setting(
     "sliding_window",
