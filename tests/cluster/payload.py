@@ -18,17 +18,22 @@ def place(output: Path) -> None:
 
 
 def count(output: Path, num_steps: int, again: str) -> None:
-    """Every step of 0.2 s appends to a trace; state is saved only when warned, so lost work would show."""
+    """Every step of 0.2 s appends to a trace; state is saved only when warned, so lost work would show.
+
+    The last step waits while there is a file OUTPUT.hold: what is to happen to a job finds it running.
+    """
     warned: list[int] = []
     signal.signal(signal.SIGUSR2, lambda number, frame: warned.append(number))
+    Path(f"{output}.up_{RANK}").write_text(os.environ["JOBS_RESTART_COUNT"])
     state = Path(f"{output}.state_{RANK}")
     step = int(state.read_text()) if state.exists() else 0
     while step < num_steps:
         time.sleep(0.2)
-        step += 1
-        with Path(f"{output}.trace_{RANK}").open("a") as file:
-            file.write(f"{step}\n")
-        print("step", step, flush=True)
+        if step + 1 < num_steps or not Path(f"{output}.hold").exists():
+            step += 1
+            with Path(f"{output}.trace_{RANK}").open("a") as file:
+                file.write(f"{step}\n")
+            print("step", step, flush=True)
         if warned or (again == "again" and step == 3):
             state.write_text(str(step))
             time.sleep(0.3 * RANK)  # ranks do not end at the same time

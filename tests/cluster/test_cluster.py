@@ -26,6 +26,12 @@ def segments(file: Path) -> list[tuple[int, int, str]]:
     return [(line["restart"], line["exit_code"], line["kind"]) for line in lines]
 
 
+def steps_of(folder: Path, target: str, rank: int) -> list[int]:
+    """Every step that a rank of a counting job has made, in all its allocations."""
+    trace = folder / f"{target}.trace_{rank}"
+    return [int(step) for step in trace.read_text().split()] if trace.exists() else []
+
+
 def test_two_nodes_with_two_ranks_each_know_their_place(cluster: Slurm, tmp_path: Path) -> None:
     folder = tmp_path / NASTY
     folder.mkdir()
@@ -54,21 +60,21 @@ def test_failures_say_why_in_one_line(cluster: Slurm, tmp_path: Path) -> None:
 
 def test_saved_jobs_come_back_under_their_own_id(cluster: Slurm, tmp_path: Path) -> None:
     """One is preempted, one stops itself with 85; both go on where they saved, with one submission and no retry."""
-    targets = ["counted_preempt_40_no.txt", "counted_batch_10_again.txt"]
-    snakemake = cluster.start(tmp_path, *targets)
-    trace = tmp_path / "counted_preempt_40_no.txt.trace_3"
-    wait_for(lambda: trace.exists() and len(trace.read_text().split()) >= 3, 60)
+    preempted, again = "counted_preempt_10_no.txt", "counted_batch_10_again.txt"
+    hold, ends = tmp_path / f"{preempted}.hold", tmp_path / "run_preempt_no" / "segments.jsonl"
+    hold.touch()
+    snakemake = cluster.start(tmp_path, preempted, again)
+    wait_for(lambda: steps_of(tmp_path, preempted, 3)[2:], 60)
     cluster.preempt(tmp_path)
+    wait_for(ends.exists, 120)
+    hold.unlink()
     assert snakemake.wait(timeout=120) == 0, (tmp_path / "out.log").read_text()
-    assert segments(tmp_path / "run_preempt_no" / "segments.jsonl") == [
-        (0, 85, "preemption"),
-        (1, 0, "finished"),
-    ]
+    assert segments(ends) == [(0, 85, "preemption"), (1, 0, "finished")]
     assert segments(tmp_path / "run_batch_again" / "segments.jsonl") == [(0, 85, "saved"), (1, 0, "finished")]
     for rank in range(4):  # no step was done twice: nothing was lost
-        steps = (tmp_path / f"counted_preempt_40_no.txt.trace_{rank}").read_text().split()
-        assert steps == [str(step) for step in range(1, 41)]
-        assert "".join(log_text(tmp_path / "run_preempt_no", False, rank)).split()[1::2] == steps, "in a log of its own"
+        assert steps_of(tmp_path, preempted, rank) == list(range(1, 11))
+        said = "".join(f"step {step}\n" for step in range(1, 11))
+        assert "".join(log_text(tmp_path / "run_preempt_no", False, rank)) == said, "in a log of its own"
     wait_for(lambda: sum(state == "COMPLETED" for _, state in cluster.history("counted")) == 2, 20)
     runs = cluster.history("counted")
     assert len(runs) == 4 and len({job_id for job_id, _ in runs}) == 2, runs
@@ -77,17 +83,20 @@ def test_saved_jobs_come_back_under_their_own_id(cluster: Slurm, tmp_path: Path)
 
 def test_a_job_that_slurm_does_not_requeue_is_submitted_anew(cluster: Slurm, tmp_path: Path) -> None:
     """Preempted twice, no retry of Snakemake's: the successors are the same job, which goes on where it saved."""
-    snakemake = cluster.start(tmp_path, "counted_preempt_60_once.txt")
-    trace = tmp_path / "counted_preempt_60_once.txt.trace_3"
-    for steps in (3, 20):
-        wait_for(lambda: trace.exists() and len(trace.read_text().split()) >= steps, 60)  # noqa: B023
+    target = "counted_preempt_20_once.txt"
+    hold, up = tmp_path / f"{target}.hold", tmp_path / f"{target}.up_3"
+    ends = tmp_path / "run_preempt_once" / "segments.jsonl"
+    hold.touch()
+    snakemake = cluster.start(tmp_path, target)
+    for restart in range(2):
+        wait_for(lambda: up.exists() and up.read_text() == str(restart), 120)  # noqa: B023
         cluster.preempt(tmp_path)
+        wait_for(lambda: ends.exists() and len(segments(ends)) > restart, 120)  # noqa: B023
+    hold.unlink()
     assert snakemake.wait(timeout=150) == 0, (tmp_path / "out.log").read_text()
     for rank in range(4):
-        steps_done = (tmp_path / f"counted_preempt_60_once.txt.trace_{rank}").read_text().split()
-        assert steps_done == [str(step) for step in range(1, 61)]
-    ends = segments(tmp_path / "run_preempt_once" / "segments.jsonl")
-    assert ends == [(0, 85, "preemption"), (1, 85, "preemption"), (2, 0, "finished")]
+        assert steps_of(tmp_path, target, rank) == list(range(1, 21))
+    assert segments(ends) == [(0, 85, "preemption"), (1, 85, "preemption"), (2, 0, "finished")]
     log = (tmp_path / "out.log").read_text()
     assert log.count("submitted as") == 1 and len(re.findall(r"job \d+ ended \(.*\) and runs on as job \d+", log)) == 2
 
@@ -104,15 +113,20 @@ def test_interrupted_controller_leaves_no_job(cluster: Slurm, tmp_path: Path, in
 
 
 def test_killed_controller_is_succeeded(cluster: Slurm, tmp_path: Path, interrupt: Interrupt) -> None:
-    target = "counted_batch_100_no.txt"
+    target = "counted_batch_9_no.txt"
+    hold = tmp_path / f"{target}.hold"
+    hold.touch()
     first = cluster.start(tmp_path, target)
-    wait_for(lambda: (tmp_path / f"{target}.trace_0").exists(), 60)
+    wait_for(lambda: steps_of(tmp_path, target, 0), 60)
     second_code, log = cluster.run(tmp_path, target)
     assert second_code != 0 and "another controller works here" in log
     interrupt(first, signal.SIGKILL)
     (row,) = cluster.status(tmp_path)
     assert (row["name"], row["state"]) == ("counted", "running")
-    code, log = cluster.run(tmp_path, target)
+    third = cluster.start(tmp_path, target)
+    wait_for(lambda: "adopted slurm job" in (tmp_path / "out.log").read_text(), 60)
+    hold.unlink()
+    code, log = third.wait(timeout=150), (tmp_path / "out.log").read_text()
     assert code == 0, log
     adopted = re.search(r"adopted slurm job (\d+)", log)
     assert adopted and adopted[1] == row["job_id"] and log.count("submitted as") == 1
@@ -120,4 +134,4 @@ def test_killed_controller_is_succeeded(cluster: Slurm, tmp_path: Path, interrup
     assert {int(job_id) for job_id, _ in cluster.history("counted") if int(job_id) >= int(adopted[1])} == {
         int(adopted[1])
     }
-    assert (tmp_path / f"{target}.trace_0").read_text().split() == [str(step) for step in range(1, 101)]
+    assert steps_of(tmp_path, target, 0) == list(range(1, 10))
