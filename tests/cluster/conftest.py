@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from jobs.ranks import NUM_PORTS
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -133,9 +136,10 @@ def cluster() -> Iterator[Slurm]:
     if reason := why_not():
         pytest.skip(reason)
     root = Path(tempfile.mkdtemp(prefix="cluster-"))  # not below pytest's folder: the database has a user of its own
-    up = subprocess.run(
-        [HERE / "up.sh", root], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400
-    )
+    # Ports follow from job ids: those of another cluster on this machine, which counts from 1 too, are others.
+    environ = {**os.environ, "FIRST_JOB_ID": str(random.randrange(1, NUM_PORTS))}
+    said = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    up = subprocess.run([HERE / "up.sh", root], env=environ, timeout=400, **said)
     assert up.returncode == 0, up.stdout
     try:
         yield Slurm(root)

@@ -49,6 +49,7 @@ PreemptMode=REQUEUE
 JobRequeue=1
 KillWait=5
 MinJobAge=300
+FirstJobId=${FIRST_JOB_ID:-1}
 SlurmdTimeout=20
 # 2 crashed slurmctld 22.05 when a job was requeued onto the node that had been set down
 ReturnToService=1
