@@ -65,7 +65,9 @@ class Experiment:
     settings: Mapping[str, Any]
     """The checked configuration."""
     corpus: tuple[str, ...]
-    """Its files."""
+    """Its files; none where it is tokenised already."""
+    tokens: str
+    """Prefix of the token file that all runs read."""
     tokenizer: str
     runs: Mapping[str, Run]
 
@@ -98,6 +100,7 @@ def build_experiment(config: dict[str, Any]) -> Experiment:
     check(config)
     root = f"{config['results']}/{config['name']}"
     corpus = corpus_files(config["corpus"], root)
+    tokens = token_prefix(config, root)
     given = config["tokenizer"].get("file")
     if given:
         existing([given], "tokenizer.file")
@@ -115,6 +118,7 @@ def build_experiment(config: dict[str, Any]) -> Experiment:
         cores_per_node=site.cores,
         settings=config,
         corpus=corpus,
+        tokens=tokens,
         tokenizer=given or f"{root}/tokenizer/{tokenizer}",
         runs={run.name: run for run in runs},
     )
@@ -122,6 +126,8 @@ def build_experiment(config: dict[str, Any]) -> Experiment:
 
 def corpus_files(corpus: Mapping[str, Any], root: str) -> tuple[str, ...]:
     """The files to tokenize: made, fetched, or there already."""
+    if "tokens" in corpus:
+        return ()
     if "path" in corpus:
         return tuple(existing(as_list(corpus["path"]), "corpus.path"))
     if "url" in corpus:
@@ -129,6 +135,20 @@ def corpus_files(corpus: Mapping[str, Any], root: str) -> tuple[str, ...]:
     if "name" in corpus:
         return tuple(f"{root}/corpus/{file}" for file in named_files(corpus["name"]))
     return (f"{root}/corpus/corpus.jsonl",)
+
+
+def token_prefix(config: Mapping[str, Any], root: str) -> str:
+    """Of the token file that the workflow makes, or of one that is there; UserError where that cannot be used."""
+    prefix = config["corpus"].get("tokens")
+    if prefix is None:
+        return f"{root}/tokens/corpus"
+    existing([f"{prefix}.bin", f"{prefix}.idx"], "corpus.tokens")
+    if "vocab_size" in config["tokenizer"]:
+        raise UserError(
+            f"workflow configuration: tokenizer.vocab_size: {prefix} is tokenised already; "
+            "tokenizer.file or tokenizer.name says by which tokenizer"
+        )
+    return str(prefix)
 
 
 def named_files(name: str) -> tuple[str, ...]:
@@ -233,6 +253,8 @@ def resolve_row(row: Row, tokenizer: Mapping[str, Any], ranks_per_node: int) -> 
     if "file" not in tokenizer and config.model.vocab_size is None:
         num_ids = named_tokenizer(tokenizer["name"]).vocab_size if "name" in tokenizer else tokenizer["vocab_size"]
         config = load_config(list(row.files), [*overrides, f"model.vocab_size={num_ids}"])
+    if config.data.train_paths:
+        raise UserError("data.train_paths: the runs of a workflow train on its corpus; leave data.*_paths out")
     parallel = config.parallel
     replica = parallel.tp * parallel.pp
     return resolve(config, (parallel.dp or max(1, ranks_per_node // replica)) * replica)

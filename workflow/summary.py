@@ -18,7 +18,7 @@ def summary(experiment: Experiment) -> str:
     root = Path(experiment.root)
     runs = list(experiment.runs.values())
     lines = ["", f"report       {root / 'report.html'}"]
-    entropy = read(root / "tokens" / "corpus.manifest.json").get("unigram_entropy")
+    entropy = read(Path(f"{experiment.tokens}.manifest.json")).get("unigram_entropy")
     for run in runs:
         lines += run_lines(run, root / "runs" / run.name)
     if entropy is not None:

@@ -98,8 +98,8 @@ def _add_index(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_heldout(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--corpus", nargs="+", type=Path, required=True, metavar="FILE", help="what was tokenised")
-    _add_reading(parser)
+    parser.add_argument("prefix", type=Path, metavar="PREFIX", help="the run's token file")
+    parser.add_argument("--tokenizer", type=Path, required=True, metavar="FILE", help="that made it")
     parser.add_argument("--split", default="969,30,1", metavar="SHARES", help="data.split of the run (%(default)s)")
     parser.add_argument("--part", choices=("valid", "test"), default="test")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
@@ -204,8 +204,10 @@ def _index(args: argparse.Namespace) -> str:
 def _heldout(args: argparse.Namespace) -> str:
     from neox.data.heldout import write_heldout
     from neox.data.split import parse_split
+    from neox.data.tokenizer import load_tokenizer
 
-    manifest = write_heldout(args.corpus, parse_split(args.split), args.part, args.output, _reading(args))
+    tokenizer = load_tokenizer(args.tokenizer)
+    manifest = write_heldout(args.prefix, tokenizer, parse_split(args.split), args.part, args.output)
     counts = {f"{name}.jsonl": manifest[name] for name in ("perplexity", "cloze", "choice", "arithmetic")}
     lines = [f"{args.output}: {', '.join(f'{count} in {name}' for name, count in counts.items())}"]
     if empty := [name for name, count in counts.items() if not count]:

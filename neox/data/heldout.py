@@ -9,12 +9,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from neox.config.errors import UserError
 from neox.data.durable import dump_json, replacing
+from neox.data.indexed import IndexedReader
 from neox.data.questions import arithmetic_questions, choice_questions
-from neox.data.reading import Reading, read_texts
 from neox.data.split import part_bounds
+from neox.data.tokenizer import LoadedTokenizer
 
 MIN_BYTES = 1 << 16  # a test part smaller than this is joined by the validation part
+MAX_TOKENS, MAX_DOCUMENT_TOKENS = 1 << 23, 1 << 20  # read of a part, and of one document: far more than is used
 MAX_DOCUMENTS = 64
 MAX_CHARACTERS = 4000
 MAX_PASSAGES = 200
@@ -25,22 +30,23 @@ SENTENCE_END = re.compile(r"(?<=\s)([A-Za-z]{4,})\.(?=\s)")
 
 
 def write_heldout(
-    corpus: Sequence[Path], split: Sequence[float], part: str, output: Path, reading: Reading
+    prefix: Path, tokenizer: LoadedTokenizer, split: Sequence[float], part: str, output: Path
 ) -> dict[str, Any]:
     """Write perplexity.jsonl {"text"}, cloze.jsonl {"context", "target"}, questions and manifest.json into `output`.
 
     The questions are choice.jsonl {"context", "choices", "answer"} and arithmetic.jsonl {"question", "answer"}.
 
-    `corpus` and `reading` must be what was tokenised, and how, in the same order: document n of it is item n of the
-    token file. UserError when the part holds no document.
+    The texts are what the first tokens of the part decode to, so of a corpus of any size little is read. UserError when
+    the part holds no document, or the tokens are none of the tokenizer's.
     """
-    bounds = part_bounds(split, sum(1 for _ in read_texts(corpus, reading)), part)
-    texts = _part_texts(corpus, reading, bounds[part])
+    tokens = IndexedReader(prefix)
+    bounds = part_bounds(split, len(tokens), part)
+    texts = list(_texts(tokens, bounds[part], tokenizer))
     parts = [part]
     if part == "test" and sum(len(text.encode()) for text in texts) < MIN_BYTES:
-        texts += _part_texts(corpus, reading, bounds["valid"])
+        texts += _texts(tokens, bounds["valid"], tokenizer)
         parts.append("valid")
-    samples = [{"text": shortened(text)} for text in texts if text.strip()][:MAX_DOCUMENTS]
+    samples = [{"text": shortened(text)} for text in texts][:MAX_DOCUMENTS]
     passages = [passage for text in texts for passage in cloze_passages(text)][:MAX_PASSAGES]
     choices, sums = list(choice_questions(texts)), list(arithmetic_questions())
     manifest = {
@@ -84,8 +90,21 @@ def _passage(before: str, target: str) -> dict[str, str] | None:
     return {"context": " ".join(words), "target": target}
 
 
-def _part_texts(corpus: Sequence[Path], reading: Reading, documents: range) -> list[str]:
-    return [text for number, text in enumerate(read_texts(corpus, reading)) if number in documents]
+def _texts(tokens: IndexedReader, documents: range, tokenizer: LoadedTokenizer) -> Iterator[str]:
+    """What documents say; one of Pythia's samples, in which several follow each other, says several texts."""
+    left = MAX_TOKENS
+    for number in documents:
+        ids = tokens[number][:MAX_DOCUMENT_TOKENS]
+        if len(ids) and int(ids.max()) >= tokenizer.vocab_size:
+            allowed = f"the tokenizer's are 0 to {tokenizer.vocab_size - 1}"
+            raise UserError(f"{tokens.prefix}: document {number} has token {ids.max()}, {allowed}")
+        for text in np.split(ids, np.flatnonzero(ids == tokenizer.eod)):
+            said = tokenizer.tokenizer.decode(text[text != tokenizer.eod].tolist(), skip_special_tokens=False)
+            if said.strip():
+                yield said
+        left -= len(ids)
+        if left <= 0:
+            return
 
 
 def _write_lines(path: Path, records: Sequence[dict[str, Any]]) -> None:

@@ -34,7 +34,8 @@ def test_stages(tmp_path, capsys):
         shard = ("--shard", f"{i}/2", "--output", tmp_path / f"s{i}")
         assert neox_data("tokenize", fetched, "--tokenizer", tokenizer, *shard) == 0
     assert neox_data("merge", tmp_path / "s0", tmp_path / "s1", "--output", tmp_path / "all") == 0
-    assert neox_data("heldout", "--corpus", fetched, "--split", "8,1,1", "--output", tmp_path / "held") == 0
+    heldout = ("--tokenizer", tokenizer, "--split", "8,1,1", "--output", tmp_path / "held")
+    assert neox_data("heldout", tmp_path / "all", *heldout) == 0
     assert len(IndexedReader(tmp_path / "all")) == 60
     said = capsys.readouterr().out
     assert "60 documents" in said and "too little held-out prose for cloze.jsonl" in said

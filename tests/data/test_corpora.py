@@ -7,13 +7,18 @@ import platform
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from data_inputs import write_jsonl
 
 from neox.config.errors import UserError
+from neox.data import heldout
 from neox.data.corpora import Document, _modules, interleave, write_corpus
 from neox.data.heldout import MAX_CHARACTERS, cloze_passages, shortened, write_heldout
+from neox.data.indexed import IndexedWriter
+from neox.data.prepare import Encoding, tokenize
 from neox.data.reading import Reading, read_texts
+from neox.data.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +86,11 @@ def test_interleave_spreads_each_kind():
     assert [order[i : i + 6].count("b") for i in range(0, 24, 6)] == [1, 1, 1, 1]
 
 
-def test_heldout_is_what_training_never_saw(corpus, tmp_path):
+def test_heldout_is_what_training_never_saw(corpus, tmp_path, tokenizer_file):
     path, _ = corpus
-    manifest = write_heldout([path], (90, 5, 5), "test", tmp_path / "held", Reading())
+    tokenize([path], Encoding(tokenizer_file), tmp_path / "tokens")
+    tokenizer = load_tokenizer(tokenizer_file)
+    manifest = write_heldout(tmp_path / "tokens", tokenizer, (90, 5, 5), "test", tmp_path / "held")
     first, last = manifest["documents"]["test"]
     texts = list(read_texts([path], Reading()))
     assert last == len(texts) and first == pytest.approx(0.95 * len(texts), abs=2)
@@ -109,19 +116,53 @@ def test_heldout_is_what_training_never_saw(corpus, tmp_path):
         assert record["answer"] == f" {eval(a + symbols[word] + b)}"
 
 
-def test_small_test_part_is_joined_by_the_validation_part(tmp_path):
+@pytest.fixture
+def tokens(tmp_path, tokenizer_file):
+    """Prefix of 100 documents, `text 0` and so on, and their tokenizer."""
     path = write_jsonl(tmp_path / "c.jsonl", [f"text {i}" for i in range(100)])
-    manifest = write_heldout([path], (90, 8, 2), "test", tmp_path / "held", Reading())
+    tokenize([path], Encoding(tokenizer_file), tmp_path / "tokens")
+    return tmp_path / "tokens", load_tokenizer(tokenizer_file)
+
+
+def heldout_texts(folder):
+    return [record["text"] for record in records(folder / "perplexity.jsonl")]
+
+
+def test_small_test_part_is_joined_by_the_validation_part(tmp_path, tokens):
+    manifest = write_heldout(*tokens, (90, 8, 2), "test", tmp_path / "held")
     assert manifest["documents"] == {"test": [98, 100], "valid": [90, 98]}
-    kept = [record["text"] for record in records(tmp_path / "held" / "perplexity.jsonl")]
-    assert kept == [f"text {i}" for i in (98, 99, *range(90, 98))]
-    assert write_heldout([path], (90, 8, 2), "valid", tmp_path / "v", Reading())["documents"] == {"valid": [90, 98]}
+    assert heldout_texts(tmp_path / "held") == [f"text {i}" for i in (98, 99, *range(90, 98))]
+    assert write_heldout(*tokens, (90, 8, 2), "valid", tmp_path / "v")["documents"] == {"valid": [90, 98]}
 
 
-def test_part_without_documents(tmp_path):
-    path = write_jsonl(tmp_path / "c.jsonl", ["text"] * 3)
-    with pytest.raises(UserError, match=r"data\.split 1,1,0 leaves none of 3 documents to the part 'test'"):
-        write_heldout([path], (1, 1, 0), "test", tmp_path / "held", Reading())
+def test_heldout_of_a_part_of_any_size_is_read_in_part(tmp_path, tokens, monkeypatch):
+    monkeypatch.setattr(heldout, "MAX_TOKENS", 1)
+    write_heldout(*tokens, (1, 99, 0), "valid", tmp_path / "held")
+    assert heldout_texts(tmp_path / "held") == ["text 1"]
+
+
+def test_heldout_of_samples_that_hold_several_documents(tmp_path, tokens):
+    """As Pythia's: cut anywhere, so one may begin within a text and end without an end."""
+    _, tokenizer = tokens
+    ids = [tokenizer.tokenizer.encode(text).ids for text in ("half a text", "Café", "<|padding|>", "and half")]
+    sample = [*ids[0], tokenizer.eod, *ids[1], tokenizer.eod, tokenizer.eod, *ids[2], tokenizer.eod, *ids[3]]
+    with IndexedWriter(tmp_path / "samples", np.dtype(np.uint16)) as writer:
+        writer.add_items(np.array(sample, np.uint16), np.array([len(sample)]))
+    write_heldout(tmp_path / "samples", tokenizer, (0, 1, 0), "valid", tmp_path / "held")
+    assert heldout_texts(tmp_path / "held") == ["half a text", "Café", "<|padding|>", "and half"]
+
+
+def test_heldout_of_another_tokenizers_tokens(tmp_path, tokens):
+    with IndexedWriter(tmp_path / "samples", np.dtype(np.uint16)) as writer:
+        writer.add_items(np.array([5, 300], np.uint16), np.array([2]))
+    with pytest.raises(UserError, match=r"samples: document 0 has token 300, the tokenizer's are 0 to 299"):
+        write_heldout(tmp_path / "samples", tokens[1], (0, 1, 0), "valid", tmp_path / "held")
+    assert not (tmp_path / "held").exists()
+
+
+def test_part_without_documents(tmp_path, tokens):
+    with pytest.raises(UserError, match=r"data\.split 1,1,0 leaves none of 100 documents to the part 'test'"):
+        write_heldout(*tokens, (1, 1, 0), "test", tmp_path / "held")
     assert not (tmp_path / "held").exists()
 
 

@@ -238,11 +238,13 @@ def full_disk(monkeypatch):
 
 
 def test_full_disk_at_the_manifest_leaves_nothing(tmp_path, tokenizer_file, full_disk):
-    texts = write_jsonl(tmp_path / "a.jsonl", make_texts(9))
+    texts, tokenizer = write_jsonl(tmp_path / "a.jsonl", make_texts(9)), load_tokenizer(tokenizer_file)
+    with IndexedWriter(tmp_path / "tokens", np.dtype(np.uint16)) as writer:
+        writer.add_items(np.arange(9, dtype=np.uint16), np.ones(9, np.int32))
     for write in (
         lambda: tokenize([texts], Encoding(tokenizer_file), tmp_path / "out" / "tokens"),
         lambda: corpora.write_corpus(tmp_path / "out" / "corpus.jsonl"),
-        lambda: heldout.write_heldout([texts], (1, 1, 1), "test", tmp_path / "out", Reading()),
+        lambda: heldout.write_heldout(tmp_path / "tokens", tokenizer, (1, 1, 1), "test", tmp_path / "out"),
     ):
         with pytest.raises(UserError, match="No space left on device, nothing was written"):
             write()

@@ -91,6 +91,7 @@ WRONG = [
     ({"corpus": {"biltin": True}}, "unknown key 'corpus.biltin'; allowed here: builtin"),
     ({"corpus": {"builtin": True, "url": "http://a/b"}}, "corpus needs exactly one of builtin, path, url"),
     ({"corpus": {"path": "nowhere.jsonl"}}, "corpus.path: there is no file nowhere.jsonl"),
+    ({"corpus": {"tokens": "nowhere"}}, "corpus.tokens: there is no file nowhere.bin"),
     ({"tokenizer": {"file": "nowhere.json"}}, "tokenizer.file: there is no file nowhere.json"),
     ({"tokenizer": {"name": "gpt2_tokenizer"}}, "gpt2_tokenizer: is no tokenizer.json; there is neox_20b_tokenizer"),
     ({"tokenizer": {"name": "neox_20b"}}, "tokenizer.name: neox_20b: is no tokenizer.json"),
@@ -101,6 +102,10 @@ WRONG = [
     ({"runs": {"recipe": BASE}}, "runs needs axes or rows"),
     ({"runs": {"recipe": BASE, "axes": {"size": {"x": "nowhere.yaml"}}}}, "run x: cannot read .* nowhere.yaml"),
     ({"runs": {"recipe": [BASE, TINY], "axes": {"optim.lrr": [1.0]}}}, "run lrr1.0: .*'optim.lrr'; nearest: optim.lr"),
+    (
+        {"runs": {"recipe": [BASE, TINY], "rows": [{"name": "a", "set": {"data.train_paths": ["x"]}}]}},
+        "run a: data.train_paths: the runs of a workflow train on its corpus",
+    ),
     ({"runs": {"recipe": [BASE, TINY], "axes": {"parallel.pp": [3]}}}, "run pp3: parallel.pp = 3 stages need"),
     ({"runs": {"recipe": [BASE, TINY], "axes": {"parallel.tp": [3]}}}, "run tp3: parallel.tp = 3 must divide"),
     ({"runs": {"recipe": [BASE, TINY], "axes": {"parallel.dp": [3]}}}, "run dp3: train: global_batch_size"),
@@ -127,6 +132,16 @@ def test_a_mistake_is_one_line_that_names_it(changes: dict[str, Any], message: s
     with pytest.raises(ValueError, match=message) as caught:
         experiment(**changes)
     assert "\n" not in str(caught.value)
+
+
+def test_tokens_that_are_there_need_the_tokenizer_that_made_them(tmp_path: Path) -> None:
+    for suffix in ("bin", "idx"):
+        (tmp_path / f"corpus.{suffix}").touch()
+    tokens = {"tokens": str(tmp_path / "corpus")}
+    with pytest.raises(UserError, match=r"tokenizer.vocab_size: .*/corpus is tokenised already; tokenizer.file or"):
+        experiment(corpus=tokens)
+    found = experiment(corpus=tokens, tokenizer={"name": "neox_20b_tokenizer"})
+    assert (found.tokens, found.corpus) == (str(tmp_path / "corpus"), ())
 
 
 def test_two_sizes_of_the_demo_differ() -> None:

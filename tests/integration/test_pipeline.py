@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -155,6 +156,28 @@ def test_what_was_deleted_is_made_again(finished: tuple[Path, str], tmp_path: Pa
         for path in deleted:
             (tmp_path / path.name).rename(path)
     assert repeated == {"convert": 1, "evaluate": 1, "report_page": 1}
+
+
+def test_token_files_that_are_there_are_trained_on(finished: tuple[Path, str], tmp_path: Path) -> None:
+    """Of a program that writes no manifest, as GPT-NeoX does."""
+    (folder := tmp_path / "theirs").mkdir()
+    for suffix in ("bin", "idx"):
+        shutil.copy(finished[0] / f"results/mini/tokens/corpus.{suffix}", folder / f"text_document.{suffix}")
+    shutil.copy(finished[0] / "results/mini/tokenizer/tokenizer.json", folder)
+    configuration = write_inputs(tmp_path)
+    experiment = yaml.safe_load(configuration.read_text()) | {"corpus": {"tokens": "theirs/text_document"}}
+    experiment |= {"tokenizer": {"file": "theirs/tokenizer.json"}}
+    experiment["runs"] = {"recipe": "base.yaml", "rows": [{"name": "a", "recipe": "a.yaml"}]}
+    configuration.write_text(yaml.safe_dump(experiment))
+    done = snakemake(tmp_path, "--configfile", str(configuration))
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
+    ours, theirs = (
+        json.loads((root / "results/mini/runs/a/train_summary.json").read_text()) for root in (finished[0], tmp_path)
+    )
+    assert theirs["final_loss"] == ours["final_loss"]
+    heldout = [(root / "results/mini/heldout/perplexity.jsonl").read_text() for root in (finished[0], tmp_path)]
+    assert heldout[0] == heldout[1] and "jumps over the lazy dog" in heldout[0]
+    assert "unigram entropy" not in done.stdout + (tmp_path / "results/mini/report.html").read_text()
 
 
 def test_changed_value_repeats_only_its_run(finished: tuple[Path, str], tmp_path: Path) -> None:

@@ -75,10 +75,11 @@ def page(tmp_path: Path) -> Path:
         "bytes_per_token": 3.5,
         "inputs": [{"file": "x.jsonl"}],
     }
-    (tmp_path / "tokens.json").write_text(json.dumps({**tokens, "tokenizer_sha256": "0" * 64}))
+    (tmp_path / "tokens.manifest.json").write_text(json.dumps({**tokens, "tokenizer_sha256": "0" * 64}))
     suffixes = {"page": "html", "loss": "svg", "throughput": "svg", "evaluation": "html"}
     outputs = {name: tmp_path / f"{name}.{suffix}" for name, suffix in suffixes.items()}
-    report_page.write_report("t", tmp_path / "tokens.json", [report_page.read_run(**run) for run in runs], outputs)
+    read = [report_page.read_run(**run) for run in runs]
+    report_page.write_report("t", str(tmp_path / "tokens"), read, outputs)
     return tmp_path
 
 

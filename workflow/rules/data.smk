@@ -1,8 +1,7 @@
 """Text to token files: corpus, tokenizer, shards, one merged token file."""
 
 CORPUS = EXPERIMENT.settings["corpus"]
-TOKENS = f"{ROOT}/tokens/corpus"
-TOKEN_FILES = multiext(TOKENS, ".bin", ".idx", ".manifest.json")
+TOKEN_FILES = multiext(EXPERIMENT.tokens, ".bin", ".idx")
 
 
 if "builtin" in CORPUS:
@@ -68,7 +67,7 @@ rule merge:
     input:
         expand(rules.tokenize.output, shard=range(EXPERIMENT.settings["shards"])),
     output:
-        TOKEN_FILES,
+        multiext(f"{ROOT}/tokens/corpus", ".bin", ".idx", ".manifest.json"),
     log:
         f"{ROOT}/logs/merge.log",
     resources:
@@ -78,6 +77,6 @@ rule merge:
         shards=[
             f"{ROOT}/tokens/shards/{i}" for i in range(EXPERIMENT.settings["shards"])
         ],
-        prefix=TOKENS,
+        prefix=subpath(output[0], strip_suffix=".bin"),
     shell:
         "neox data merge {params.shards:q} --output {params.prefix:q} 2>&1 | tee {log:q}"

@@ -5,7 +5,8 @@ EVALUATE = EXPERIMENT.settings["evaluate"]
 
 rule heldout:
     input:
-        EXPERIMENT.corpus,
+        TOKEN_FILES,
+        tokenizer=EXPERIMENT.tokenizer,
     output:
         expand(
             f"{ROOT}/heldout/{{name}}",
@@ -23,11 +24,11 @@ rule heldout:
         mem_mb=2000,
         runtime=120,
     params:
+        prefix=EXPERIMENT.tokens,
         split=EXPERIMENT.split,
-        reading=EXPERIMENT.reading,
         folder=f"{ROOT}/heldout",
     shell:
-        "neox data heldout --corpus {input:q} --split {params.split} --part test {params.reading}"
+        "neox data heldout {params.prefix:q} --tokenizer {input.tokenizer:q} --split {params.split} --part test"
         " --output {params.folder:q} 2>&1 | tee {log:q}"
 
 

@@ -18,7 +18,7 @@ rule report_page:
             for s in r.steps
         ],
         configuration=workflow.configfiles,
-        tokens=f"{TOKENS}.manifest.json",
+        tokens=TOKEN_FILES,
     output:
         page=f"{ROOT}/report.html",
         loss=report(
@@ -39,6 +39,7 @@ rule report_page:
     localrule: True
     params:
         name=EXPERIMENT.name,
+        tokens=EXPERIMENT.tokens,
         runs=[
             {
                 "name": run.name,

@@ -26,7 +26,7 @@ rule index:
     params:
         overrides=lambda wildcards: RUNS[wildcards.run].overrides,
         world_size=lambda wildcards: RUNS[wildcards.run].world_size,
-        data=f"data.path={TOKENS}",
+        data=f"data.path={EXPERIMENT.tokens}",
     shell:
         "neox data index {input.recipe:q} {params.overrides:q} {params.data:q} --world-size {params.world_size}"
         " 2>&1 | tee {log:q} {output:q}"
@@ -59,7 +59,10 @@ rule train:
         run_dir=subpath(output[0], parent=True),
         overrides=lambda wildcards: RUNS[wildcards.run].overrides,
         overlay=["--overlay", *OVERLAY] if OVERLAY else [],
-        data=[f"data.path={TOKENS}", f"data.tokenizer={EXPERIMENT.tokenizer}"],
+        data=[
+            f"data.path={EXPERIMENT.tokens}",
+            f"data.tokenizer={EXPERIMENT.tokenizer}",
+        ],
     shell:
         "exec 9>> {params.run_dir:q}/lock; flock --nonblock 9 || "
         "{{ echo {params.run_dir:q}': a training from before still runs here; waiting for its end'; flock 9; }};"

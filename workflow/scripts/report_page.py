@@ -44,10 +44,14 @@ class Run:
     config: Config
 
 
-def write_report(name: str, tokens_manifest: Path, runs: list[Run], outputs: dict[str, Path]) -> None:
-    """Writes `page` and, beside it, its parts `loss`, `throughput` (SVG) and `evaluation` (HTML)."""
-    tokens = json.loads(tokens_manifest.read_text(encoding="utf-8"))
-    draw_loss(runs, tokens["unigram_entropy"], outputs["loss"])
+def write_report(name: str, prefix: str, runs: list[Run], outputs: dict[str, Path]) -> None:
+    """Writes `page` and, beside it, its parts `loss`, `throughput` (SVG) and `evaluation` (HTML).
+
+    `prefix` is of the token file; one that another program made has no manifest.
+    """
+    manifest = Path(f"{prefix}.manifest.json")
+    tokens = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
+    draw_loss(runs, tokens.get("unigram_entropy"), outputs["loss"])
     draw_throughput(runs, outputs["throughput"])
     evaluations = evaluation_table(runs)
     outputs["evaluation"].write_text(document(f"{name}: evaluation", evaluations), encoding="utf-8")
@@ -57,7 +61,7 @@ def write_report(name: str, tokens_manifest: Path, runs: list[Run], outputs: dic
         ("Evaluation", evaluations),
         ("Throughput", figure(outputs["throughput"])),
         ("What the models write", sample_blocks(runs)),
-        ("Data", data_table(tokens)),
+        ("Data", data_table(prefix, tokens)),
     ]
     body = "".join(f"<h2>{title}</h2>\n{content}\n" for title, content in sections)
     outputs["page"].write_text(document(name, body), encoding="utf-8")
@@ -88,10 +92,11 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def draw_loss(runs: list[Run], unigram_entropy: float, output: Path) -> None:
+def draw_loss(runs: list[Run], unigram_entropy: float | None, output: Path) -> None:
     """Training and validation loss of every run over tokens, and the loss of knowing frequencies alone."""
     axes = new_axes("tokens", "loss (nats per token)")
-    axes.axhline(unigram_entropy, color="0.4", linestyle=":", label=f"unigram entropy {unigram_entropy:.2f}")
+    if unigram_entropy is not None:
+        axes.axhline(unigram_entropy, color="0.4", linestyle=":", label=f"unigram entropy {unigram_entropy:.2f}")
     for number, run in enumerate(runs):
         color = f"C{number % 10}"
         tokens = [record["tokens"] for record in run.training]
@@ -217,26 +222,30 @@ def sample_blocks(runs: list[Run]) -> str:
     return "\n".join(blocks)
 
 
-def data_table(tokens: dict[str, Any]) -> str:
+def data_table(prefix: str, tokens: dict[str, Any]) -> str:
     """What the models were trained on."""
-    sources = ", ".join(sorted({source["file"] for source in tokens.get("inputs", [])}))
-    rows = [
-        ["documents", f"{tokens['documents']:,}"],
-        ["tokens", f"{tokens['tokens']:,}"],
-        ["bytes per token", number(tokens["bytes_per_token"])],
-        ["unigram entropy, nats per token", number(tokens["unigram_entropy"])],
-        ["from", escape(sources)],
-        ["tokenizer", f"<code>{tokens['tokenizer_sha256'][:12]}</code>"],
-    ]
+    rows = [["token file", escape(prefix)]]
+    if tokens:
+        rows += [
+            ["documents", f"{tokens['documents']:,}"],
+            ["tokens", f"{tokens['tokens']:,}"],
+            ["bytes per token", number(tokens["bytes_per_token"])],
+            ["unigram entropy, nats per token", number(tokens["unigram_entropy"])],
+            ["from", escape(", ".join(sorted({source["file"] for source in tokens.get("inputs", [])})))],
+            ["tokenizer", f"<code>{tokens['tokenizer_sha256'][:12]}</code>"],
+        ]
     return table(["", ""], rows)
 
 
 def loss_caption(tokens: dict[str, Any]) -> str:
     """Explains the figure."""
-    return (
-        "<p>Thin: every step; bold: smoothed; dots: validation. Dotted: the entropy of the tokens' frequencies, "
-        f"{tokens['unigram_entropy']:.3f} nats: a model below it knows more than how common each token is.</p>"
-    )
+    said = "Thin: every step; bold: smoothed; dots: validation."
+    if tokens:
+        said += (
+            " Dotted: the entropy of the tokens' frequencies, "
+            f"{tokens['unigram_entropy']:.3f} nats: a model below it knows more than how common each token is."
+        )
+    return f"<p>{said}</p>"
 
 
 def table(heads: list[str], rows: list[list[str]]) -> str:
@@ -264,7 +273,7 @@ if __name__ == "__main__":
     job = snakemake  # type: ignore[name-defined]  # noqa: F821 - Snakemake puts it before the first line
     write_report(
         job.params.name,
-        Path(job.input.tokens),
+        job.params.tokens,
         [read_run(**run) for run in job.params.runs],
         {name: Path(path) for name, path in job.output.items()},
     )
