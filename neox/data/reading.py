@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from neox.config.errors import UserError
+from neox.data.formats.compression import blocks, damage_named, open_bytes
 from neox.data.formats.contract import BadRecordError, Batch, Condition, Document, Fields, Span
 from neox.data.formats.registry import FORMATS, format_of, guess
 
@@ -229,6 +230,10 @@ def first_texts(spans: Sequence[Span], reading: Reading, most_bytes: int = MOST_
     for span in chosen:
         share = sample_bytes // len(chosen)
         format = FORMATS[span.format]
+        head = _head(span.path)
+        if len(head) == BATCH_BYTES and (format.is_one_text or b"\n" not in head):
+            yield head.decode(errors="ignore")[:share]  # of what is long no more is read
+            continue
         whole = format.batches(Span(span.path, span.format), reading.fields(), share)
         for batch in islice(whole, 1):
             for record in batch.records:
@@ -236,6 +241,11 @@ def first_texts(spans: Sequence[Span], reading: Reading, most_bytes: int = MOST_
                 if parsed.broken:
                     break
                 yield from (str(text)[:share] for text in parsed.documents)
+
+
+def _head(path: Path) -> bytes:
+    with open_bytes(path) as file, damage_named(path):
+        return b"".join(blocks(file, BATCH_BYTES))
 
 
 def no_document(inputs: Sequence[Path]) -> UserError:

@@ -123,6 +123,15 @@ def test_no_piece_is_much_longer_than_a_part(tmp_path, are_long):
         long.divided_file(Span(tmp_path / "none.txt", "text"), Reading(), bytes)
 
 
+def test_of_a_long_document_the_engine_is_proved_on_the_first_bytes(tmp_path, are_long, monkeypatch):
+    monkeypatch.setattr(reading_module, "parse", None)  # which would hold it whole
+    plain, one = tmp_path / "a.txt", write_jsonl(tmp_path / "a.jsonl", ["é words " * 50])
+    plain.write_text("é words\n" * 50)
+    spans = [Span(plain, "text"), Span(one, "jsonl")]
+    plain_sample, json_sample = reading_module.first_texts(spans, Reading(), 120)
+    assert plain_sample == ("é words\n" * 50)[:60] and json_sample == one.read_text()[:60]
+
+
 def test_parts_of_a_record_are_its_text(monkeypatch):
     monkeypatch.setattr(lines, "PART", 7)
     monkeypatch.setattr(lines, "LONG_STRING", 8)
