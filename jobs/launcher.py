@@ -223,7 +223,9 @@ def _prevented(
             bad = examination.examine(site.health, site.launcher, launch, environ) if site.health else {}
             if site.stage and not bad:
                 bad = staging.stage_nodes(site.stage, site.launcher, launch, environ)
-            break
+            # That none of several nodes is fit is hardly theirs: slurmctld back from a restart starts no step at first.
+            if attempt == ATTEMPTS or len(bad) < max(2, launch.nodes) or not is_back():
+                break
         except LauncherError as error:
             print(f"jobs: error: {error}", file=sys.stderr, flush=True)
             if attempt == ATTEMPTS or not is_back():

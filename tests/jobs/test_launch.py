@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -147,6 +148,11 @@ def test_nodes_are_examined_once_the_scheduler_is_back(tmp_path: Path, monkeypat
     monkeypatch.setattr(launcher, "ASK_WAIT_S", 0)
     is_back = partial(launcher._is_back, SCHEDULERS["slurm"], {"SLURM_JOB_ID": "7"})
     assert launcher._prevented(site, spec, {}, is_back) is None and next(said, "all") == "all"
+    two, silent = replace(spec, nodes=2), {"node1": "no answer", "node2": "no answer"}
+    for answers, prevents in (([silent, {}], False), ([silent] * 3, True), ([{"node1": "no answer"}], True)):
+        monkeypatch.setattr(launcher.examination, "examine", lambda *_, left=answers: left.pop(0))
+        assert bool(launcher._prevented(site, two, {}, lambda: True)) == prevents and not answers
+    monkeypatch.setattr(launcher.examination, "examine", examine)
     failures.append(5)
     assert launcher._prevented(site, spec, {}, partial(launcher._is_back, SCHEDULERS["local"], {})) == (
         (5, "crash", "srun: error: Unable to contact slurm controller")
