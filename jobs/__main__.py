@@ -155,11 +155,8 @@ def show_status(arguments: argparse.Namespace) -> int:
 
 
 def show_logs(arguments: argparse.Namespace) -> int:
-    import signal
-
     from jobs import watch
 
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader who has seen enough (head, less) ends it, as it does cat
     try:
         run = watch.find_run(arguments.run, Path("results"))
         for text in watch.log_text(run, arguments.follow, arguments.rank):

@@ -69,10 +69,12 @@ class TokenizersEngine:
     def encode(self, texts: list[str]) -> list[np.ndarray[Any, Any]]:
         found: list[np.ndarray[Any, Any]] = []
         together: list[str] = []
+        size = 0
         for text in texts:
-            if len(text) + sum(map(len, together)) > PIECE:
+            size += len(text)
+            if size > PIECE:
                 found += self._ids(together)
-                together = []
+                together, size = [], len(text)
             if len(text) <= self._piece:
                 together.append(text)
             else:
