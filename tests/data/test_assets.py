@@ -12,7 +12,7 @@ from neox.__main__ import main
 from neox.config.errors import UserError
 from neox.config.registry import Asset, HubFolder, assets, expand, find
 from neox.data.assets import RECORD, fetch_asset, files_of
-from workflow.experiment import corpus_files
+from workflow.inputs import corpus_files
 
 CONTENTS = {"00.jsonl": b'{"text": "zero"}\n', "01.jsonl": b'{"text": "one"}\n', "deep er/02.jsonl": b"two\n"}
 SHA256 = {name: hashlib.sha256(content).hexdigest() for name, content in CONTENTS.items()}
