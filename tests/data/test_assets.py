@@ -54,7 +54,8 @@ def test_tables_are_sound():
         assert all(len(digest) == 64 for digest in entry.sha256.values())
         assert not entry.urls or set(entry.sha256) <= set(entry.files)
     assert len(known["c4"].files) == 1024 and known["pile"].files[-1] == "29.jsonl.zst"
-    assert len(known["pythia_deduped"].sha256) == 84
+    assert len(known["pythia_deduped"].sha256) == 84 and len(known["pile"].sha256) == 30
+    assert known["pile_subset"].sha256.items() <= known["pile"].sha256.items()
 
 
 def test_patterns():
