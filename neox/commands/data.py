@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import signal
 import sys
@@ -139,6 +140,7 @@ def _convert_tokenizer(args: argparse.Namespace) -> str:
 
 
 def _tokenize(args: argparse.Namespace) -> str:
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's, which cost a start and are of no use here
     from neox.data.prepare import Encoding, tokenize
 
     if args.workers < 1:

@@ -16,14 +16,20 @@ ACROSS = re.compile(r"\n|[A-Za-z] |[\u4e00-\u9fff][、。，]")
 
 def is_cuttable(tokenizer: Any) -> bool:
     """Whether texts may be cut at CUT for it: so for the kind of GPT-2 and GPT-NeoX."""
-    settings = json.loads(tokenizer.to_str())
-    words, characters = settings["pre_tokenizer"] or {}, settings["normalizer"] or {"type": "NFC"}
+    words, characters = _settings(tokenizer.pre_tokenizer), _settings(tokenizer.normalizer)
     is_gpt2 = words.get("type") == "ByteLevel" and words["use_regex"] and not words["add_prefix_space"]
-    return is_gpt2 and characters == {"type": "NFC"} and not any(map(_looks_around, settings["added_tokens"]))
+    added = tokenizer.get_added_tokens_decoder().values()
+    return is_gpt2 and characters in ({}, {"type": "NFC"}) and not any(map(_looks_around, added))
 
 
-def _looks_around(token: dict[str, Any]) -> bool:
-    return token["lstrip"] or token["rstrip"] or token["single_word"] or ACROSS.search(token["content"]) is not None
+def _settings(part: Any) -> dict[str, Any]:
+    """What tokenizer.json says of a part of the tokenizer, without the vocabulary, which takes longest to say."""
+    found: dict[str, Any] = {} if part is None else json.loads(part.__getstate__())
+    return found
+
+
+def _looks_around(token: Any) -> bool:
+    return token.lstrip or token.rstrip or token.single_word or ACROSS.search(token.content) is not None
 
 
 def pieces(text: str, size: int) -> Iterator[str]:

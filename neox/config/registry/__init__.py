@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from neox.config.errors import UserError
 
 GROUP = re.compile(r"\{([^{}]+)\}")
@@ -72,6 +70,8 @@ def file_name(url: str) -> str:
 @functools.cache
 def assets() -> dict[str, Asset]:
     """All of them by name."""
+    import yaml  # which every command would wait for
+
     tables = (yaml.safe_load(path.read_text()) for path in sorted(Path(__file__).parent.glob("*.yaml")))
     return {name: _asset(name, entry) for table in tables for name, entry in table.items()}
 
