@@ -25,7 +25,6 @@ class Adopted:
     notes: Path
     handles: list[Any]
     """submitit's jobs: its own, then those of its successors, in order."""
-    state: State
 
 
 class Adoption:
@@ -59,7 +58,7 @@ class Adoption:
             self.active.remove(key)
             return None
         handles = [executor.attach(self.scheduler, folder, job_id) for job_id, folder in alive]
-        return Adopted(job.notes, handles, states[alive[0][0]])
+        return Adopted(job.notes, handles)
 
     def _ask(self, scheduler: str) -> dict[str, State]:
         chains = [job.chain for job in (self.left or {}).values() if job.scheduler == scheduler]

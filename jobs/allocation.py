@@ -68,7 +68,7 @@ class Allocation:
         while True:
             if refusal := restarts.refusal():  # the scheduler itself may start a job again for ever
                 self._fail(refusal)
-            count = restarts.begin()
+            count = restarts.begin(self._job_id())
             code = self._run_command(count)
             outcome = warning.read_outcome(self.folder)
             if (code and outcome != warning.SAVED and self._waits_again()) or restarts.is_overtaken(count):
@@ -184,7 +184,8 @@ class Allocation:
 
     def _job_id(self) -> str:
         # An array's last element has the array's own id in Slurm's variable: all elements would run again.
-        return os.environ.get(warning.ID_VARIABLE) or os.environ[SCHEDULERS[self.scheduler].environment["job_id"]]
+        own = SCHEDULERS[self.scheduler].environment["job_id"]
+        return os.environ.get(warning.ID_VARIABLE) or os.environ.get(own, "")
 
     def _requeue(self, restarts: Restarts, count: int) -> None:
         """Asks for the same job again and waits to be ended; returns if the scheduler cannot or will not."""

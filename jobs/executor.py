@@ -205,8 +205,7 @@ def make_executor(site: Site, folder: Path, spec: JobSpec) -> core.PicklingExecu
 
 def submit(site: Site, folder: Path, spec: JobSpec, function: Callable[[], int]) -> core.Job[int]:
     """Submits one job. Raises RefusalError with the scheduler's own words, UserError for other faults."""
-    executor = make_executor(site, folder, spec)
-    return executor.submit(function)
+    return submit_all(site, folder, spec, [function])[0]
 
 
 def submit_all(site: Site, folder: Path, spec: JobSpec, functions: Sequence[Callable[[], int]]) -> list[core.Job[int]]:

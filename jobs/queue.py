@@ -8,7 +8,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from jobs.controller import ACTIVE, ActiveJob, ActiveJobs, Lock
 from jobs.errors import RefusalError, UserError
 from jobs.failure import error_line
 from jobs.restarts import Restarts
-from jobs.scheduler.contract import NOTHING, Status
+from jobs.scheduler.contract import NOTHING
 from jobs.site import Site
 from jobs.spec import JobSpec
 from jobs.state import State
@@ -32,6 +32,8 @@ UNKNOWN_S = 600.0
 MIN_INTERVAL_S, MAX_INTERVAL_S = 2.0, 60.0
 BACKOFF = 1.5
 """By how much longer the next question waits after an answer by which no job is lost."""
+FIRST_WAIT_S, LONGEST_WAIT_S, GROWTH = 60.0, 600.0, 10
+"""How long it waits between allocations that never begin: a node that was lost may be back by then."""
 LOST = (State.TIMEOUT, State.NODE_FAIL, State.PREEMPTED)
 """Ends that are the machine's doing: the job is submitted anew until it gets nowhere."""
 
@@ -47,38 +49,42 @@ class Submission:
     num_successors: int = 0
     """Jobs that wait behind it and go on where it ends."""
 
+    @property
+    def key(self) -> str:
+        return ActiveJobs.key(self.spec.name, self.outputs)
+
 
 @dataclass
 class QueuedJob:
     """A job on its way."""
 
     submission: Submission
-    key: str
-    notes: Path
-    """What its allocations tell each other is in this folder and beside it."""
-    handle: Any
-    """submitit's job."""
-    successors: list[Any] = field(default_factory=list)
-    """submitit's jobs that wait for its end, in order."""
-    status: Status = NOTHING
-    result: int | str | None = None
-    """What it returned, or raised, as of the last look."""
-    num_ended: int = 0
-    """Answers in a row by which it has ended."""
-    known_s: float = field(default_factory=time.monotonic)
-    """When an answer last knew it."""
-    marks: dict[str, int] | None = None
-    """Its runs' checkpoints when it was last to run on."""
-    num_idle: int = 0
-    """How often in a row it was to run on without a new one."""
+    restarts: Restarts
+    handles: list[Any]
+    """submitit's jobs: the one it is now, then those that wait for its end, in order."""
 
     def __post_init__(self) -> None:
-        self.take(self.handle)
+        self.take(self.handles)
 
-    def take(self, handle: Any) -> None:
-        """Goes on as another of submitit's jobs."""
-        result_file = handle.paths.result_pickle
-        self.handle, self.folder, self.result_name = handle, result_file.parent, result_file.name
+    def take(self, handles: list[Any]) -> None:
+        """Goes on as others of submitit's jobs, of which nothing is known yet."""
+        self.handles, self.handle = handles, handles[0]
+        result_file = self.handle.paths.result_pickle
+        self.folder, self.result_name = result_file.parent, result_file.name
+        self.status = NOTHING
+        self.result: int | str | None = None
+        """What it returned, or raised, as of the last look."""
+        self.num_ended = 0
+        """Answers in a row by which it has ended."""
+        self.known_s = time.monotonic()
+        """When an answer last knew it."""
+        self.due_s = 0.0
+        """When it is tried again, as its last allocation was refused or never began; 0: that is not the case."""
+
+    @property
+    def notes(self) -> Path:
+        """What its allocations tell each other is in this folder and beside it."""
+        return self.restarts.notes
 
     @property
     def job_id(self) -> str:
@@ -100,6 +106,7 @@ class Queue:
         if pattern := re.search(r"%[Ajat]", str(folder)):
             raise UserError(f"{folder}: {pattern[0]} in the name of a folder is filled in by submitit; work in another")
         self.site, self.folder, self.interval_s = site, folder, interval_s
+        self.has_arrays = executor.has_arrays(site.scheduler)
         self.lock = Lock(folder)
         self.active = ActiveJobs(folder / ACTIVE)
         self.active.compact()
@@ -107,36 +114,20 @@ class Queue:
         self.wait_s = interval_s
         self.adoption = Adoption(site.scheduler, self.active)
 
-    @property
-    def has_arrays(self) -> bool:
-        return executor.has_arrays(self.site.scheduler)
-
-    def submit(self, submission: Submission) -> QueuedJob:
-        """Submits a command. Raises RefusalError when the scheduler refuses, UserError when nobody knows."""
-        notes = self._new_notes()
-        job = QueuedJob(submission, self._key(submission), notes, self._submit(submission, notes))
-        self._remember([job])
-        self._fill_chain(job)
-        return job
-
-    def submit_all(self, submissions: Sequence[Submission]) -> list[QueuedJob]:
-        """Submits commands with one spec and no successors as one job array, where `has_arrays`.
+    def submit(self, submissions: Sequence[Submission]) -> list[QueuedJob]:
+        """Submits commands with one spec; several, where `has_arrays`, as one job array without successors.
 
         Raises RefusalError when the scheduler refuses: then it has none of them; UserError when nobody knows.
         """
-        spec, first = submissions[0].spec, self._new_notes()
-        notes = [Path(f"{first}_{number}") for number in range(len(submissions))]
-        allocations = [self._allocation(*each) for each in zip(submissions, notes, strict=True)]
+        spec, first = submissions[0].spec, self.folder / "allocations" / uuid.uuid4().hex
+        restarts = [Restarts(Path(f"{first}_{number}"), self.site.max_idle) for number in range(len(submissions))]
+        allocations = [self._allocation(s, r.notes) for s, r in zip(submissions, restarts, strict=True)]
         handles = executor.submit_all(self.site, self._new_folder(spec), spec, allocations)
-        jobs = [QueuedJob(s, self._key(s), n, h) for s, n, h in zip(submissions, notes, handles, strict=True)]
+        jobs = [QueuedJob(s, r, [h]) for s, r, h in zip(submissions, restarts, handles, strict=True)]
         self._remember(jobs)
+        for job in jobs:
+            self._fill_chain(job)
         return jobs
-
-    def _key(self, submission: Submission) -> str:
-        return self.active.key(submission.spec.name, submission.outputs)
-
-    def _new_notes(self) -> Path:
-        return self.folder / "allocations" / uuid.uuid4().hex
 
     def _new_folder(self, spec: JobSpec) -> Path:
         return self.folder / spec.name / uuid.uuid4().hex[:8]
@@ -144,9 +135,8 @@ class Queue:
     def _fill_chain(self, job: QueuedJob) -> None:
         """Queues what is missing behind a job; a scheduler that takes no more of them is asked again later."""
         try:
-            while len(job.successors) < job.submission.num_successors:
-                last = job.successors[-1] if job.successors else job.handle
-                job.successors.append(self._submit(job.submission, job.notes, after=str(last.job_id)))
+            while len(job.handles) <= job.submission.num_successors:
+                job.handles.append(self._submit(job.submission, job.notes, after=str(job.handles[-1].job_id)))
                 self._remember([job])
         except UserError as error:
             print(f"jobs: no successor waits behind job {job.job_id}: {error}", file=sys.stderr, flush=True)
@@ -154,10 +144,10 @@ class Queue:
     def _remember(self, jobs: Sequence[QueuedJob]) -> None:
         """For the next controller, should this one die; and there is news to expect."""
         self.wait_s = self.interval_s
-        self.active.add({job.key: self._active_job(job) for job in jobs})
+        self.active.add({job.submission.key: self._active_job(job) for job in jobs})
 
     def _active_job(self, job: QueuedJob) -> ActiveJob:
-        waiting = tuple((str(one.job_id), one.paths.folder) for one in job.successors)
+        waiting = tuple((str(one.job_id), one.paths.folder) for one in job.handles[1:])
         spec, outputs = job.submission.spec, job.submission.outputs
         return ActiveJob(job.job_id, self.site.scheduler, job.folder, spec.name, outputs, job.notes, waiting)
 
@@ -191,20 +181,16 @@ class Queue:
 
         Raises UserError while the scheduler does not answer: the job may run still, and must not run twice.
         """
-        key = self._key(submission)
-        found = self.adoption.find(key)
-        if found is None:
-            return None
-        first, *waiting = found.handles
-        return QueuedJob(submission, key, found.notes, first, waiting, Status(found.state))
+        found = self.adoption.find(submission.key)
+        return QueuedJob(submission, Restarts(found.notes, self.site.max_idle), found.handles) if found else None
 
     def refresh(self, jobs: Sequence[QueuedJob]) -> None:
         """Asks the scheduler about all jobs at once, when due, or sooner when one of them left an error; then looks for
         results, by one listing of each folder.
         """
-        waited_s = time.monotonic() - self.asked_s
+        jobs = [job for job in jobs if not job.due_s]
         wait_s = MIN_INTERVAL_S if any(job.result for job in jobs) else self.wait_s
-        if jobs and waited_s >= wait_s:
+        if jobs and time.monotonic() >= self.asked_s + wait_s:
             self._ask(jobs)
         folders = {folder for folder in {job.folder for job in jobs} if folder.exists()}
         files = {folder: {file.name for file in os.scandir(folder)} for folder in folders}
@@ -217,14 +203,12 @@ class Queue:
         """What the jobs do now; they stay as they are when the scheduler does not answer."""
         self.asked_s = time.monotonic()
         self.wait_s = min(BACKOFF * self.wait_s, max(MAX_INTERVAL_S, self.interval_s))
-        said = executor.ask(self.site.scheduler, [job.handle for job in jobs])
-        if said is None:
-            return
-        for job in jobs:
-            job.status = said[job.job_id]
-            job.num_ended = 0 if job.status.state.is_active else job.num_ended + 1
-            if job.status.state is not State.UNKNOWN:
-                job.known_s = self.asked_s
+        if said := executor.ask(self.site.scheduler, [job.handle for job in jobs]):
+            for job in jobs:
+                job.status = said[job.job_id]
+                job.num_ended = 0 if job.status.state.is_active else job.num_ended + 1
+                if job.status.state is not State.UNKNOWN:
+                    job.known_s = self.asked_s
 
     def end(self, job: QueuedJob, logs: Iterable[str]) -> str | None:
         """None while the job may still do something, "" after success, else one line that says what went wrong.
@@ -236,40 +220,29 @@ class Queue:
         if result == 0:
             self._forget(job)
             return ""
-        if job.num_ended < (CONFIRMATIONS if result is None else 1) and self.asked_s < job.known_s + UNKNOWN_S:
+        is_over = job.due_s or job.num_ended >= (CONFIRMATIONS if result is None else 1)
+        if not is_over and self.asked_s < job.known_s + UNKNOWN_S:
             return None
-        refusal = ""
-        if self._may_run_on(job, result):
-            refusal = self._refusal(job) or self._run_on(job)
-            if not refusal:
-                return None
         self._note_end(job)
+        refusal = self._run_on(job) if job.due_s or self._may_run_on(job) else ""
+        if refusal is None:
+            return None
         self._forget(job)
         silent = f"{job.status.state.value}, no result"
         how = result.rpartition("PayloadError: ")[2] if isinstance(result, str) else silent
         why = refusal or error_line([*job.logs, *map(Path, logs)]) or job.status.reason
         return f"job {job.job_id} failed ({how})" + (f": {why}" if why else "")
 
-    def _may_run_on(self, job: QueuedJob, result: int | str | None) -> bool:
-        """Whether the end is one to go on after: saved but not requeued, lost, or dead without a word after a save."""
-        if result is not None:
-            return result == SAVED
-        state = job.status.state
+    def _may_run_on(self, job: QueuedJob) -> bool:
+        """Whether the end is one to go on after: saved but not requeued; lost; dead without a word, after a save or
+        before it began, where an earlier one had begun."""
+        if job.result is not None:
+            return job.result == SAVED
+        state, begun = job.status.state, job.restarts.begun()
         if state is State.TIMEOUT and not runs_of(job.notes):
             return False  # what does not save would only time out again
         died = state in (State.FAILED, State.OUT_OF_MEMORY)
-        return state in LOST or (died and Restarts(job.notes, self.site.max_idle).has_progress())
-
-    def _refusal(self, job: QueuedJob) -> str:
-        """Why a job is not to run on; empty if it may. Allocations that never began did not count themselves."""
-        restarts = Restarts(job.notes, self.site.max_idle)
-        marks = restarts.marks()
-        job.num_idle = job.num_idle + 1 if marks == job.marks else 0
-        job.marks = marks
-        if job.num_idle < self.site.max_idle:
-            return restarts.refusal()
-        idle = f"no new checkpoint in {job.num_idle} jobs (requeue.max_idle of the site)"
-        return ": ".join(filter(None, (idle, job.status.reason)))
+        return state in LOST or (died and bool(begun) and (job.restarts.has_progress() or job.job_id not in begun))
 
     def _note_end(self, job: QueuedJob) -> None:
         """Writes down how the job's last allocation ended, where it could not do so itself."""
@@ -279,33 +252,49 @@ class Queue:
 
     def _forget(self, job: QueuedJob) -> None:
         """Nobody shall adopt it, and none of its successors is wanted."""
-        if job.successors:
-            executor.cancel(self.site.scheduler, job.successors)
-        self.active.remove(job.key)
+        if job.handles[1:]:
+            executor.cancel(self.site.scheduler, job.handles[1:])
+        self.active.remove(job.submission.key)
 
-    def _run_on(self, job: QueuedJob) -> str:
-        """The job's successor takes its place, or it is submitted anew; returns why not, if the scheduler refuses."""
+    def _run_on(self, job: QueuedJob) -> str | None:
+        """The job's successor takes its place, or it is submitted anew; returns why not, once it gets nowhere."""
+        if not job.due_s and job.job_id not in job.restarts.begun():
+            return self._miss(job, job.status.reason or job.status.state.value)
+        if time.monotonic() < job.due_s:
+            return None
+        if refusal := job.restarts.refusal():
+            return refusal
         old, how = job.job_id, job.status.state.value
-        self._note_end(job)
         try:
-            job.take(job.successors.pop(0) if job.successors else self._submit(job.submission, job.notes))
+            job.take(job.handles[1:] or [self._submit(job.submission, job.notes)])
+        except RefusalError as error:
+            return self._miss(job, str(error))
         except UserError as error:
             return f"not submitted anew: {error}"
         self._remember([job])
         self._fill_chain(job)
-        job.status, job.result, job.num_ended, job.known_s = NOTHING, None, 0, time.monotonic()
         print(f"jobs: job {old} ended ({how}) and runs on as job {job.job_id}", file=sys.stderr, flush=True)
-        return ""
+        return None
+
+    def _miss(self, job: QueuedJob, why: str) -> str | None:
+        """Counts an allocation that did not begin; the next is tried later each time. Returns why there is none."""
+        job.restarts.miss(job.job_id)
+        if refusal := job.restarts.refusal():
+            return f"{refusal}: {why}"
+        wait_s = min(FIRST_WAIT_S * GROWTH ** (job.restarts.num_idle() - 1), LONGEST_WAIT_S)
+        job.due_s = time.monotonic() + wait_s
+        print(f"jobs: job {job.job_id} is tried again in {wait_s:.0f} s: {why}", file=sys.stderr, flush=True)
+        return None
 
     def cancel(self, jobs: Sequence[QueuedJob]) -> None:
         """Cancels all of them; none is left to adopt, unless the scheduler cannot be told."""
-        handles = [handle for job in jobs for handle in (*reversed(job.successors), job.handle)]
+        handles = [handle for job in jobs for handle in reversed(job.handles)]
         if jobs and (why_not := executor.cancel(self.site.scheduler, handles)):
             ids = ", ".join(job.job_id for job in jobs)
             print(f"jobs: error: not cancelled: {ids}: {why_not}; the same command adopts them", file=sys.stderr)
             return
         for job in jobs:
-            self.active.remove(job.key)
+            self.active.remove(job.submission.key)
 
     def close(self) -> None:
         self.lock.release()

@@ -1,8 +1,7 @@
-"""What runs in an allocation, without a scheduler: runs again after 85, within bounds; and the controller's lock."""
+"""What runs in an allocation, without a scheduler: runs again after 85, within bounds."""
 
 from __future__ import annotations
 
-import itertools
 import os
 import subprocess
 import sys
@@ -14,16 +13,10 @@ from submitit.core import core, utils
 
 from jobs import executor, warning
 from jobs.allocation import Allocation
-from jobs.controller import ActiveJob, ActiveJobs, Lock
-from jobs.errors import PayloadError, UserError
+from jobs.errors import PayloadError
 from jobs.failure import error_line
-from jobs.queue import Queue, QueuedJob, Submission
 from jobs.restarts import Restarts
-from jobs.scheduler.contract import Status
-from jobs.site import load_site
-from jobs.spec import JobSpec
-from jobs.state import State
-from jobs.warning import SAVED, VARIABLE, follow
+from jobs.warning import SAVED
 from tests.jobs.test_launch import wait_for
 
 SAVE_TWICE = 'echo x >> starts; [ $(wc -l < starts) -gt 2 ] && exit 0; echo 85 > "$JOBS_ALLOCATION/outcome"; exit 1'
@@ -35,18 +28,6 @@ save() { mkdir -p run/checkpoints/step_$1; touch run/checkpoints/step_$1/manifes
 end() { echo $1 > "$JOBS_ALLOCATION/outcome"; }
 """
 """What a rule's shell line and the launch in it do, as far as the job sees it."""
-
-
-class FakeHandle:
-    """A job of submitit without a scheduler behind it: it left no result."""
-
-    def __init__(self, folder: Path, job_id: str) -> None:
-        self.job_id = job_id
-        self.paths = utils.JobPaths(folder, job_id)
-
-
-def submission(folder: Path, output: str) -> Submission:
-    return Submission(JobSpec(name="train"), (output,), ["true"], folder)
 
 
 def allocation(folder: Path, script: str, max_idle: int = 3) -> Allocation:
@@ -85,7 +66,7 @@ def test_a_copy_that_was_believed_dead_settles_nothing(
     """Another allocation of the job has begun: this one neither fails the job nor has it run again."""
 
     monkeypatch.setattr("os._exit", sys.exit)
-    another = """[ $n = 0 ] && echo '{"count": 1, "idle": 0, "marks": {}}' > "$JOBS_ALLOCATION.restarts"; """
+    another = """[ $n = 0 ] && echo '{"job_id": "", "has_begun": true, "marks": {}}' >> "$JOBS_ALLOCATION.restarts"; """
     with pytest.raises(SystemExit):
         allocation(tmp_path, RUN + another + script)()
     assert (tmp_path / "starts").read_text() == "0\n" and warning.read_verdict(tmp_path / "notes") is None
@@ -114,95 +95,22 @@ def test_a_crash_of_a_copy_whose_job_waits_again_is_not_the_jobs(
 def test_starts_that_the_scheduler_makes_count_too(tmp_path: Path) -> None:
     """After a preemption without warning the next start sees that nothing was saved."""
     restarts = Restarts(tmp_path / "notes", max_idle=2)
-    assert [restarts.begin(), restarts.refusal(), restarts.begin()] == [0, "", 1]
+    assert [restarts.begin("7"), restarts.refusal(), restarts.begin("7")] == [0, "", 1]
     assert restarts.refusal() == "no new checkpoint in 2 allocations (requeue.max_idle of the site)"
     with pytest.raises(PayloadError, match="no new checkpoint in 2 allocations"):
         allocation(tmp_path, "touch started", max_idle=2)()
     assert not (tmp_path / "started").exists()
 
 
-@pytest.mark.parametrize(
-    ("state", "extras", "expected"),
-    [
-        (State.NODE_FAIL, "", True),
-        (State.PREEMPTED, "", True),
-        (State.TIMEOUT, "run", True),
-        (State.TIMEOUT, "", False),
-        (State.FAILED, "run", False),
-        (State.FAILED, "run save", True),
-        (State.CANCELLED, "run save", False),
-    ],
-)
-def test_lost_jobs_are_submitted_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: State, extras: str, expected: bool
-) -> None:
-    handles = [FakeHandle(tmp_path, str(number)) for number in (7, 8)]
-    monkeypatch.setattr(executor, "submit", lambda *arguments: handles.pop(0))
-    queue = Queue(load_site("slurm"), tmp_path / "state", 1)
-    job = queue.submit(submission(tmp_path, "train_summary.json"))
-    Restarts(job.notes, 3).begin()
-    if "run" in extras:
-        follow({VARIABLE: str(job.notes)}, tmp_path / "run")
-    if "save" in extras:
-        (tmp_path / "run" / "checkpoints" / "step_00000001").mkdir(parents=True)
-        (tmp_path / "run" / "checkpoints" / "step_00000001" / "manifest.json").touch()
-    job.status, job.num_ended = Status(state), 2
-    said = queue.end(job, [])
-    assert (said is None) == expected and job.job_id == ("8" if expected else "7")
-    known = queue.active.all().get(job.key)
-    assert (known.job_id if known else None) == ("8" if expected else None)
-    queue.close()
-
-
-def chained(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Queue, QueuedJob, list[str]]:
-    """A queue of fake jobs 7, 8, 9 ..., a job with one successor, and the ids that were cancelled."""
-    numbers, cancelled = itertools.count(7), list[str]()
-    monkeypatch.setattr(executor, "submit", lambda *arguments: FakeHandle(folder, str(next(numbers))))
-    monkeypatch.setattr(executor, "cancel", lambda scheduler, jobs: cancelled.extend(job.job_id for job in jobs))
-    queue = Queue(load_site("slurm"), folder / "state", 1)
-    job = queue.submit(replace(submission(folder, "train_summary.json"), num_successors=1))
-    Restarts(job.notes, 3).begin()
-    return queue, job, cancelled
-
-
-def test_jobs_that_end_before_they_begin_are_not_submitted_for_ever(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """After a save, which none of them counts as seen: as where Flux has too few nodes left."""
-    queue, job, _ = chained(tmp_path, monkeypatch)
-    follow({VARIABLE: str(job.notes)}, tmp_path / "run")
-    (tmp_path / "run" / "checkpoints" / "step_00000001").mkdir(parents=True)
-    (tmp_path / "run" / "checkpoints" / "step_00000001" / "manifest.json").touch()
-    said: list[str | None] = []
-    while said[-1:] in ([], [None]) and len(said) < 9:
-        job.status, job.num_ended = Status(State.FAILED, "alloc: unsatisfiable request"), 2
-        said.append(queue.end(job, []))
-    why = "no new checkpoint in 3 jobs (requeue.max_idle of the site): alloc: unsatisfiable request"
-    assert said == [None, None, None, f"job 10 failed (failed, no result): {why}"] and queue.site.max_idle == 3
-    queue.close()
-
-
-def test_a_successor_takes_over_and_another_waits_behind_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    queue, job, cancelled = chained(tmp_path, monkeypatch)
-    assert (job.job_id, [one.job_id for one in job.successors]) == ("7", ["8"])
-    job.status, job.num_ended = Status(State.NODE_FAIL), 2
-    assert queue.end(job, []) is None
-    assert (job.job_id, [one.job_id for one in job.successors]) == ("8", ["9"])
-    known = queue.active.all().get(job.key)
-    assert known is not None and [job_id for job_id, _ in known.chain] == ["8", "9"]
-    job.result = 0
-    assert queue.end(job, []) == "" and cancelled == ["9"] and queue.active.all().get(job.key) is None
-    queue.close()
-
-
-def test_the_successor_of_a_dead_controllers_job_is_adopted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    queue, job, cancelled = chained(tmp_path, monkeypatch)
-    monkeypatch.setattr(executor, "ask", lambda *_: {"7": Status(State.COMPLETED), "8": Status(State.RUNNING)})
-    adopted = queue.adopt(job.submission)
-    assert adopted is not None and (adopted.job_id, adopted.successors) == ("8", [])
-    queue.cancel([job])
-    assert cancelled == ["8", "7"], "the successor first, or it would start"
-    queue.close()
+def test_the_controller_counts_beside_allocations_that_run(tmp_path: Path) -> None:
+    """Of a chain one may never begin while its successor already runs, which is not overtaken by that."""
+    restarts = Restarts(tmp_path / "notes", max_idle=3)
+    assert [restarts.begin("7"), restarts.begin("9")] == [0, 1]
+    restarts.miss("8")
+    assert not restarts.is_overtaken(1) and restarts.num_idle() == 3 and restarts.begun() == ["7", "9"]
+    with (tmp_path / "notes.restarts").open("a") as file:
+        file.write('\n{"job_id": "1')  # the disk was full
+    assert restarts.begin("10") == 2
 
 
 @pytest.mark.parametrize(("script", "verdict"), [("exit 0", ""), ("end 2; exit 2", "exit code 2")])
@@ -246,74 +154,6 @@ Allocation(["bash", "-c", script], Path("."), "local", 10, 1, Path("notes").reso
     job.communicate(timeout=30)
     assert job.returncode == 143
     assert list((tmp_path).glob("notes/launch_*")) and (tmp_path / "saved").exists()
-
-
-def test_job_is_not_forgotten_while_the_scheduler_is_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))  # no squeue here
-    monkeypatch.setattr("jobs.adoption.PATIENCE_S", 0)
-    queue = Queue(load_site("slurm"), tmp_path, 1)
-    key = queue.active.key("train", ["a"])
-    known = ActiveJob("7", "slurm", tmp_path / "%j", "train", ("a",), tmp_path / "notes")
-    queue.active.add({key: known})
-    with pytest.raises(UserError, match="slurm does not say whether job 7 still runs"):
-        queue.adopt(submission(tmp_path, "a"))
-    assert queue.active.all() == {key: known}
-    queue.close()
-
-
-def test_job_of_another_scheduler_is_neither_taken_over_nor_submitted_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A user goes on with another site in the same folder: each scheduler is asked of its own jobs only."""
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "bjobs").write_text("#!/bin/sh\necho '7|0|RUN|-|-'; echo '8|0|DONE|-|-'\n")
-    (tmp_path / "bin" / "bjobs").chmod(0o700)
-    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")  # no squeue here
-    queue = Queue(load_site("slurm"), tmp_path, 1)
-    for job_id, scheduler, output in (("7", "lsf", "a"), ("8", "lsf", "b"), ("9", "flux", "c")):
-        known = ActiveJob(job_id, scheduler, tmp_path / "%j", "train", (output,), tmp_path / "notes")
-        queue.active.add({queue.active.key("train", [output]): known})
-    for _ in range(2):
-        with pytest.raises(UserError, match=r"^lsf job 7 is at it: go on with its site, or end that job first$"):
-            queue.adopt(submission(tmp_path, "a"))
-    assert queue.adopt(submission(tmp_path, "b")) is None, "it has ended"
-    with pytest.raises(UserError, match=r"^flux does not say whether job 9 still runs; go on where flux is$"):
-        queue.adopt(submission(tmp_path, "c"))
-    assert len(queue.active.all()) == 2
-    queue.close()
-
-
-def test_one_controller_per_folder_and_none_after_its_death(tmp_path: Path) -> None:
-    code = f"from jobs.controller import Lock; from pathlib import Path\nlock = Lock(Path({str(tmp_path)!r}))\n"
-    holder = subprocess.Popen([sys.executable, "-c", code + "print(1, flush=True); input()"], stdin=-1, stdout=-1)
-    assert holder.stdout is not None and holder.stdout.readline()
-    with pytest.raises(UserError, match=f"another controller works here .process {holder.pid}"):
-        Lock(tmp_path)
-    holder.kill()
-    holder.wait()
-    Lock(tmp_path).release()
-    holder.stdout.close()
-
-
-def test_active_jobs_are_found_by_name_and_outputs(tmp_path: Path) -> None:
-    active = ActiveJobs(tmp_path / "state" / "active")
-    assert active.all() == {}
-    rest = ("slurm", Path("logs"), "train", ("b\nb", "a"), Path("notes"), (("8", Path("next")),))
-    jobs = [ActiveJob(job_id, *rest) for job_id in "567"]
-    keys = [active.key("train", [name, "b\nb"]) for name in "567"]
-    active.add(dict(zip(keys, jobs, strict=True)))
-    assert keys[0] == active.key("train", ["b\nb", "5"]) != keys[1]
-    active.remove(keys[0])
-    active.add({keys[1]: jobs[0]})
-    known = {keys[1]: jobs[0], keys[2]: jobs[2]}
-    assert active.all() == known
-    with active.file.open("a") as file:
-        file.write('{"key": "ab')  # the disk was full
-    active.add({keys[0]: jobs[1]})
-    assert active.all() == {**known, keys[0]: jobs[1]}
-    active.compact()
-    assert active.all() == {**known, keys[0]: jobs[1]} and active.file.read_text().count('"key"') == 3
-    assert list(active.file.parent.iterdir()) == [active.file] and active.file.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_job_starts_with_few_imports_and_leaves_submitits_result(tmp_path: Path) -> None:

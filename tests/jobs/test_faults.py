@@ -10,7 +10,7 @@ from jobs import adoption, shell, submission
 from jobs.queue import Queue
 from jobs.site import load_site
 from jobs.state import State
-from tests.jobs.test_allocation import submission as submission_of
+from tests.jobs.test_queue import submission as submission_of
 
 # A command of a scheduler that has one job already. The next calls, as many as `left` says, have the fault in `fault`;
 # where an answer is lost or mute the job is taken all the same.
@@ -82,7 +82,7 @@ def test_a_fault_loses_no_job_and_doubles_none(folder: Path, fault: str) -> None
     queue = Queue(site, folder / "state", 1)
     (folder / "fault").write_text(fault)
     fail(folder, 2)
-    job = queue.submit(submission_of(folder, "out"))
+    (job,) = queue.submit([submission_of(folder, "out")])
     assert job.job_id == "7" and len((folder / "taken").read_text().splitlines()) == 2
     fail(folder, 99)
     for _ in range(2):

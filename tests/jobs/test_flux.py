@@ -214,12 +214,12 @@ def test_the_next_controller_adopts_a_chain_and_goes_on_along_it(broker: None, t
     spec, command = job_spec("train", {"runtime": 5}, 1, site), ["bash", "-c", FIRST_SAVES]
     submission = Submission(spec, ("train_summary.json",), command, tmp_path, num_successors=1)
     queue = Queue(site, tmp_path / "state", 1)
-    job = queue.submit(submission)
-    ids = [job.job_id, *(one.job_id for one in job.successors)]
+    (job,) = queue.submit([submission])
+    ids = [one.job_id for one in job.handles]
     queue.close()
     queue = Queue(site, tmp_path / "state", 1)
     adopted = queue.adopt(submission)
-    assert adopted and [adopted.job_id, *(one.job_id for one in adopted.successors)] == ids
+    assert adopted and [one.job_id for one in adopted.handles] == ids
 
     def said() -> str | None:
         queue.refresh([adopted])

@@ -7,7 +7,6 @@ import logging
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,7 +22,7 @@ from jobs.scheduler import SCHEDULERS, lsf_output, slurm
 from jobs.scheduler.contract import rows
 from jobs.site import load_site
 from jobs.state import State
-from tests.jobs.test_allocation import submission as submission_of
+from tests.jobs.test_queue import submission as submission_of
 
 BATCH = SCHEDULERS["slurm"].batch
 assert BATCH is not None
@@ -178,7 +177,7 @@ def test_only_a_refused_array_is_submitted_one_by_one(
     assert registered == ["8", "9"][: submissions - 1]
     groups = []
     monkeypatch.setattr(plugin, "_submit", groups.append)
-    monkeypatch.setattr(plugin.queue, "site", replace(plugin.site, scheduler="flux"))
+    monkeypatch.setattr(plugin.queue, "has_arrays", False)
     plugin.run_jobs(jobs)
     assert [len(group) for group in groups] == [1, 1], "where there are no arrays, jobs are on their own from the start"
     plugin.queue.close()
@@ -207,7 +206,7 @@ def test_questions_without_news_become_rare(slurm_commands: Path) -> None:
     )
     plan(slurm_commands, sbatch="echo 7\n", squeue=answers)
     queue = Queue(load_site("slurm"), slurm_commands / "state", 10)
-    job = queue.submit(submission_of(slurm_commands, "out"))
+    (job,) = queue.submit([submission_of(slurm_commands, "out")])
     waits = []
     for _ in range(11):
         queue.asked_s = float("-inf")
@@ -228,7 +227,7 @@ def test_a_folder_that_submitit_would_rename_is_refused(tmp_path: Path) -> None:
 def test_submission_files_are_private(slurm_commands: Path) -> None:
     plan(slurm_commands, sbatch="echo 7\n")
     queue = Queue(load_site("slurm"), slurm_commands / "state", 1)
-    job = queue.submit(submission_of(slurm_commands, "out"))
+    (job,) = queue.submit([submission_of(slurm_commands, "out")])
     folder = job.handle.paths.folder
     assert folder.parent == queue.folder / "train" and {file.suffix for file in folder.iterdir()} == {".sh", ".pkl"}
     script = next(folder.glob("*.sh")).read_text()
@@ -245,7 +244,7 @@ def test_jobs_that_are_alike_are_one_array(slurm_commands: Path) -> None:
     queried = "printf '7_0|COMPLETED|N/A|None\\n7_1|RUNNING|N/A|None\\n7_2|PENDING|N/A|Priority\\n'"
     plan(slurm_commands, sbatch="echo $* > line; echo 7\n", squeue=f"{queried}\n" * 2, scancel="echo $* > cancelled\n")
     queue = Queue(load_site("slurm"), slurm_commands / "state", 1)
-    jobs = queue.submit_all([submission_of(slurm_commands, name) for name in "abc"])
+    jobs = queue.submit([submission_of(slurm_commands, name) for name in "abc"])
     assert [job.job_id for job in jobs] == ["7_0", "7_1", "7_2"] and calls(slurm_commands, "sbatch") == 1
     folder = jobs[0].handle.paths.folder
     line = Path("line").read_text()

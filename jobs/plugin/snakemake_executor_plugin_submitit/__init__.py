@@ -104,7 +104,7 @@ class Executor(RemoteExecutor):
         """All at once; where the scheduler refuses that, each alone."""
         submissions = [submission for _, submission in group]
         try:
-            queued = self.queue.submit_all(submissions) if len(group) > 1 else [self.queue.submit(*submissions)]
+            queued = self.queue.submit(submissions)
         except UserError as error:
             if len(group) > 1 and isinstance(error, RefusalError):
                 self.logger.info(f"{len(group)} jobs are not submitted as one: {error}")
