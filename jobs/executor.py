@@ -271,6 +271,15 @@ def ask(scheduler: str, jobs: Sequence[core.Job[int]]) -> dict[str, Status] | No
     return inquiry.ask(batch, [job.job_id for job in jobs])
 
 
+def release(scheduler: str, job: core.Job[int], status: Status) -> None:
+    """Lets a job go on that waits only because no node could start it: nobody else would, for days."""
+    batch = SCHEDULERS[scheduler].batch
+    if batch is not None and batch.held is not None and status.reason == batch.held[0]:
+        said = run(batch.held[1](job.job_id))
+        outcome = f"not released: {said.stderr.strip()}" if said.code else "released"
+        print(f"jobs: job {job.job_id}: {status.reason}: {outcome}", file=sys.stderr, flush=True)
+
+
 def places(scheduler: str) -> dict[str, inquiry.Place]:
     """Where the waiting jobs of all users are in their queues, by job id, as far as the scheduler says."""
     batch = SCHEDULERS[scheduler].batch

@@ -206,6 +206,7 @@ class Queue:
         if said := executor.ask(self.site.scheduler, [job.handle for job in jobs]):
             for job in jobs:
                 job.status = said[job.job_id]
+                executor.release(self.site.scheduler, job.handle, job.status)
                 job.num_ended = 0 if job.status.state.is_active else job.num_ended + 1
                 if job.status.state is not State.UNKNOWN:
                     job.known_s = self.asked_s

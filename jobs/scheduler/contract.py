@@ -95,6 +95,8 @@ class Batch:
     """Prints what a running job is, and says of it whether it is being preempted; None: nobody says."""
     array: Array | None = None
     """None where the scheduler has no job arrays, or ours does not use them."""
+    held: tuple[str, Callable[[str], list[str]]] | None = None
+    """Why a job waits for ever that no node could start, and the command that lets it go on; None: none is held so."""
     warns: bool = True
     """Whether the job gets USR2 from the scheduler before its walltime ends; otherwise it warns itself."""
 

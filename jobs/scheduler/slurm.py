@@ -200,6 +200,14 @@ def requeue_argv(job_id: str) -> list[str]:
     return ["scontrol", "requeue", job_id]
 
 
+# After a prolog that failed, or a node that still held the job: Slurm drains the node, yet holds the job at priority 0.
+LAUNCH_FAILED = "launch failed requeued held"
+
+
+def release_argv(job_id: str) -> list[str]:
+    return ["scontrol", "release", job_id]
+
+
 SCHEDULER = Scheduler(
     name="slurm",
     environment=ENVIRONMENT,
@@ -216,6 +224,7 @@ SCHEDULER = Scheduler(
         waiting=WAITING,
         hides=(SETTINGS, hides_jobs),
         preemption=(show_argv, is_preempted),
+        held=(LAUNCH_FAILED, release_argv),
         array=Array(array_argv, 0, array_job_id, "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_JOB_ID"),
     ),
 )

@@ -33,7 +33,7 @@ TIMED_OUT = "echo 'sbatch: error: Batch job submission failed: Socket timed out 
 @pytest.fixture
 def slurm_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Fakes that note each call in a file; what they do is the n-th line of `plan`."""
-    for tool in ("sbatch", "squeue", "scancel"):
+    for tool in ("sbatch", "squeue", "scancel", "scontrol"):
         count = f"echo {tool} >> {tmp_path}/calls; n=$(grep -c {tool} {tmp_path}/calls)"
         (tmp_path / tool).write_text(f'#!/bin/bash\n{count}; eval "$(sed -n ${{n}}p {tmp_path}/{tool}.plan)"\n')
         (tmp_path / tool).chmod(0o700)
@@ -215,6 +215,25 @@ def test_questions_without_news_become_rare(slurm_commands: Path) -> None:
     assert waits == [15, 22.5, 33.75, 50.625, 60, 60, 60, 60, 60, 60, 10]
     queue.refresh([job])
     assert calls(slurm_commands, "squeue") == 11, "not due yet"
+    queue.close()
+
+
+def test_a_job_that_no_node_could_start_is_let_go(slurm_commands: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As squeue of 22.05 shows one after a prolog that failed; one that somebody holds on purpose stays held."""
+    reasons = ("launch failed requeued held", "JobHeldUser", "launch failed requeued held", "Priority")
+    answers = "".join(f"echo '7|PENDING|N/A|{reason}'\n" for reason in reasons)
+    scontrol = "echo $* > asked\necho Access denied >&2; exit 1\n"
+    plan(slurm_commands, sbatch="echo 7\n", squeue=answers, scontrol=scontrol)
+    queue = Queue(load_site("slurm"), slurm_commands / "state", 10)
+    job = queue.submit(submission_of(slurm_commands, "out"))
+    asked = []
+    for _ in reasons:
+        queue.asked_s = float("-inf")
+        queue.refresh([job])
+        asked.append(calls(slurm_commands, "scontrol"))
+    assert asked == [1, 1, 2, 2] and Path("asked").read_text() == "release 7\n"
+    said = capsys.readouterr().err
+    assert [line.rpartition("held: ")[2] for line in said.splitlines()] == ["released", "not released: Access denied"]
     queue.close()
 
 
