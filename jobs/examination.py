@@ -34,13 +34,22 @@ _LOST = re.compile(r"^srun: error: ((?:Node failure on|Task launch for .+ failed
 """What srun says of nodes that died under it, or that did not take its tasks."""
 
 
-def examine(health: Health, launcher: str, launch: Launch, environ: Mapping[str, str]) -> dict[str, str]:
-    """Problems by node name; none if all nodes are fit. Takes at most `health.timeout_s`. Raises LauncherError."""
-    folder = Path(tempfile.mkdtemp(prefix="health-", dir=launch.folder))
+def examine(health: Health, launcher: str, launch: Launch, environ: Mapping[str, str]) -> tuple[Launch, dict[str, str]]:
+    """The launch with a port that is free on its master, and problems by node name, none if all nodes are fit.
+
+    Takes at most `health.timeout_s` for each port that it finds taken, and once more. Raises LauncherError.
+    """
     health = replace(health, folders=(str(launch.folder), *health.folders))
-    (folder / "health.json").write_text(json.dumps({"health": asdict(health), "gpus": launch.gpus_per_node}))
-    reports, bad = ask_nodes(launcher, launch, "jobs.health", [], folder, environ, health.timeout_s)
-    return {**judge_links(reports, health.link_factor), **bad}
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix="health-", dir=launch.folder))
+        (folder / "health.json").write_text(json.dumps({"health": asdict(health), "gpus": launch.gpus_per_node}))
+        reports, bad = ask_nodes(launcher, launch, "jobs.health", [], folder, environ, health.timeout_s)
+        ports = [report.free_port for report in reports if report.free_port]
+        if not ports:
+            return launch, {**judge_links(reports, health.link_factor), **bad}
+        place = f"port {launch.port} of {launch.hosts[0]}"
+        print(f"jobs: {place} is taken: MASTER_PORT is {ports[0]}", file=sys.stderr, flush=True)
+        launch = replace(launch, port=ports[0])
 
 
 def ask_nodes(

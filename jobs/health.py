@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from jobs.meeting import meet
+from jobs.ranks import free_port, is_free
 from jobs.shell import run
 
 
@@ -43,6 +44,8 @@ class Report:
     """Rank of another node, and how long the data took that were sent to it, in seconds."""
     apart: str = ""
     """Why it and the master, which has rank 0, did not meet: the fault of either."""
+    free_port: int = 0
+    """Of the master, where somebody has taken the launch's: one for it instead. Then it did not look at itself yet."""
 
 
 def gpu_problems(expected: int) -> Iterator[str]:
@@ -93,11 +96,13 @@ def folder_problems(folder: str, needed_gb: float) -> Iterator[str]:
 
 def examine(health: Health, gpus: int, environ: Mapping[str, str]) -> Report:
     """Everything about this node; `environ` holds a rank's place, one rank per node."""
-    rank, world_size = int(environ["RANK"]), int(environ["WORLD_SIZE"])
+    rank, world_size, port = (int(environ[word]) for word in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
+    if rank == 0 and not is_free(port):
+        return Report(rank, socket.gethostname(), (), free_port=free_port())
     problems = [*gpu_problems(gpus), *memory_problems(health.memory_free_gb)]
     for folder in health.folders:
         problems += folder_problems(os.path.expandvars(folder), health.disk_free_gb)
-    seen = meet(rank, world_size, environ["MASTER_ADDR"], int(environ["MASTER_PORT"]), health.timeout_s / 2)
+    seen = meet(rank, world_size, environ["MASTER_ADDR"], port, health.timeout_s / 2)
     if health.clock_offset_s is not None and abs(seen.clock_offset_s) > health.clock_offset_s:
         problems.append(f"clock is {-seen.clock_offset_s:+.1f} s off the master's")
     return Report(rank, socket.gethostname(), tuple(problems), tuple(seen.links.items()), seen.problem)
@@ -115,10 +120,14 @@ def write_report(folder: Path, report: Report) -> None:
 
 
 def main(folder: Path) -> int:
-    """Reads what is wanted from `folder`, leaves the report there; always 0, for a launcher would end the others."""
+    """Reads what is wanted from `folder`, leaves the report there.
+
+    Returns 0, for a launcher would end the others; 1 where that is wanted: they wait at a port that is somebody's.
+    """
     wanted = json.loads((folder / "health.json").read_text())
-    write_report(folder, examine(Health(**wanted["health"]), wanted["gpus"], os.environ))
-    return 0
+    report = examine(Health(**wanted["health"]), wanted["gpus"], os.environ)
+    write_report(folder, report)
+    return int(report.free_port > 0)
 
 
 if __name__ == "__main__":

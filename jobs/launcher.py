@@ -19,7 +19,7 @@ from jobs.errors import LauncherError, UserError
 from jobs.hostfile import hostfile, hostfile_text
 from jobs.launch import LAUNCHERS
 from jobs.ranks import ENCODED, free_port, port_of
-from jobs.running import ATTEMPTS, Running, combine, killed_first
+from jobs.running import Running, attempts, combine, killed_first
 from jobs.scheduler import SCHEDULERS
 from jobs.scheduler.contract import Scheduler
 from jobs.site import Site
@@ -116,7 +116,7 @@ def place(site: Site, launch: Launch) -> list[str]:
     cores = [f"# {said}"] if said else []
     if LAUNCHERS[site.launcher].sets_ranks and launch.nodes == 1:
         return [*cores, f"# {site.launcher} sets RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT"]
-    port = "by the job's id" if SCHEDULERS[site.scheduler].batch else "one that is free"
+    port = "by the job's id, or another that is free" if SCHEDULERS[site.scheduler].batch else "one that is free"
     return [
         *cores,
         f"WORLD_SIZE={launch.world_size}",
@@ -165,13 +165,13 @@ def run(
     launch = replace(launch, folder=folder, port=launch.port or free_port())
     hostfile(folder).write_text(hostfile_text(launch))
     held = segments.begin(run_dir, SCHEDULERS[site.scheduler], os.environ) if run_dir else None
-    log_size = segments.log_size(run_dir)
     try:
         environ = {**os.environ, **launch_environment(site, launch, os.environ)}
         if run_dir:
             warning.follow(os.environ, run_dir)
         is_back = partial(_is_back, SCHEDULERS[site.scheduler], os.environ)
-        if prevented := _prevented(site, launch, environ, is_back):
+        launch, prevented = _prepare(site, launch, environ, is_back)
+        if prevented:
             warning.report_outcome(os.environ, prevented[0])
             if held and run_dir:
                 held.finish(run_dir, segments.End(*prevented))
@@ -179,13 +179,13 @@ def run(
         launch = with_logs(launch, run_dir)
         running = Running(LAUNCHERS[site.launcher], launch, environ, run_dir, site.signal_delay_s, is_back)
         with warning.registered(os.environ):  # a job that is ended waits for us until the segment is written
-            code = combine(folder, launch.world_size, running.wait())
+            code = combine(folder, launch.world_size, running.run())
             warning.report_outcome(os.environ, code)
             if victim := killed_first(folder, launch.world_size):
                 print(f"jobs: error: {victim}", file=sys.stderr, flush=True)
             if held and run_dir:
                 is_preempted = partial(segments.is_preempted, SCHEDULERS[site.scheduler], held.job_id)
-                held.finish(run_dir, running.end(code, victim, log_size, is_preempted))
+                held.finish(run_dir, running.end(code, victim, is_preempted))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return code
@@ -213,28 +213,34 @@ def _is_back(scheduler: Scheduler, environ: Mapping[str, str], is_over: Callable
     return not is_over()
 
 
-def _prevented(
+def _prepare(
     site: Site, launch: Launch, environ: Mapping[str, str], is_back: Callable[[], bool]
-) -> tuple[int, str, str] | None:
-    """Code, kind and cause of an end before any rank has begun: the launcher fails, also once the scheduler is back, or
-    nodes are not fit, which the job's next allocation avoids. None: ranks may begin."""
-    for attempt in range(1, ATTEMPTS + 1):
+) -> tuple[Launch, tuple[int, str, str] | None]:
+    """The launch with a port that is free; and code, kind and cause of an end before any rank has begun: the launcher
+    fails, also once the scheduler is back, or nodes are not fit, which the job's next allocation avoids.
+    """
+    for _ in attempts(is_back):
+        bad: dict[str, str] = {}
+        failure = None
         try:
-            bad = examination.examine(site.health, site.launcher, launch, environ) if site.health else {}
+            if site.health:
+                launch, bad = examination.examine(site.health, site.launcher, launch, environ)
             if site.stage and not bad:
                 bad = staging.stage_nodes(site.stage, site.launcher, launch, environ)
-            # That none of several nodes is fit is hardly theirs: slurmctld back from a restart starts no step at first.
-            if attempt == ATTEMPTS or len(bad) < max(2, launch.nodes) or not is_back():
-                break
         except LauncherError as error:
             print(f"jobs: error: {error}", file=sys.stderr, flush=True)
-            if attempt == ATTEMPTS or not is_back():
-                return error.code, "crash", str(error)
+            failure = error.code, "crash", str(error)
+            continue
+        # That none of several nodes is fit is hardly theirs: slurmctld back from a restart starts no step at first.
+        if len(bad) < max(2, launch.nodes):
+            break
+    if not bad:
+        return launch, failure
     problems = [f"{node}: {problem}" for node, problem in bad.items()]
     for problem in problems:
         print(f"jobs: error: node {problem}", file=sys.stderr, flush=True)
     warning.exclude(environ, bad)
-    return (warning.UNHEALTHY, "unfit nodes", f"unfit nodes: {'; '.join(problems)}") if bad else None
+    return launch, (warning.UNHEALTHY, "unfit nodes", f"unfit nodes: {'; '.join(problems)}")
 
 
 def _shared_folder(run_dir: Path | None, environ: Mapping[str, str]) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import base64
 import contextlib
+import errno
 import json
 import os
 import random
@@ -43,6 +44,7 @@ def wrapper_argv(launch: Launch, ranks_from: str, signals_by_file: bool = False,
     `is_encoded`: as one word of letters, digits, `-`, `_` and `=`, for launchers that would read something into others.
     """
     options = ["--from", ranks_from, "--folder", str(launch.folder)]
+    options += ["--port", str(launch.port)] if launch.port and ranks_from in SCHEDULERS else []
     options += ["--device-choice", launch.device_choice] if launch.device_choice else []
     options += ["--cores", SEPARATOR.join(launch.rank_cores)] if launch.rank_cores else []
     options += ["--signals-by-file"] if signals_by_file else []
@@ -108,10 +110,8 @@ def agent_environment(launched: Mapping[str, str], environ: Mapping[str, str]) -
 
 
 def rank_environment(ranks_from: str, environ: Mapping[str, str]) -> dict[str, str]:
-    """RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT from the scheduler's variables.
-
-    torchrun has set them already. The address is the step's first host; the port follows from the job id and
-    the count of its restarts, so that all ranks agree without talking.
+    """RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE and MASTER_ADDR, the step's first host, from the scheduler's
+    variables. torchrun has set them already.
     """
     if ranks_from == "torchrun":
         return {}
@@ -123,7 +123,6 @@ def rank_environment(ranks_from: str, environ: Mapping[str, str]) -> dict[str, s
         "LOCAL_RANK": words["local_rank"],
         "LOCAL_WORLD_SIZE": words["tasks_per_node"].split("(")[0].split(",")[0],  # `2(x4)`: 2 on each of 4 nodes
         "MASTER_ADDR": scheduler.hosts(words.get("step_nodes") or words["nodes"])[0],
-        "MASTER_PORT": str(port_of(words["job_id"], environ)),
     }
 
 
@@ -133,6 +132,15 @@ def free_port() -> int:
         with contextlib.suppress(OSError), socket.create_server(("", port)):
             return port
     raise OSError(f"no port from {FIRST_PORT} to {FIRST_PORT + NUM_PORTS} is free")
+
+
+def is_free(port: int) -> bool:
+    """Whether a process of this host could listen on it."""
+    try:
+        with socket.create_server(("", port)):
+            return True
+    except OSError as error:
+        return error.errno != errno.EADDRINUSE
 
 
 def port_of(job_id: str, environ: Mapping[str, str]) -> int:
@@ -223,6 +231,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m jobs.ranks", description=__doc__)
     parser.add_argument("--from", dest="ranks_from", required=True, choices=["torchrun", "agent", "mpi", *SCHEDULERS])
     parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--port", help="MASTER_PORT, where the launcher does not set it")
     parser.add_argument("--device-choice", help="scheduler, or the variable that shows one GPU")
     parser.add_argument("--cores", help="of every local rank, as 0-3:4-7")
     parser.add_argument("--signals-by-file", action="store_true", help="the launcher passes no signals on")
@@ -240,6 +249,8 @@ def main() -> int:
         environ = {**os.environ, **rank_environment(arguments.ranks_from, os.environ)}
     rank = int(environ["RANK"])
     has_agent = arguments.ranks_from in ("torchrun", "agent")
+    if arguments.port:
+        environ["MASTER_PORT"] = arguments.port
     if arguments.cores:
         bind(arguments.cores.split(SEPARATOR)[int(environ["LOCAL_RANK"])])
     if arguments.device_choice:

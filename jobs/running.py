@@ -1,18 +1,18 @@
-"""A started launcher: the signals on their way to its ranks, and how they ended."""
+"""A launcher that runs: the signals on their way to its ranks, and how they ended."""
 
 from __future__ import annotations
 
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 
 from jobs import runs, segments, warning
 from jobs.launch.contract import Launcher
 from jobs.ranks import code_file, failed_file, signal_file, started_file, write_environment
-from jobs.shell import Process, exit_code, start
+from jobs.shell import exit_code, start
 from jobs.spec import Launch
 
 POLL_S = 0.1
@@ -21,12 +21,20 @@ LINGER_S = 2.0
 SAVE_POLL_S, SLACK_S = 2.0, 15.0
 """How often the time that a save takes is looked up, and what is added to it."""
 ATTEMPTS = 3
-"""How often a launcher is started that ends before any rank has begun: the scheduler may be away, which srun asks."""
+"""How often a launcher is started that gets no rank to begin: the scheduler may be away, which srun asks."""
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
+def attempts(is_back: Callable[[], object]) -> Iterator[int]:
+    """Numbers the attempts: the first is made at once, each further one when the scheduler `is_back`, or none."""
+    for number in range(ATTEMPTS):
+        if number and not is_back():
+            return
+        yield number
+
+
 class Running:
-    """A started launcher, and the signals that wait until its ranks can take them."""
+    """A launcher, and the signals that wait until its ranks can take them."""
 
     def __init__(
         self,
@@ -44,6 +52,7 @@ class Running:
         self.world_size, self.lingers = launch.world_size, False
         self.run_dir, self.signal_delay_s = run_dir, signal_delay_s
         self.end_s = float(environ.get(warning.END_VARIABLE, "inf"))
+        self.log_size = segments.log_size(run_dir)
         self.looked_s = self.counted_s = time.monotonic()
         self.signals: list[str] = []
         self.left_s = float("inf")
@@ -53,11 +62,6 @@ class Running:
             signal.signal(number, self.on_signal)
         if not launcher.keeps_environment:
             write_environment(launch, environ)
-        self.process = self.start()
-
-    def start(self) -> Process:
-        """In a session of its own: Ctrl-C at a terminal reaches only us, and the ranks get to save."""
-        return start(self.launcher.argv(self.launch), self.environ, new_session=True)
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         if not self.signals:
@@ -81,13 +85,13 @@ class Running:
             self.left_s = self.signal_delay_s  # it is that warning, come early
             self.signals.append(signal.SIGUSR2.name)
 
-    def end(self, code: int, victim: str, log_size: int, is_preempted: Callable[[], bool]) -> segments.End:
-        """How an allocation of the run ended whose launch says `code`; its log held `log_size` bytes before."""
+    def end(self, code: int, victim: str, is_preempted: Callable[[], bool]) -> segments.End:
+        """How an allocation of the run ended whose launch says `code`."""
         assert self.run_dir
         if code not in (0, warning.SAVED) and not self.was_ended(code):
-            return segments.failed(code, victim, self.run_dir, log_size)
+            return segments.failed(code, victim, self.run_dir, self.log_size)
         # Which ends the ranks elsewhere as a cancellation does; they may save in time.
-        if code and (cause := segments.lost_node(self.run_dir, log_size)):
+        if code and (cause := segments.lost_node(self.run_dir, self.log_size)):
             return segments.End(code, "node failure", cause)
         return segments.warned(code, self.signals, self.left_s, self.signal_delay_s, is_preempted)
 
@@ -115,25 +119,21 @@ class Running:
             self.process.kill()
         self.lingers = len(ends(self.folder, self.world_size)) == self.world_size
 
-    def wait(self) -> int:
+    def run(self) -> int:
         """The launcher's exit code, of the last attempt to start ranks."""
-        code = self.wait_once()
-        for _ in range(1, ATTEMPTS):
-            has_begun = started_file(self.folder).exists() or ends(self.folder, self.world_size)
-            if code == 0 or has_begun or not self.is_back(lambda: self.signals):
+        for _ in attempts(lambda: self.is_back(lambda: self.signals)):
+            # In a session of its own: Ctrl-C at a terminal reaches only us, and the ranks get to save.
+            self.process = start(self.launcher.argv(self.launch), self.environ, new_session=True)
+            while self.process.poll() is None:
+                self.warn_in_time()
+                self.forward()
+                self.end_launcher()
+                time.sleep(POLL_S)
+            code = exit_code(self.process.returncode)
+            if code == 0 or started_file(self.folder).exists() or ends(self.folder, self.world_size):
                 break
-            print(f"jobs: no rank has begun (exit code {code}), tried again", file=sys.stderr, flush=True)
-            self.process = self.start()
-            code = self.wait_once()
+            print(f"jobs: no rank has begun (exit code {code})", file=sys.stderr, flush=True)
         return code
-
-    def wait_once(self) -> int:
-        while (code := self.process.poll()) is None:
-            self.warn_in_time()
-            self.forward()
-            self.end_launcher()
-            time.sleep(POLL_S)
-        return exit_code(code)
 
 
 def _passed_on(name: str) -> str:

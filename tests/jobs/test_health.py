@@ -24,7 +24,7 @@ from jobs.examination import examine, judge_links
 from jobs.health import Health, Report
 from jobs.launch import LAUNCHERS
 from jobs.launch.contract import Launcher
-from jobs.ranks import free_port
+from jobs.ranks import free_port, wrapper_argv
 from jobs.scheduler import lsf, slurm
 from jobs.spec import JobSpec, Launch
 
@@ -218,7 +218,7 @@ def test_a_node_on_a_slow_network_is_found(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setitem(LAUNCHERS, "namespaces", Launcher("namespaces", on_each, False, False))
     launch = Launch(("train",), 4, 8, 1, tmp_path, hosts=("node0", "node1", "node2", "node3"))
-    found = examine(Health(60), "namespaces", launch, os.environ)
+    _, found = examine(Health(60), "namespaces", launch, os.environ)
     assert list(found) == ["node2"] and found["node2"].startswith("its links are slow: "), found
 
 
@@ -228,7 +228,7 @@ def test_nodes_are_asked_by_launchers_that_read_the_hosts(tmp_path: Path, monkey
 
     monkeypatch.setitem(LAUNCHERS, "copy", Launcher("copy", copy, sets_ranks=False, forwards_signals=False))
     launch = Launch(("train",), 2, 8, 1, tmp_path, hosts=("a", "b"))
-    silent = examine(Health(5), "copy", launch, os.environ)
+    _, silent = examine(Health(5), "copy", launch, os.environ)
     assert silent == dict.fromkeys("ab", "no answer; copy ended with code 0")
     assert (tmp_path / "seen").read_text() == "a slots=1\nb slots=1\n"
 
@@ -247,6 +247,26 @@ def test_a_launcher_that_fails_at_once_is_not_the_nodes_fault(
     assert caught.value.code == 7 and "Invalid job step" in capfd.readouterr().err
 
 
+def test_a_port_that_is_taken_on_the_master_is_nobodys_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """By srun's place: it ends the other ranks with the first that fails. Ranks are told the port as the nodes are."""
+    script = """for rank in 0 1; do SLURM_PROCID=$rank SLURM_NTASKS=2 "$@" & done
+    wait -n || { kill $(jobs -p); exit 1; }; wait"""
+    words = {"SLURM_LOCALID": "0", "SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_STEP_NODELIST": "localhost"}
+
+    def srun(launch: Launch) -> list[str]:
+        return ["bash", "-c", script, "bash", *wrapper_argv(launch, ranks_from="slurm")]
+
+    monkeypatch.setitem(LAUNCHERS, "like srun", Launcher("like srun", srun, sets_ranks=False, forwards_signals=True))
+    with socket.create_server(("", 0)) as somebodys:
+        taken = somebodys.getsockname()[1]
+        launch = Launch(("train",), 2, 8, 1, tmp_path, hosts=("localhost", "n2"), port=taken)
+        launch, bad = examine(Health(60), "like srun", launch, {**os.environ, **words})
+    assert bad == {} and launch.port not in (taken, None)
+    assert f"jobs: port {taken} of localhost is taken: MASTER_PORT is {launch.port}\n" in capfd.readouterr().err
+
+
 def test_a_master_that_is_gone_is_named_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All others say that they cannot reach it."""
 
@@ -256,7 +276,7 @@ def test_a_master_that_is_gone_is_named_alone(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setitem(LAUNCHERS, "without", Launcher("without", without_master, False, False))
     launch = Launch(("train",), 3, 8, 1, tmp_path, hosts=("n0", "n1", "n2"))
-    assert examine(Health(60), "without", launch, os.environ) == {"n0": "no answer; without ended with code 0"}
+    assert examine(Health(60), "without", launch, os.environ)[1] == {"n0": "no answer; without ended with code 0"}
 
 
 def test_nodes_that_the_launcher_lost_are_named_and_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,7 +292,7 @@ def test_nodes_that_the_launcher_lost_are_named_and_no_others(tmp_path: Path, mo
 
         monkeypatch.setitem(LAUNCHERS, "losing", Launcher("losing", lose, sets_ranks=False, forwards_signals=False))
         launch = Launch(("train",), 3, 8, 1, tmp_path, hosts=("n1", "n2", "n3"))
-        found = examine(Health(60), "losing", launch, os.environ)
+        _, found = examine(Health(60), "losing", launch, os.environ)
         assert sorted(found) == lost and found["n3"] == said.splitlines()[0]
 
 
@@ -285,7 +305,7 @@ def test_a_node_is_named_as_the_scheduler_knows_it(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setitem(LAUNCHERS, "here", Launcher("here", here, sets_ranks=True, forwards_signals=False))
     launch = Launch(("train",), 1, 8, 1, tmp_path, hosts=(f"{own}.some.domain",))
-    found = examine(Health(60, memory_free_gb=1e6), "here", launch, os.environ)
+    _, found = examine(Health(60, memory_free_gb=1e6), "here", launch, os.environ)
     assert list(found) == [f"{own}.some.domain"] and found[f"{own}.some.domain"].endswith("1e+06 wanted")
 
 
@@ -295,7 +315,7 @@ def test_nodes_that_never_answer_are_named(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setitem(LAUNCHERS, "stuck", Launcher("stuck", hang, sets_ranks=False, forwards_signals=False))
     launch = Launch(("train",), 1, 8, 1, tmp_path, hosts=("a",))
-    assert examine(Health(1), "stuck", launch, os.environ) == {"a": "no answer within 1 s"}
+    assert examine(Health(1), "stuck", launch, os.environ)[1] == {"a": "no answer within 1 s"}
 
 
 def test_exclusions_are_bounded_and_reach_the_scheduler(tmp_path: Path) -> None:

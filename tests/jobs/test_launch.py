@@ -112,7 +112,7 @@ def test_a_launcher_that_outlives_its_warned_ranks_is_ended(tmp_path: Path, monk
     started.on_signal(signal.SIGTERM, None)
     for rank in (0, 1):
         code_file(tmp_path, rank).write_text("85")
-    code = started.wait()
+    code = started.run()
     assert code == 128 + signal.SIGKILL and combine(tmp_path, 2, code) == 85
 
 
@@ -130,33 +130,33 @@ def test_a_launcher_that_missed_the_scheduler_is_started_again(
     launcher = Launcher("late", lambda _: ["bash", "-c", script], sets_ranks=False, forwards_signals=True)
     spec, left = Launch(("true",), 1, 1, 1, tmp_path), list(answers)
     started = running.Running(launcher, spec, os.environ, None, 60, lambda is_over: not is_over() and left.pop(0))
-    assert started.wait() == code and not left
+    assert started.run() == code and not left
     assert len((tmp_path / "tries").read_text()) == num_tries
 
 
 def test_nodes_are_examined_once_the_scheduler_is_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site, spec, failures = load_site("slurm"), Launch(("true",), 1, 1, 1, tmp_path), [1]
+    fit = replace(spec, port=5)
     said = iter([None, None, {}])
 
-    def examine(*_: object) -> dict[str, str]:
+    def examine(*_: object) -> tuple[Launch, dict[str, str]]:
         if failures:
             raise LauncherError("srun: error: Unable to contact slurm controller", failures.pop())
-        return {}
+        return fit, {}
 
     monkeypatch.setattr(launcher.examination, "examine", examine)
     monkeypatch.setattr(launcher.inquiry, "ask", lambda batch, ids: next(said))
     monkeypatch.setattr(launcher, "ASK_WAIT_S", 0)
     is_back = partial(launcher._is_back, SCHEDULERS["slurm"], {"SLURM_JOB_ID": "7"})
-    assert launcher._prevented(site, spec, {}, is_back) is None and next(said, "all") == "all"
+    assert launcher._prepare(site, spec, {}, is_back) == (fit, None) and next(said, "all") == "all"
     two, silent = replace(spec, nodes=2), {"node1": "no answer", "node2": "no answer"}
     for answers, prevents in (([silent, {}], False), ([silent] * 3, True), ([{"node1": "no answer"}], True)):
-        monkeypatch.setattr(launcher.examination, "examine", lambda *_, left=answers: left.pop(0))
-        assert bool(launcher._prevented(site, two, {}, lambda: True)) == prevents and not answers
+        monkeypatch.setattr(launcher.examination, "examine", lambda *_, left=answers: (two, left.pop(0)))
+        assert bool(launcher._prepare(site, two, {}, lambda: True)[1]) == prevents and not answers
     monkeypatch.setattr(launcher.examination, "examine", examine)
     failures.append(5)
-    assert launcher._prevented(site, spec, {}, partial(launcher._is_back, SCHEDULERS["local"], {})) == (
-        (5, "crash", "srun: error: Unable to contact slurm controller")
-    )
+    _, prevented = launcher._prepare(site, spec, {}, partial(launcher._is_back, SCHEDULERS["local"], {}))
+    assert prevented == (5, "crash", "srun: error: Unable to contact slurm controller")
 
 
 def test_a_warning_waits_for_the_rank_that_still_imports(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from snakemake_interface_executor_plugins.utils import format_cli_arg
 from jobs.errors import UserError
 from jobs.hostlist import expand
 from jobs.launch import LAUNCHERS
-from jobs.ranks import rank_environment
+from jobs.ranks import port_of, rank_environment
 from jobs.scheduler import slurm
 from jobs.scheduler.contract import Status
 from jobs.scheduler.script import render_script
@@ -164,8 +164,10 @@ def test_rank_environment_from_slurm() -> None:
         "LOCAL_RANK": "1",
         "LOCAL_WORLD_SIZE": "4",
         "MASTER_ADDR": "frontier00012",
-        "MASTER_PORT": "20003",
     }
     assert rank_environment("torchrun", environ) == {}
-    again = rank_environment("slurm", {**environ, "JOBS_RESTART_COUNT": "1"})
-    assert again["MASTER_PORT"] == "21000", "a copy that was believed dead may still hold the first"
+
+
+def test_each_allocation_has_a_port_of_its_own() -> None:
+    """A copy that is believed dead may still hold the first."""
+    assert [port_of("12003", {"JOBS_RESTART_COUNT": str(count)}) for count in range(2)] == [20003, 21000]
