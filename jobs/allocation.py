@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shutil
 import signal
 import sys
@@ -71,7 +72,7 @@ class Allocation:
             count = restarts.begin(self._job_id())
             code = self._run_command(count)
             outcome = warning.read_outcome(self.folder)
-            if (code and outcome != warning.SAVED and self._waits_again()) or restarts.is_overtaken(count):
+            if (code and outcome != warning.SAVED and self._is_believed_dead()) or restarts.is_overtaken(count):
                 self._leave_to_another()
             if code == 0:
                 warning.write_verdict(self.folder, "")
@@ -120,7 +121,8 @@ class Allocation:
         process = start(self.command, environ, cwd=self.cwd, new_session=True)
         while (code := process.poll()) is None:
             self._warn_launches()
-            if self.ending:
+            if self.ending or _is_abandoned():
+                self.ending = self.ending or "SIGTERM"
                 self._end(process)
             time.sleep(POLL_S)
         self._leave_if_ending(LATE_SIGNAL_S if code else 0)
@@ -162,8 +164,8 @@ class Allocation:
         if self.ending:
             _leave(128 + signal.Signals[self.ending])
 
-    def _waits_again(self) -> bool:
-        """Whether the job is in the queue, though it runs here: the scheduler has lost sight of this node.
+    def _is_believed_dead(self) -> bool:
+        """Whether the job waits or has ended, though it runs here: the scheduler has lost sight of this node.
 
         Asked until it knows the job: with its node lost, what would be final here is not the job's end.
         """
@@ -173,7 +175,7 @@ class Allocation:
         for _ in range(REQUEUE_ATTEMPTS):
             said = inquiry.ask(batch, [self._job_id()])
             if said and (state := said[self._job_id()].state) is not State.UNKNOWN:
-                return state is State.PENDING
+                return state is not State.RUNNING
             self._leave_if_ending(REQUEUE_WAIT_S)
         return False
 
@@ -200,6 +202,16 @@ class Allocation:
             done = run(argv)
             self._leave_if_ending(120 if done.code == 0 else REQUEUE_WAIT_S)
         print(f"jobs: not requeued: {' '.join(argv)}: {done.stderr.strip()}", file=sys.stderr, flush=True)
+
+
+def _is_abandoned() -> bool:
+    """Whether nobody reads what we say any more: the Flux broker above was killed, and sends no signal.
+
+    Snakemake would fail to say how its job ended, and wait for ever.
+    """
+    poller = select.poll()
+    poller.register(sys.stderr.fileno(), 0)
+    return bool(poller.poll(0))
 
 
 def _leave(code: int) -> NoReturn:

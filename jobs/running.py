@@ -110,7 +110,8 @@ class Running:
 
     def end_launcher(self) -> None:
         """mpirun that ends its ranks sleeps for as long as they might need, also when none is left; srun does not."""
-        if self.launcher.forwards_signals or time.monotonic() < self.counted_s + LINGER_S:
+        linger_s = POLL_S if signal.SIGTERM.name in self.signals else LINGER_S  # KILL follows soon
+        if self.launcher.forwards_signals or time.monotonic() < self.counted_s + linger_s:
             return
         self.counted_s = time.monotonic()
         if not (self.signals or failed_file(self.folder).exists()):

@@ -20,6 +20,8 @@ VIEWS = ("SQUEUE_", "SACCT_", "SINFO_", "BSUB_", "LSB_BJOBS_")
 BSUB_QUIET would hide a job's id, BSUB_BLOCK wait for its end."""
 KEPT = ("SLURM_CONF", "SLURM_CLUSTERS")
 """Which cluster it is."""
+FLUX_OUTSIDE = "JOBS_FLUX_URI"
+"""The Flux that a job of ours is a job of; the job's own is found by FLUX_URI, and knows nothing of it."""
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
 
@@ -56,10 +58,11 @@ def plain_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment of a scheduler's commands, the same in every shell.
 
     From inside an allocation (an interactive session) a submitted job would inherit its variables, which srun takes for
-    options: the session's CPU mask, memory and number of tasks.
+    options: the session's CPU mask, memory and number of tasks. A batch job of Flux is an instance of its own.
     """
     hidden = (*VIEWS, *(("SLURM_", "SLURMD_", "SRUN_") if "SLURM_JOB_ID" in environ else ()))
-    return {name: value for name, value in environ.items() if name.startswith(KEPT) or not name.startswith(hidden)}
+    env = {name: value for name, value in environ.items() if name.startswith(KEPT) or not name.startswith(hidden)}
+    return {**env, "FLUX_URI": env[FLUX_OUTSIDE]} if FLUX_OUTSIDE in env else env
 
 
 def start(

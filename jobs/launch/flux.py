@@ -11,7 +11,8 @@ def argv(launch: Launch) -> list[str]:
     """The flux run line of a launch.
 
     The command is encoded, for Flux fills in `{{id}}` and the like in arguments. Signals go by file: older versions of
-    flux run pass only INT on. No time-out after the first rank has ended: the others may still be saving.
+    flux run pass only INT on. No time-out after the first rank has ended: the others may still be saving. No input:
+    all brokers but the first shut down at once when a job is ended, and ranks there would die with it (seen in 0.88).
     """
     gpus = launch.gpus_per_node // launch.ranks_per_node
     return [
@@ -25,6 +26,7 @@ def argv(launch: Launch) -> list[str]:
         f"--env=JOBS_FLUX_RANKS_PER_NODE={launch.ranks_per_node}",
         "--setopt=exit-timeout=none",
         "--unbuffered",
+        "--input=/dev/null",
         *launch.extra,
         *wrapper_argv(launch, ranks_from="flux", signals_by_file=True, is_encoded=True),
     ]

@@ -40,7 +40,8 @@ ENVIRONMENT = {
 _QUESTIONS = (
     'JOBS_FLUX_ID="$(flux job id --to=dec "$(flux getattr jobid)")"',
     'JOBS_FLUX_NODES="$(flux getattr hostlist)"',
-    "export JOBS_FLUX_ID JOBS_FLUX_NODES",
+    'JOBS_FLUX_URI="$(flux getattr parent-uri)"',  # of the instance that knows the job; ours knows its launches
+    "export JOBS_FLUX_ID JOBS_FLUX_NODES JOBS_FLUX_URI",
     "trap '' HUP",  # the broker passes on what ends it, HUP first, then TERM, upon which the job saves
 )
 _DIGITS = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
@@ -141,10 +142,27 @@ def parse(output: str) -> dict[str, Status]:
 
 
 def state_of(record: Mapping[str, Any]) -> State:
-    """State of a job from its status, and whether a lost node is what made it fail."""
-    if record["status"] == "FAILED" and record.get("exception", {}).get("type") == "node-failure":
+    """State of a job from its status and, where that is FAILED, from the exception that made it fail.
+
+    Whoever raises one chooses its type; of a lost first node only the note tells (seen with 0.88).
+    """
+    state = STATES.get(record["status"], State.UNKNOWN)
+    said = _reason(record)
+    if state is not State.FAILED:
+        return state
+    if "node-failure: " in said or "node failure on " in said:
         return State.NODE_FAIL
-    return STATES.get(record["status"], State.UNKNOWN)
+    return State.PREEMPTED if said.startswith("preempt") else state
+
+
+def parse_ends(output: str) -> list[State]:
+    """How a job ended, which has but one allocation."""
+    return [status.state for status in parse(output).values()]
+
+
+def is_preempted(output: str) -> bool:
+    """Whether an exception of that type ends a job, which may run still."""
+    return any(status.reason.startswith("preempt") for status in parse(output).values())
 
 
 def _status(record: Mapping[str, Any]) -> Status:
@@ -166,6 +184,10 @@ def _reason(record: Mapping[str, Any]) -> str:
 WAITING = ("flux", "jobs", "-A", "--filter=sched", "--no-header", "--count=0", "--format={id.dec}|{queue}")
 
 
+def job_argv(job_id: str) -> list[str]:
+    return jobs_argv([job_id])
+
+
 def cancel_argv(job_ids: Sequence[str]) -> list[str]:
     return ["flux", "cancel", *job_ids]
 
@@ -182,6 +204,8 @@ SCHEDULER = Scheduler(
         is_refusal=is_refusal,
         cancel=cancel_argv,
         waiting=WAITING,
+        ends=(job_argv, parse_ends),
+        preemption=(job_argv, is_preempted),
         requeue=None,  # Flux has no requeue: whoever submitted a job submits it anew
         warns=False,
     ),

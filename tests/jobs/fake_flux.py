@@ -142,7 +142,8 @@ def run(words: list[str]) -> int:
 def getattr_(words: list[str]) -> int:
     job_id = int(os.environ["FAKE_FLUX_JOB"])
     nodes = int(json.loads((STATE / f"{job_id}.json").read_text())["options"]["nodes"])
-    print({"jobid": f58(job_id), "hostlist": ",".join([os.uname().nodename] * nodes)}[words[0]])
+    hosts = ",".join([os.uname().nodename] * nodes)
+    print({"jobid": f58(job_id), "hostlist": hosts, "parent-uri": "local:///outside"}[words[0]])
     return 0
 
 

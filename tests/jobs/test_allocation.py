@@ -72,10 +72,11 @@ def test_a_copy_that_was_believed_dead_settles_nothing(
     assert (tmp_path / "starts").read_text() == "0\n" and warning.read_verdict(tmp_path / "notes") is None
 
 
-def test_a_crash_of_a_copy_whose_job_waits_again_is_not_the_jobs(
+def test_a_crash_of_a_copy_whose_job_runs_elsewhere_is_not_the_jobs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its node was lost to the scheduler, and its launch with it: without a new checkpoint too the job goes on.
+    """Its node was lost to the scheduler, and its launch with it: without a new checkpoint too the job goes on, or one
+    that was submitted in its place.
 
     The scheduler's commands fail first, then say nothing.
     """
@@ -83,13 +84,13 @@ def test_a_crash_of_a_copy_whose_job_waits_again_is_not_the_jobs(
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setenv("JOBS_JOB_ID", "7")
     monkeypatch.setattr("jobs.allocation.REQUEUE_WAIT_S", 0)
-    for state, end in (("PENDING", SystemExit), ("RUNNING", PayloadError)):
+    for state, end in (("PENDING", SystemExit), ("NODE_FAIL", SystemExit), ("RUNNING", PayloadError)):
         silent = f"cd {tmp_path}; [ -e silent1 ] || {{ touch silent1; exit 1; }}; mkdir silent2 2>/dev/null && exit 0"
         (tmp_path / "squeue").write_text(f"#!/bin/sh\n{silent}\necho '7|{state}|N/A|BeginTime'\n")
         (tmp_path / "squeue").chmod(0o700)
         with pytest.raises(end):
             replace(allocation(tmp_path, RUN + "end 137; exit 137"), scheduler="slurm")()
-        assert (warning.read_verdict(tmp_path / "notes") is None) == (state == "PENDING")
+        assert (warning.read_verdict(tmp_path / "notes") is None) == (state != "RUNNING")
 
 
 def test_starts_that_the_scheduler_makes_count_too(tmp_path: Path) -> None:
@@ -137,8 +138,12 @@ def test_an_element_of_an_array_is_requeued_alone(tmp_path: Path, monkeypatch: p
     assert (tmp_path / "asked").read_text() == "requeue 120_7\n"
 
 
-def test_ended_job_waits_for_its_launch(tmp_path: Path) -> None:
-    """The shell around the launch dies of TERM before it, as when a scheduler signals all processes of a job."""
+@pytest.mark.parametrize("is_abandoned", [False, True])
+def test_ended_job_waits_for_its_launch(tmp_path: Path, is_abandoned: bool) -> None:
+    """The shell around the launch dies of TERM before it, as when a scheduler signals all processes of a job.
+
+    Flux whose broker is killed sends nothing; but nobody reads any more what the job says.
+    """
     launch = (
         'touch "$JOBS_ALLOCATION/launch_$BASHPID"; trap "kill $$; sleep 2; touch saved; exit 85" TERM; sleep 60 & wait'
     )
@@ -150,9 +155,12 @@ Allocation(["bash", "-c", script], Path("."), "local", 10, 1, Path("notes").reso
 """
     job = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, text=True, stderr=-1)
     wait_for(lambda: (tmp_path / "ready").exists())
-    job.terminate()
-    job.communicate(timeout=30)
-    assert job.returncode == 143
+    assert job.stderr
+    if is_abandoned:
+        job.stderr.close()
+    else:
+        job.terminate()
+    assert job.wait(timeout=30) == 143
     assert list((tmp_path).glob("notes/launch_*")) and (tmp_path / "saved").exists()
 
 

@@ -43,7 +43,12 @@ MANY = """{"jobs": [
  {"id": 5, "status": "FAILED", "exception": {"occurred": true, "type": "alloc", "note": "unsatisfiable request"}},
  {"id": 6, "status": "FAILED", "exception": {"occurred": true, "type": "node-failure", "note": "lost node5"}},
  {"id": 7, "status": "COMPLETED", "returncode": 0, "exception": {"occurred": false}},
- {"id": 8, "status": "CLEANUP", "exception": {"occurred": false}}]}"""
+ {"id": 8, "status": "CLEANUP", "exception": {"occurred": false}},
+ {"id": 9, "status": "FAILED", "returncode": 1,
+  "exception": {"occurred": true, "severity": 0, "type": "exec", "note": "node failure on n1 (rank 1)"}},
+ {"id": 10, "status": "FAILED", "returncode": 137,
+  "exception": {"occurred": true, "severity": 0, "type": "preempt", "note": "preempted"}},
+ {"id": 11, "status": "FAILED", "returncode": 143, "exception": {"occurred": false}}]}"""
 
 
 def test_script_and_lines() -> None:
@@ -72,12 +77,14 @@ def test_ids() -> None:
 def test_states_and_reasons() -> None:
     assert flux.parse(ALONE) == {"65867350016": Status(State.RUNNING)} and flux.parse("") == {}
     ended = [State.CANCELLED, State.TIMEOUT, State.FAILED, State.NODE_FAIL, State.COMPLETED]
-    states = [State.PENDING, State.PENDING, *ended, State.RUNNING]
+    states = [State.PENDING, State.PENDING, *ended, State.RUNNING, State.NODE_FAIL, State.PREEMPTED, State.FAILED]
     said = flux.parse(MANY)
     assert {job_id: status.state for job_id, status in said.items()} == {str(i): s for i, s in enumerate(states, 1)}
     assert said["1"].reason == "insufficient resources" and said["2"].reason == "after-finish=65867350016"
     assert said["1"].start == datetime.fromtimestamp(1795282899.1).isoformat(timespec="seconds")
     assert said["5"].reason == "alloc: unsatisfiable request" and said["7"].reason == ""
+    assert flux.parse_ends(ALONE) == [State.RUNNING] and not flux.is_preempted(ALONE)
+    assert flux.is_preempted(ALONE.replace("false", 'true, "type": "preempt", "note": ""'))
     for rubbish in (MANY[:-9], '{"jobs": [{"id": 1}]}', "[1]", "what"):
         with pytest.raises(ValueError):
             flux.parse(rubbish)

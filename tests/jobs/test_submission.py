@@ -68,6 +68,9 @@ def test_an_interactive_session_around_us_does_not_reach_the_scheduler(monkeypat
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     seen = shell.run(["env"]).stdout
     assert "SLURM_CONF=" in seen and "SLURM_CPU_BIND" not in seen and "SQUEUE_" not in seen
+    monkeypatch.setenv("FLUX_URI", "local:///inside")
+    monkeypatch.setenv("JOBS_FLUX_URI", "local:///outside")
+    assert "FLUX_URI=local:///outside\n" in shell.run(["env"]).stdout.splitlines(keepends=True)
 
 
 def test_a_lost_answer_is_looked_up(slurm_commands: Path) -> None:
