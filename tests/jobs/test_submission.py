@@ -228,7 +228,7 @@ def test_a_job_that_no_node_could_start_is_let_go(slurm_commands: Path, capsys: 
     scontrol = "echo $* > asked\necho Access denied >&2; exit 1\n"
     plan(slurm_commands, sbatch="echo 7\n", squeue=answers, scontrol=scontrol)
     queue = Queue(load_site("slurm"), slurm_commands / "state", 10)
-    job = queue.submit(submission_of(slurm_commands, "out"))
+    (job,) = queue.submit([submission_of(slurm_commands, "out")])
     asked = []
     for _ in reasons:
         queue.asked_s = float("-inf")
