@@ -116,15 +116,16 @@ class GigatokenEngine:
         if resident_bytes() > self._resident_bytes + self._cache_bytes:
             del self._encode  # freed before the new one is made
             self._load()
-        return [self._part(text) if len(text) < 2 * DISPUTED_PIECE else self._long(text) for text in texts]
+        return list(map(self._ids, texts))
 
-    def _part(self, text: str) -> np.ndarray[Any, Any]:
-        return self._reference.encode([text])[0] if is_disputed(text) else self._encode(text)
-
-    def _long(self, text: str) -> np.ndarray[Any, Any]:
-        if not self._reference.is_cuttable or not is_disputed(text):
-            return self._part(text)
-        return np.concatenate([self._part(piece) for piece in pieces(text, DISPUTED_PIECE)])
+    def _ids(self, text: str) -> np.ndarray[Any, Any]:
+        found: np.ndarray[Any, Any] = self._encode(text)  # first: the text then keeps its UTF-8, which is asked for
+        if not is_disputed(text):
+            return found
+        parts = pieces(text, DISPUTED_PIECE) if self._reference.is_cuttable else [text]
+        return np.concatenate(
+            [self._reference.encode([part])[0] if is_disputed(part) else self._encode(part) for part in parts]
+        )
 
 
 def is_disputed(text: str) -> bool:

@@ -12,6 +12,7 @@ class UnigramCounts:
 
     def __init__(self) -> None:
         self._counts = np.zeros(0, np.int64)
+        self._wide = np.empty(0, np.intp)  # as bincount wants tokens; kept, since new pages take longer than counting
         self.total = 0
         """Tokens seen."""
 
@@ -21,7 +22,11 @@ class UnigramCounts:
         if tokens.dtype.kind == "f":
             return
         known = tokens[tokens >= 0] if tokens.dtype.kind == "i" else tokens
-        more = np.bincount(known, minlength=len(self._counts))
+        if len(self._wide) < len(known):
+            self._wide = np.empty(len(known), np.intp)
+        wide = self._wide[: len(known)]
+        wide[:] = known
+        more = np.bincount(wide, minlength=len(self._counts))
         more[: len(self._counts)] += self._counts
         self._counts = more
 
