@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import tempfile
+import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
@@ -202,9 +203,10 @@ def _run(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """The harness's own results, and the tasks that it was not given, with their empty file."""
     import datasets
-    import lm_eval
+    from lm_eval import evaluator
     from lm_eval.tasks import TaskManager
 
+    evaluator.get_git_commit_hash = lambda: None  # we do not report it, and outside of a repository git complains
     if tasks is None:
         manager = TaskManager()
     else:
@@ -213,7 +215,7 @@ def _run(
     chosen, skipped = _with_data(manager, names or manager.all_subtasks, tasks)
     try:
         with _quiet():
-            results = lm_eval.simple_evaluate(
+            results = evaluator.simple_evaluate(
                 **language_model,
                 tasks=chosen,
                 task_manager=manager,
@@ -222,13 +224,29 @@ def _run(
             )
     except (FileNotFoundError, ConnectionError, datasets.exceptions.DatasetGenerationError) as error:
         raise UserError(f"cannot read a task's data: {error.__cause__ or error}") from None
+    except Exception as error:
+        if place := _place_in_harness(error):
+            reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            raise UserError(f"lm-evaluation-harness cannot run {', '.join(chosen)}: {reason} ({place})") from error
+        raise
     assert results is not None  # None on ranks that do not report; there is one
     return dict(results), skipped
+
+
+def _place_in_harness(error: Exception) -> str | None:
+    """Where the harness failed over a task file, whose mistakes it takes as they come; None where a model failed."""
+    frames = [(frame.f_globals.get("__name__", ""), line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    if any(module.startswith(("neox.language_model", "torch", "transformers")) for module, _ in frames):
+        return None
+    inside = [f"{module}:{line}" for module, line in frames if module.startswith("lm_eval.")]
+    return inside[-1] if inside else None
 
 
 def _with_data(manager: Any, names: Sequence[str], tasks: Path | None) -> tuple[list[str], dict[str, str]]:
     """The tasks to run, whose documents are checked, and those without any: a trained model is worth the others."""
     configs = {}
+    if not names:
+        raise UserError(f"--tasks {tasks}: there is no task in its files, *.yaml")
     for name in names:
         if name not in manager.all_tasks:
             known = manager.all_tasks if tasks else difflib.get_close_matches(name, manager.all_tasks)

@@ -82,6 +82,9 @@ class LanguageModel:
 
 
 def stops_of(options: dict[str, Any]) -> tuple[str, ...]:
-    """The texts that end an answer."""
+    """The texts that end an answer; UserError where a task names something else."""
     until = options.get("until") or []
-    return tuple(stop for stop in ([until] if isinstance(until, str) else until) if stop)
+    stops = [until] if isinstance(until, str) else until
+    if not isinstance(stops, list | tuple) or not all(isinstance(stop, str) for stop in stops):
+        raise UserError(f"a task's generation_kwargs: until: {until!r} is no text and no list of texts")
+    return tuple(stop for stop in stops if stop)

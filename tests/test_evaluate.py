@@ -28,6 +28,7 @@ from neox.data.questions import arithmetic_questions
 from neox.data.tokenizer import LoadedTokenizer, load_tokenizer, train_tokenizer
 from neox.evaluate import evaluate, flatten
 from neox.generate import Generator
+from neox.language_model import stops_of
 from neox.model.gpt import GPT
 from neox.model.init import init_weights
 from neox.sampling import Sampling
@@ -248,6 +249,7 @@ def test_command_needs_no_network_and_is_quiet(world: World, tmp_path: Path) -> 
     result = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         env=environment | {"HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,  # in no repository of git
         capture_output=True,
         text=True,
         timeout=240,
@@ -316,3 +318,50 @@ def test_broken_task_file_names_its_line(world: World, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("task: mine\noutput_type: [\n")
     with pytest.raises(UserError, match=r"mine\.yaml:3"):
         run(world, tmp_path / "out.json", tasks=tmp_path)
+    (tmp_path / "mine.yaml").write_text("")
+    with pytest.raises(UserError, match=r"no task in .*\.yaml"):
+        run(world, tmp_path / "out.json", tasks=tmp_path)
+
+
+ASKING = {
+    "task": "mine",
+    "dataset_path": "json",
+    "dataset_kwargs": {"data_files": {"test": "$DATA/cloze.jsonl"}},
+    "test_split": "test",
+    "output_type": "generate_until",
+    "doc_to_text": "{{context}}",
+    "doc_to_target": "{{target}}",
+    "generation_kwargs": {"max_gen_toks": 4},
+    "metric_list": [{"metric": "exact_match"}],
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metric_list": [{"metric": "no_such"}]}, r"cannot run mine: \w+: .* \(lm_eval\.\S+:\d+\)"),
+        ({"doc_to_text": "{{context.no.such}}"}, "cannot run mine: UndefinedError: 'str object' has no attribute 'no'"),
+        ({"test_split": "no_such"}, "cannot run mine: .*no_such"),
+        ({"no_such": 1}, "cannot run mine: TypeError: .*'no_such'"),
+        ({"generation_kwargs": {"max_gen_toks": 10**6}}, "cannot run mine: .*1000000"),  # the harness's own back end
+    ],
+)
+def test_wrong_task_files_are_one_line(world: World, tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    (tmp_path / "mine.yaml").write_text(json.dumps(ASKING | change))
+    with pytest.raises(UserError, match=message) as error:
+        run(world, tmp_path / "out.json", tasks=tmp_path)
+    assert "\n" not in str(error.value) and not (tmp_path / "out.json").exists()
+
+
+def test_failures_of_a_model_are_no_task_files(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.yaml").write_text(json.dumps(ASKING))
+    monkeypatch.setattr("transformers.GPTNeoXForCausalLM.forward", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(world, tmp_path / "out.json", tasks=tmp_path)
+
+
+def test_stops_of_tasks() -> None:
+    assert stops_of({"until": "a"}) == ("a",) and stops_of({"until": ["b", "", "c"]}) == ("b", "c")
+    for wrong in (5, [5], {"a": 1}):
+        with pytest.raises(UserError, match="is no text and no list of texts"):
+            stops_of({"until": wrong})
