@@ -23,7 +23,7 @@ from jobs.scheduler.contract import NOTHING
 from jobs.site import Site
 from jobs.spec import JobSpec
 from jobs.state import State
-from jobs.warning import SAVED, excluded, runs_of
+from jobs.warning import SAVED, excluded, include_all, runs_of
 
 CONFIRMATIONS = 2
 """Answers that must agree that a job without a result ended: shared files lag, and so does a requeue."""
@@ -260,6 +260,7 @@ class Queue:
     def _run_on(self, job: QueuedJob) -> str | None:
         """The job's successor takes its place, or it is submitted anew; returns why not, once it gets nowhere."""
         if not job.due_s and job.job_id not in job.restarts.begun():
+            include_all(job.notes)  # Flux takes a job that has too few nodes left, and fails it later
             return self._miss(job, job.status.reason or job.status.state.value)
         if time.monotonic() < job.due_s:
             return None

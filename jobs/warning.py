@@ -118,6 +118,11 @@ def excluded(folder: Path, most: int) -> list[str]:
     return sorted(nodes[:most])
 
 
+def include_all(folder: Path) -> None:
+    """Has the job's next allocation avoid no node."""
+    _excluded_file(folder).unlink(missing_ok=True)
+
+
 def _excluded_file(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.excluded")
 

@@ -18,10 +18,10 @@ from jobs.controller import ActiveJob, ActiveJobs, Lock
 from jobs.errors import RefusalError, UserError
 from jobs.queue import Queue, QueuedJob, Submission
 from jobs.scheduler.contract import Status
-from jobs.site import load_site
+from jobs.site import Site, load_site
 from jobs.spec import JobSpec
 from jobs.state import State
-from jobs.warning import VARIABLE, follow
+from jobs.warning import VARIABLE, exclude, follow
 
 
 class FakeHandle:
@@ -109,6 +109,27 @@ def test_jobs_that_are_refused_or_never_begin_are_tried_again_later_but_not_for_
     idle = f"no new checkpoint in 3 allocations (requeue.max_idle of the site): {why}"
     assert said == f"job {10 if is_taken else 7} failed (failed, no result): {idle}" and queue.site.max_idle == 3
     assert submitted == tried_at
+    queue.close()
+
+
+def test_unfit_nodes_are_avoided_until_too_few_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flux takes such a job, and fails it before it begins."""
+    avoided: list[tuple[str, ...]] = []
+
+    def submit_all(site: Site, folder: Path, spec: JobSpec, allocations: Any) -> list[FakeHandle]:
+        avoided.append(spec.exclude)
+        return [FakeHandle(tmp_path, str(6 + len(avoided)))]
+
+    monkeypatch.setattr(executor, "submit_all", submit_all)
+    monkeypatch.setattr("jobs.queue.FIRST_WAIT_S", 0)
+    queue = Queue(load_site("flux"), tmp_path / "state", 1)
+    (job,) = queue.submit([submission(tmp_path, "train_summary.json")])
+    job.restarts.begin("7")
+    exclude({VARIABLE: str(job.notes)}, ["n1"])
+    for state in (State.NODE_FAIL, State.FAILED, State.FAILED):
+        job.status, job.num_ended = Status(state, "alloc: unsatisfiable request"), 2
+        assert queue.end(job, []) is None
+    assert job.job_id == "9" and avoided == [(), ("n1",), ()]
     queue.close()
 
 
