@@ -11,9 +11,19 @@ def check_compat(config: Config) -> None:
 
     decay_steps is resolved. Found by running its code: tag v1.0 and commit ea7aefd8, megatron/learning_rates.py.
     """
-    if config.compat == "none":
-        return
-    for is_wrong, what, reason in (*_curves(config), *_warmups(config), *_samples(config), *_inits(config)):
+    if config.compat != "none":
+        _refuse(config, [*_curves(config), *_warmups(config), *_inits(config)])
+
+
+def check_compat_data(config: Config) -> None:
+    """UserError where `compat` asks for samples that GPT-NeoX does not have, or has only as a defect."""
+    if config.compat != "none":
+        _refuse(config, _samples(config))
+
+
+def _refuse(config: Config, cases: list[tuple[bool, str, str]]) -> None:
+    """cases: whether it is so, what, and why it is refused."""
+    for is_wrong, what, reason in cases:
         if is_wrong:
             raise UserError(f"compat = {config.compat}: {what}: {reason}; change it, or set compat=none")
 

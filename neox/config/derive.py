@@ -17,7 +17,7 @@ from neox.config.check_train import (
     check_seeds,
 )
 from neox.config.check_zero import check_zero
-from neox.config.compat import check_compat
+from neox.config.compat import check_compat, check_compat_data
 from neox.config.errors import UserError
 from neox.config.optimizers import check_optimizer, resolve_optimizer
 from neox.config.partition import partition_mistake
@@ -171,7 +171,8 @@ def resolve_data(config: Config, world_size: int | None) -> Config:
 
 
 def check_data(config: Config) -> None:
-    """One token file that is split, or whole ones for each part with a weight each."""
+    """One token file that is split, or whole ones for each part with a weight each; samples that `compat` has."""
+    check_compat_data(config)
     data = config.data
     if data.path is not None and data.train_paths:
         raise UserError("data.path and data.train_paths: give one of them, the other stays null or []")

@@ -214,6 +214,9 @@ def test_index_command_makes_what_training_reads(corpus, tmp_path, capsys):
     sizes = ["train.valid_interval=2", "train.valid_batches=1", "train.micro_batch_size=2"]
     assert main(["data", "index", str(config), *sizes]) == 2
     assert "--world-size" in capsys.readouterr().err and files_of(tmp_path) == {}
+    refused = ["compat=neox_v1", "data.packing=unpacked", "--world-size", "2"]  # as training does
+    assert main(["data", "index", str(config), *sizes, *refused]) == 2
+    assert "GPT-NeoX 1.0 has packed samples alone" in capsys.readouterr().err and files_of(tmp_path) == {}
     assert main(["data", "index", str(config), *sizes, "--world-size", "2"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith("train: ") and "made" in out[0] and "x_train_indexmap_12ns_4sl_1234s" in out[0]
