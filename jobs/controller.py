@@ -82,19 +82,18 @@ class ActiveJobs:
         self._append([{"key": key}])
 
     def all(self) -> dict[str, ActiveJob]:
-        """Every job on its way by its key, whoever submitted it."""
-        found: dict[str, ActiveJob] = {}
+        """Every job on its way by its key, whoever submitted it. Raises UserError for a line of another version."""
+        found: dict[str, ActiveJob | None] = {}
         for line in self.file.read_text(errors="replace").splitlines() if self.file.exists() else ():
             try:
                 data = json.loads(line)
             except ValueError:
                 continue  # the disk was full, or it is being written
-            key = data.pop("key")
-            if data:
-                found[key] = _active_job(data)
-            else:
-                found.pop(key, None)
-        return found
+            try:
+                found[data["key"]] = _active_job(data)
+            except (AttributeError, KeyError, TypeError):
+                raise UserError(f"{self.file}: not of this version, or damaged: {line[:80]}") from None
+        return {key: job for key, job in found.items() if job}
 
     def compact(self) -> None:
         """Leaves the lines of jobs on their way alone; for a controller that begins."""
@@ -111,7 +110,11 @@ class ActiveJobs:
             stream.write(f"{lines}\n")
 
 
-def _active_job(data: Mapping[str, Any]) -> ActiveJob:
+def _active_job(data: dict[str, Any]) -> ActiveJob | None:
+    """None: it has ended."""
+    data = {name: value for name, value in data.items() if name != "key"}
+    if not data:
+        return None
     successors = tuple((job_id, Path(folder)) for job_id, folder in data["successors"])
     paths = {"folder": Path(data["folder"]), "notes": Path(data["notes"])}
     return ActiveJob(**{**data, **paths, "outputs": tuple(data["outputs"]), "successors": successors})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import time
 from collections.abc import Iterable
@@ -17,6 +18,8 @@ from jobs.restarts import last_save
 
 SUMMARY = "train_summary.json"
 """The trainer writes it last: a run that has it is finished."""
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""libyaml's where PyYAML has it: a sweep's status reads a thousand of these files."""
 RECENT_STEPS = 100
 """How many of the last steps the rate and the time left are taken from."""
 
@@ -33,7 +36,7 @@ class Progress:
     tokens_per_s: float | None
     mfu: float | None
     """Model FLOPs utilisation, 0 to 1, where the trainer knows the device's peak."""
-    eta_s: float | None
+    eta_s: int | None
     saved_step: int | None
     saved_ago_s: float | None
     segments: int
@@ -44,12 +47,13 @@ class Progress:
 
 def find_runs(folders: Iterable[Path]) -> list[Path]:
     """Run directories at or below some folders: those in which a trainer has left its resolved configuration."""
-    found = {file.parent for folder in folders for file in folder.rglob("config.yaml") if _is_run(file.parent)}
+    found = set()
+    for folder in folders:
+        for path, subfolders, files in os.walk(folder):
+            if "config.yaml" in files and {"sources", "checkpoints"} <= set(subfolders):
+                found.add(Path(path))
+                subfolders.clear()  # its checkpoints are many files
     return sorted(found)
-
-
-def _is_run(folder: Path) -> bool:
-    return (folder / "sources").is_dir() and (folder / "checkpoints").is_dir()
 
 
 def read_progress(folder: Path) -> Progress:
@@ -60,7 +64,7 @@ def read_progress(folder: Path) -> Progress:
     steps = _num_steps(folder)
     is_finished = (folder / SUMMARY).is_file()
     step_s = _median(steps_done, "step_time_s")
-    eta_s = None if is_finished or not steps or step_s is None else (steps - last["step"]) * step_s
+    eta_s = None if is_finished or not steps or step_s is None else round((steps - last["step"]) * step_s)
     saved_step, saved_s = last_save(folder)
     return Progress(
         folder=folder,
@@ -111,6 +115,6 @@ def _median(records: list[dict[str, Any]], key: str) -> float | None:
 
 def _num_steps(folder: Path) -> int | None:
     try:
-        return int(yaml.safe_load((folder / "config.yaml").read_text())["train"]["steps"])
+        return int(yaml.load((folder / "config.yaml").read_text(), _LOADER)["train"]["steps"])
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
         return None

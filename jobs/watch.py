@@ -18,6 +18,7 @@ from jobs.runs import SUMMARY, Progress, find_runs, read_progress
 from jobs.scheduler.contract import Status
 from jobs.segments import LOG
 from jobs.state import State
+from jobs.warning import write_verdict
 
 FOLLOW_POLL_S = 0.5
 PART = 1 << 20
@@ -83,7 +84,10 @@ def _scheduler(job: ActiveJob) -> str:
 
 
 def _run_row(run: Path, job: ActiveJob | None, said: dict[str, Row]) -> Row:
-    progress = read_progress(run)
+    try:
+        progress = read_progress(run)
+    except (ArithmeticError, KeyError, TypeError, ValueError) as error:  # one damaged file, among many runs
+        return Row(str(run), f"unreadable: {error!r}", job.job_id if job else "", None)
     if job and not progress.is_finished:
         return replace(said[job.job_id], name=str(run), progress=progress)
     if progress.is_finished:
@@ -153,7 +157,8 @@ def record(row: Row) -> dict[str, Any]:
     waits = {"reason": row.status.reason, "estimated_start": row.status.start} if row.status else {}
     waits |= {f"queue_{key}": value for key, value in asdict(row.place).items()} if row.place else {}
     known = {"name": row.name, "state": row.state, "job_id": row.job_id, **waits}
-    return {key: None if value == "" else value for key, value in known.items()} | progress
+    # JSON has no NaN, which the loss of a run may be
+    return {key: None if value == "" or value != value else value for key, value in (known | progress).items()}
 
 
 def find_run(name: str, results: Path) -> Path:
@@ -176,7 +181,7 @@ def log_text(run: Path, follow: bool, rank: int | None = None) -> Iterator[str]:
     """
     file = run / LOG if rank is None else log_file((run / LOG).parent, rank)
     if not file.is_file():
-        known = sorted(int(one.stem.removeprefix("rank_")) for one in file.parent.glob("rank_*.log"))
+        known = sorted(int(one.stem.removeprefix("rank_")) for one in file.parent.glob("rank_[0-9]*.log"))
         why = f"ranks 0 to {known[-1]} have logs" if known and rank is not None else "training has not begun"
         raise UserError(f"{file}: no such file; {why}")
     with file.open(errors="replace") as stream:
@@ -188,7 +193,10 @@ def log_text(run: Path, follow: bool, rank: int | None = None) -> Iterator[str]:
 
 
 def cancel(runs: Sequence[Path], state_folder: Path) -> list[ActiveJob]:
-    """Cancels the training jobs of some runs, which save first; returns them. Raises UserError if a run has none."""
+    """Cancels the training jobs of some runs, which save first; returns them.
+
+    Raises UserError if a run has none, or if the scheduler does not take it.
+    """
     active = ActiveJobs(state_folder / ACTIVE).all().values()
     by_run = {run.resolve(): job for job in active if (run := run_of(job))}
     missing = [str(run) for run in runs if run.resolve() not in by_run]
@@ -196,5 +204,10 @@ def cancel(runs: Sequence[Path], state_folder: Path) -> list[ActiveJob]:
         raise UserError(f"{', '.join(missing)}: no job on its way in {state_folder}; see `jobs status`")
     jobs = [by_run[run.resolve()] for run in runs]
     for scheduler, group in itertools.groupby(sorted(jobs, key=_scheduler), key=_scheduler):
-        executor.cancel(scheduler, [executor.attach(scheduler, job.folder, job.job_id) for job in group])
+        chains = [reversed(job.chain) for job in group]  # successors first, or they would start
+        handles = [executor.attach(scheduler, folder, job_id) for chain in chains for job_id, folder in chain]
+        if why_not := executor.cancel(scheduler, handles):
+            raise UserError(f"{scheduler}: not cancelled: {', '.join(one.job_id for one in handles)}: {why_not}")
+    for job in jobs:
+        write_verdict(job.notes, "cancelled")  # for what its controller may submit anew
     return jobs

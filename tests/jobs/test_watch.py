@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 
 from jobs.controller import ACTIVE, ActiveJob, ActiveJobs
+from jobs.errors import UserError
 from jobs.inquiry import Place, places
 from jobs.scheduler import SCHEDULERS
+from jobs.warning import read_verdict
+from jobs.watch import cancel
 
 SQUEUE = """7|PENDING|2026-11-21T10:00:00|Priority
 8|PENDING|N/A|AssocGrpCPULimit
@@ -69,9 +72,10 @@ def jobs(folder: Path, *arguments: str, expect: int = 0) -> str:
     return done.stdout + done.stderr
 
 
-def submitted(folder: Path, job_id: str, name: str, output: str) -> None:
+def submitted(folder: Path, job_id: str, name: str, output: str, *successors: str) -> None:
     active = ActiveJobs(folder / ".snakemake" / "submitit" / ACTIVE)
-    job = ActiveJob(job_id, "slurm", folder / "logs" / "%j", name, (output,), folder / "notes")
+    waiting = tuple((each, folder / "logs" / "%j") for each in successors)
+    job = ActiveJob(job_id, "slurm", folder / "logs" / "%j", name, (output,), folder / "notes", waiting)
     active.add({active.key(name, [output]): job})
 
 
@@ -178,6 +182,41 @@ def test_cancel_ends_the_job_of_the_run_alone(workflow: Path) -> None:
     (workflow / "results" / "exp" / "runs" / "idle").mkdir()
     assert "idle: no job on its way" in jobs(workflow, "cancel", "half", "idle", expect=2)
     assert (workflow / "scancel.calls").read_text() == "7\n", "all or none"
+
+
+def test_a_chain_is_cancelled_from_its_end_and_a_scheduler_that_does_not_take_it_is_told_of(
+    workflow: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A successor would start when the job before it ends."""
+    submitted(workflow, "7", "train", "results/exp/runs/half/train_summary.json", "8", "9")
+    assert "asked slurm to end job 7" in jobs(workflow, "cancel", "half")
+    assert (workflow / "scancel.calls").read_text() == "9 8 7\n"
+    assert read_verdict(workflow / "notes") == "cancelled", "what its controller submits anew ends at once"
+    (workflow / "bin" / "scancel").write_text("#!/bin/sh\necho Unable to contact slurm controller >&2; exit 1\n")
+    monkeypatch.setattr("jobs.submission.CANCEL_WAIT_S", 0)
+    monkeypatch.setenv("PATH", str(workflow / "bin"), prepend=":")
+    monkeypatch.chdir(workflow)
+    with pytest.raises(UserError, match=r"^slurm: not cancelled: 9, 8, 7: Unable to contact slurm controller$"):
+        cancel([Path("results/exp/runs/half")], Path(".snakemake/submitit"))
+
+
+def test_a_damaged_file_is_told_of_in_one_line_and_hides_no_other_run(workflow: Path) -> None:
+    runs = workflow / "results" / "exp" / "runs"
+    (runs / "half" / "metrics.jsonl").write_text('{"loss": 1.5, "step_time_s": 1}\n')
+    (runs / "half" / "segments.jsonl").write_text('{"cause": "saved"}\n{"job_id": "7", "ca')
+    (write_run(runs / "diverged", 3) / "metrics.jsonl").write_text('{"step": 3, "loss": NaN, "step_time_s": 2.0}\n')
+    rows = statuses(workflow)
+    assert rows["half"]["state"] == "unreadable: KeyError('step')" and rows["done"]["state"] == "finished"
+    assert (rows["diverged"]["loss"], rows["diverged"]["step"]) == (None, 3)
+    assert "NaN" not in jobs(workflow, "status", "--json"), "which JSON does not have"
+    assert "nan" in jobs(workflow, "status")
+    submitted(workflow, "7", "train", "results/exp/runs/half/train_summary.json")
+    journal = workflow / ".snakemake" / "submitit" / ACTIVE
+    journal.write_text(journal.read_text().replace("job_id", "id") + '{"key": "cut o')
+    for words in (["status"], ["cancel", "half"]):
+        said = jobs(workflow, *words, expect=2)
+        assert said.startswith(f"jobs: error: {journal.relative_to(workflow)}: not of this version, or damaged: {{")
+        assert len(said.splitlines()) == 1
 
 
 def test_flux_and_lsf_give_places_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
