@@ -163,13 +163,17 @@ def choices(site: Site) -> list[Candidate]:
 
 
 def finalists(candidates: Iterable[Candidate], screened: Sequence[Ranked]) -> list[Candidate]:
-    """The fastest choice, and all knobs' fastest together, of those that were measurably faster."""
+    """The fastest choice, and all knobs' fastest together, of those that were measurably faster.
+
+    Where none was, the fastest all the same: that it is measured afresh is what keeps chance out, and a gain may show
+    then, as two choices need less certainty each than all of them.
+    """
     known = {candidate.name: candidate for candidate in candidates}
     best: dict[tuple[str, ...], Candidate] = {}
     for one in screened:  # fastest first
         if one.is_faster:
             best.setdefault(known[one.name].knobs, known[one.name])
-    single = list(best.values())
+    single = list(best.values()) or [known[one.name] for one in screened[:1] if one.ratio < 1]
     if len(single) < 2:
         return single
     variables: dict[str, Any] = {}

@@ -28,14 +28,20 @@ def site() -> Site:
     return replace(load_site("local"), tuning=KNOBS)
 
 
-def measured(monkeypatch: pytest.MonkeyPatch, factors: dict[str, float], noise: float = 0.02) -> list[dict[str, str]]:
-    """Launches become seconds: a drifting machine's, times the factor of every variable's value. Returns what ran."""
+def measured(
+    monkeypatch: pytest.MonkeyPatch, factors: dict[str, float], noise: float = 0.02, seed: int = 1, spikes: float = 0
+) -> list[dict[str, str]]:
+    """Launches become seconds: a drifting machine's, times the factor of every variable's value. Returns what ran.
+
+    `spikes`: share of the launches that something else slowed down, without bound.
+    """
     ran: list[dict[str, str]] = []
-    generator = random.Random(1)
+    generator = random.Random(seed)
 
     def run(site: Site, command: list[str], *rest: Any) -> int:
         ran.append(site.environment)
         seconds = (1 + len(ran) / 50) * generator.lognormvariate(0, noise)
+        seconds *= generator.paretovariate(1.2) if generator.random() < spikes else 1
         for value in site.environment.values():
             seconds *= factors.get(value, 1)
         if seconds == float("inf"):
@@ -105,6 +111,19 @@ def test_noise_is_not_taken_for_a_gain(
     Sweep(site, COMMAND, 1, 2, 12, tmp_path).run()
     assert overlay(tmp_path) == {}
     assert capsys.readouterr().out.endswith("nothing is measurably faster than the site's settings\n")
+
+
+@pytest.mark.parametrize(("factor", "least", "most"), [(1.0, 0, 1), (0.9, 12, 20)])
+def test_on_a_busy_machine_a_tenth_is_found_and_nothing_is_not(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float, least: int, most: int
+) -> None:
+    """Of 20 sweeps; at the stated confidence one may find what is not there."""
+    found = 0
+    for seed in range(20):
+        measured(monkeypatch, {"tree": factor}, noise=0.05, seed=seed, spikes=0.2)
+        Sweep(site, COMMAND, 1, 2, 20, tmp_path / str(seed)).run()
+        found += bool(overlay(tmp_path / str(seed)))
+    assert least <= found <= most
 
 
 def test_settings_that_fail_are_left_out_at_once(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
