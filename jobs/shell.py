@@ -7,9 +7,11 @@ import ctypes
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import IO
 
 Process = subprocess.Popen[bytes]
@@ -38,12 +40,19 @@ class Result:
 def run(argv: Sequence[str], timeout_s: float = 60, environ: Mapping[str, str] | None = None) -> Result:
     """Runs a short command to its end. Absent or stuck commands are results too (127, 124), never exceptions.
 
-    Without `environ` the command knows nothing of an allocation around us.
+    Without `environ` the command knows nothing of an allocation around us. It does not hear Ctrl-C at our terminal.
     """
     env = plain_environment(os.environ) if environ is None else dict(environ)
     try:
         done = subprocess.run(
-            argv, capture_output=True, text=True, errors="replace", timeout=timeout_s, stdin=subprocess.DEVNULL, env=env
+            argv,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+            stdin=subprocess.DEVNULL,
+            env=env,
+            start_new_session=True,
         )
     except FileNotFoundError:
         return Result(127, "", f"{argv[0]}: command not found")
@@ -52,6 +61,28 @@ def run(argv: Sequence[str], timeout_s: float = 60, environ: Mapping[str, str] |
     except subprocess.TimeoutExpired:
         return Result(TIMED_OUT, "", f"{argv[0]}: no answer within {timeout_s:.0f} s")
     return Result(done.returncode, done.stdout, done.stderr)
+
+
+@contextlib.contextmanager
+def interrupted_late() -> Iterator[None]:
+    """Ctrl-C takes effect at the end, so that no answer is lost of what was begun; a second one at once."""
+    if threading.current_thread() is not threading.main_thread():  # no other hears signals
+        yield
+        return
+    before, came = signal.getsignal(signal.SIGINT), list[int]()
+
+    def wait(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        if len(came) > 1:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, wait)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        signal.raise_signal(signal.SIGINT)
 
 
 def plain_environment(environ: Mapping[str, str]) -> dict[str, str]:

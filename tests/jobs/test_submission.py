@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from jobs.scheduler import SCHEDULERS, lsf_output, slurm
 from jobs.scheduler.contract import rows
 from jobs.site import load_site
 from jobs.state import State
+from tests.jobs.test_launch import wait_for
 from tests.jobs.test_queue import submission as submission_of
 
 BATCH = SCHEDULERS["slurm"].batch
@@ -71,6 +73,22 @@ def test_an_interactive_session_around_us_does_not_reach_the_scheduler(monkeypat
     monkeypatch.setenv("FLUX_URI", "local:///inside")
     monkeypatch.setenv("JOBS_FLUX_URI", "local:///outside")
     assert "FLUX_URI=local:///outside\n" in shell.run(["env"]).stdout.splitlines(keepends=True)
+
+
+def test_ctrl_c_loses_no_answer(tmp_path: Path) -> None:
+    """A terminal sends it to every process of ours; the job that is being submitted would be nobody's."""
+    code = """from jobs.shell import interrupted_late, run
+with interrupted_late():
+    print(run(["sh", "-c", "touch begun; sleep 1; echo 7"]), flush=True)
+print("more")"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, stdout=-1, stderr=-1, text=True, start_new_session=True
+    )
+    wait_for((tmp_path / "begun").exists)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert "stdout='7\\n'" in out and "more" not in out and "KeyboardInterrupt" in err
+    assert process.returncode == -signal.SIGINT
 
 
 def test_a_lost_answer_is_looked_up(slurm_commands: Path) -> None:

@@ -19,6 +19,7 @@ from snakemake_interface_executor_plugins.settings import CommonSettings, Execut
 from jobs.errors import RefusalError, UserError
 from jobs.queue import Queue, QueuedJob, Submission
 from jobs.resources import job_spec, num_successors, placed
+from jobs.shell import interrupted_late
 from jobs.site import load_site
 from jobs.spec import JobSpec
 
@@ -81,7 +82,8 @@ class Executor(RemoteExecutor):
                 alike.append((None if is_alone else submission.spec, group := []))
             group.append((job, submission))
         for _, group in alike:
-            self._submit(group)
+            with interrupted_late():  # what is submitted is registered, and so cancelled
+                self._submit(group)
 
     def run_job(self, job: JobExecutorInterface) -> None:
         self.run_jobs([job])
