@@ -221,6 +221,29 @@ def test_the_plugin_may_be_asked_before_it_is_ready() -> None:
     assert asyncio.run(answers()) == []
 
 
+def test_ctrl_c_cancels_also_what_is_just_asked_about(slurm_commands: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Snakemake takes jobs off its list while it waits for an answer about them; one that has ended is left alone."""
+    plan(slurm_commands, sbatch="echo 7\necho 8\n", squeue="exit 1\n", scancel="echo $* > cancelled\n")
+    plugin = Executor.__new__(Executor)
+    plugin.queue, plugin.queued = Queue(load_site("slurm"), slurm_commands / "state", 1), {}
+    for method in ("report_job_submission", "report_job_success"):
+        monkeypatch.setattr(plugin, method, lambda info: None)
+    infos = []
+    for name in "ab":
+        (queued,) = plugin.queue.submit([submission_of(slurm_commands, name)])
+        infos.append(SubmittedJobInfo(SimpleNamespace(jobid=name, log=[]), aux={"queued": queued}))
+        plugin._register(infos[-1].job, queued)
+    monkeypatch.setattr(plugin.queue, "end", lambda job, logs: "" if job.job_id == "7" else None)
+
+    async def ask() -> None:
+        async for _ in plugin.check_active_jobs(infos):
+            plugin.cancel_jobs([])
+
+    asyncio.run(ask())
+    assert (slurm_commands / "cancelled").read_text() == "8\n"
+    plugin.queue.close()
+
+
 def test_questions_without_news_become_rare(slurm_commands: Path) -> None:
     answers = (
         "echo '7|PENDING|N/A|None'\n" * 4 + "echo '7|RUNNING|N/A|None'\n" * 5 + "exit 1\necho '7|COMPLETED|N/A|None'\n"

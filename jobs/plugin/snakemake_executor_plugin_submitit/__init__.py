@@ -57,6 +57,7 @@ class Executor(RemoteExecutor):
     """Thin: names, resources, logs and answers; everything else is in `jobs`."""
 
     def __post_init__(self) -> None:
+        self.queued: dict[str, QueuedJob] = {}
         settings = self.workflow.executor_settings
         self.workdir = Path(self.workflow.workdir_init)
         interval_s = self.workflow.remote_execution_settings.seconds_between_status_checks
@@ -127,6 +128,7 @@ class Executor(RemoteExecutor):
         self.report_job_error(SubmittedJobInfo(job), msg=f"not submitted: {error}. ")
 
     def _register(self, job: JobExecutorInterface, queued: QueuedJob) -> None:
+        self.queued[queued.submission.key] = queued
         self.report_job_submission(SubmittedJobInfo(job, external_jobid=queued.job_id, aux={"queued": queued}))
 
     def _submission(self, job: JobExecutorInterface) -> Submission:
@@ -149,13 +151,16 @@ class Executor(RemoteExecutor):
             message = self.queue.end(queued, info.job.log)
             if message is None:
                 yield info
-            elif message == "":
+                continue
+            del self.queued[queued.submission.key]
+            if message == "":
                 self.report_job_success(info)
             else:
                 self.report_job_error(info, msg=f"{message}. ", aux_logs=[str(path) for path in queued.logs])
 
     def cancel_jobs(self, active_jobs: list[SubmittedJobInfo]) -> None:
-        self.queue.cancel([_queued(info) for info in active_jobs])
+        """Cancels all: `active_jobs` lacks those that check_active_jobs is just asking about."""
+        self.queue.cancel(list(self.queued.values()))
 
     def shutdown(self) -> None:
         super().shutdown()
