@@ -82,6 +82,16 @@ class Run:
     def is_preempted(self) -> None:
         self.cluster.preempt(self.folder)
 
+    def meets_a_broken_node(self) -> None:
+        """When it starts again a node's prolog fails: Slurm drains the node, and holds the job until it is released."""
+        mark = self.cluster.root / "run" / "broken-node1"  # Slurm takes the first nodes that are idle
+        self.is_preempted()
+        wait_for(lambda: not self.cluster.ask("squeue", "-h", "--name=urgent.sh", "--states=PENDING"), LIMIT_S)
+        mark.touch()
+        wait_for(lambda: "launch failed requeued held: released" in self.log(), LIMIT_S)
+        mark.unlink()
+        self.cluster.ask("scontrol", "update", "NodeName=node1", "State=RESUME")
+
     def loses_a_rank(self) -> None:
         os.kill(min(self.ranks()), signal.SIGKILL)
 
@@ -218,7 +228,8 @@ def test_walltimes_and_dead_controllers(begin: Callable[[int], Run], undisturbed
 
 
 EVENTS = [
-    *3 * [(Run.is_preempted, "preemption")],
+    *2 * [(Run.is_preempted, "preemption")],
+    (Run.meets_a_broken_node, "preemption"),
     (Run.loses_a_rank, "killed"),
     (Run.has_no_space, "no space"),
     (Run.loses_a_node, "node failure"),

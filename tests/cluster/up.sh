@@ -56,6 +56,7 @@ ReturnToService=1
 SwitchType=switch/none
 MpiDefault=none
 MailProg=/bin/true
+Prolog=$ROOT/etc/prolog
 SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0
 JobAcctGatherType=jobacct_gather/linux
@@ -75,6 +76,9 @@ PartitionName=batch Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=10 Priori
 PartitionName=preempt Nodes=ALL MaxTime=INFINITE DefaultTime=10 PriorityTier=1 PreemptMode=REQUEUE GraceTime=15 State=UP
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE DefaultTime=10 PriorityTier=10 PreemptMode=OFF State=UP
 CONF
+# a node that a test calls broken cannot start a job
+printf '#!/bin/bash\n[ ! -e "%s/run/broken-$(hostname)" ]\n' "$ROOT" >"$ROOT/etc/prolog"
+chmod 755 "$ROOT/etc/prolog"
 cat >"$ROOT/etc/slurmdbd.conf" <<CONF
 AuthType=auth/munge
 AuthInfo=socket=$ROOT/run/munge.socket
