@@ -12,7 +12,7 @@ from types import FrameType
 from jobs import runs, segments, warning
 from jobs.launch.contract import Launcher
 from jobs.ranks import code_file, failed_file, signal_file, started_file, write_environment
-from jobs.shell import exit_code, start
+from jobs.shell import exit_code, run, start
 from jobs.spec import Launch
 
 POLL_S = 0.1
@@ -122,6 +122,8 @@ class Running:
 
     def run(self) -> int:
         """The launcher's exit code, of the last attempt to start ranks."""
+        if self.launcher.apart and int(self.environ.get(warning.RESTART_VARIABLE, 0)) % 2:
+            run(self.launcher.apart, environ=self.environ)
         for _ in attempts(lambda: self.is_back(lambda: self.signals)):
             # In a session of its own: Ctrl-C at a terminal reaches only us, and the ranks get to save.
             self.process = start(self.launcher.argv(self.launch), self.environ, new_session=True)

@@ -24,5 +24,8 @@ class Launcher:
     """From how many nodes on it goes to the hosts that it is given; None: the scheduler says where its ranks are."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables that it must have itself, beside those of its ranks; the site's own win."""
+    apart: tuple[str, ...] = ()
+    """What is run before the ranks in every other allocation of a job, for theirs not to be taken for those of the one
+    before; empty: nothing."""
     one_task: Callable[[Launch], list[str]] | None = None
     """The command as one plain process on a compute node, for sites whose batch scripts run elsewhere."""

@@ -33,4 +33,12 @@ def argv(launch: Launch) -> list[str]:
     ]
 
 
-LAUNCHER = Launcher(name="srun", argv=argv, sets_ranks=False, forwards_signals=True)
+LAUNCHER = Launcher(
+    name="srun",
+    argv=argv,
+    sets_ranks=False,
+    forwards_signals=True,
+    # A step that srun ends and that is not gone within MessageTimeout (10 s) slurmctld ends once more, a minute later:
+    # then that of the same number in the job's next allocation, whose ranks take as long to save, and so on for ever
+    apart=("srun", "--nodes=1", "--ntasks=1", "true"),
+)

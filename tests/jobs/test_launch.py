@@ -134,6 +134,17 @@ def test_a_launcher_that_missed_the_scheduler_is_started_again(
     assert len((tmp_path / "tries").read_text()) == num_tries
 
 
+def test_ranks_of_two_allocations_in_turn_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "FORWARDED", ())  # no handlers in this process
+    ranks, apart = (["bash", "-c", f"echo {step} >> {tmp_path}/steps"] for step in ("ranks", "apart"))
+    launcher = Launcher("counting", lambda _: ranks, sets_ranks=False, forwards_signals=True, apart=tuple(apart))
+    for restart in range(3):
+        environ = {**os.environ, warning.RESTART_VARIABLE: str(restart)}
+        spec = Launch(("true",), 1, 1, 1, tmp_path)
+        assert running.Running(launcher, spec, environ, None, 60, lambda is_over: False).run() == 0
+    assert (tmp_path / "steps").read_text().split() == ["ranks", "apart", "ranks", "ranks"]
+
+
 def test_nodes_are_examined_once_the_scheduler_is_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site, spec, failures = load_site("slurm"), Launch(("true",), 1, 1, 1, tmp_path), [1]
     fit = replace(spec, port=5)
