@@ -119,7 +119,8 @@ def test_ranks_that_save_as_a_node_is_lost_were_not_cancelled(tmp_path: Path, sa
     (tmp_path / segments.LOG).write_text(earlier + said)
     running = object.__new__(Running)
     running.run_dir, running.signals, running.left_s, running.signal_delay_s = tmp_path, ["SIGTERM"], 3000.0, 120
-    end = running.end(85, "", len(earlier), lambda: False)
+    running.log_size = len(earlier)
+    end = running.end(85, "", lambda: False)
     assert (end.code, end.kind) == (85, kind)
 
 
