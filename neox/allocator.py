@@ -11,7 +11,7 @@ _SETTINGS = {
     "MALLOC_TRIM_THRESHOLD_": (-1, -1),  # the top of the heap is never given back
     "MALLOC_TOP_PAD_": (-2, 1 << 28),  # the heap grows by 256 MiB at a time
 }
-_MMAP_THRESHOLD, _ARENA_MAX = -3, -8
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 
 
 def keep_freed_memory() -> None:
@@ -26,15 +26,22 @@ def keep_freed_memory() -> None:
 
 
 def give_back_freed_memory() -> None:
-    """Tells glibc's allocator to give large blocks back when they are freed; does nothing elsewhere.
+    """Tells glibc's allocator to give large blocks back when they are freed, and what is free now; nothing elsewhere.
 
-    By default one that was freed makes all of its size come from the heap, where what is small keeps holes open.
+    By default one that was freed makes all of its size come from the heap, where what is small keeps holes open. Blocks
+    of a few MiB are kept: they are wanted again at once, and new pages for them were a twentieth of the time.
     """
-    for parameter, value in ((_MMAP_THRESHOLD, 1 << 18), (_ARENA_MAX, 1)):
+    for parameter, value in ((_MMAP_THRESHOLD, 1 << 22), (_TRIM_THRESHOLD, 1 << 23), (_ARENA_MAX, 1)):
         _mallopt(parameter, value)
+    _call("malloc_trim", 0)
 
 
 def _mallopt(parameter: int, value: int) -> None:
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(parameter, value)
+    _call("mallopt", parameter, value)
+
+
+def _call(name: str, *arguments: int) -> None:
+    """Calls a function of glibc, where that is what there is."""
+    function = getattr(ctypes.CDLL(None), name, None)
+    if function is not None:
+        function(*arguments)

@@ -8,18 +8,32 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 CUT = re.compile(r"(?<=[!-~]\n)(?=[A-Za-z])|(?<=[A-Za-z])(?= [A-Za-z])|(?<=[\u4e00-\u9fff])(?=[、。，])")
-"""Ends of lines, spaces between words, Chinese commas: where GPT-2's pre-tokenizer, and NFC, do the same whether the
-text goes on there or not."""
+"""Ends of lines, spaces between words, Chinese commas: where the pre-tokenizers below, and NFC, do the same whether the
+text goes on there or not: no word of theirs has what is on either side, nor looks at more than the next character."""
 ACROSS = re.compile(r"\n|[A-Za-z] |[\u4e00-\u9fff][、。，]")
 """What a token that is found before words are has if it may lie on both sides of a cut."""
+GPT4 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+WORDS = (GPT4, GPT4.replace("{1,3}", ""))
+"""What Llama 3 takes for words, as GPT-4 does, and what Qwen 2 does, whose digits stand alone."""
+SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
 
 
 def is_cuttable(tokenizer: Any) -> bool:
-    """Whether texts may be cut at CUT for it: so for the kind of GPT-2 and GPT-NeoX."""
+    """Whether texts may be cut at CUT for it: so for the kinds of GPT-2, GPT-NeoX, Llama 3 and Qwen 2."""
     words, characters = _settings(tokenizer.pre_tokenizer), _settings(tokenizer.normalizer)
-    is_gpt2 = words.get("type") == "ByteLevel" and words["use_regex"] and not words["add_prefix_space"]
     added = tokenizer.get_added_tokens_decoder().values()
-    return is_gpt2 and characters in ({}, {"type": "NFC"}) and not any(map(_looks_around, added))
+    return _is_known(words) and characters in ({}, {"type": "NFC"}) and not any(map(_looks_around, added))
+
+
+def _is_known(words: dict[str, Any]) -> bool:
+    """Whether a pre-tokenizer takes for words what GPT-2's does, or what one of WORDS says."""
+    *split, last = words.get("pretokenizers") or [words]
+    if last.get("type") != "ByteLevel" or last["add_prefix_space"]:
+        return False
+    return split in [[SPLIT | {"pattern": {"Regex": each}}] for each in WORDS] if split else last["use_regex"]
 
 
 def _settings(part: Any) -> dict[str, Any]:

@@ -229,23 +229,34 @@ def first_texts(spans: Sequence[Span], reading: Reading, most_bytes: int = MOST_
     chosen = with_text[:: -(-len(with_text) // 64) or 1]
     for span in chosen:
         share = sample_bytes // len(chosen)
-        format = FORMATS[span.format]
-        head = _head(span.path)
-        if len(head) == BATCH_BYTES and (format.is_one_text or b"\n" not in head):
-            yield head.decode(errors="ignore")[:share]  # of what is long no more is read
-            continue
-        whole = format.batches(Span(span.path, span.format), reading.fields(), share)
-        for batch in islice(whole, 1):
-            for record in batch.records:
-                parsed = parse(span.format, [record], reading)
-                if parsed.broken:
-                    break
-                yield from (str(text)[:share] for text in parsed.documents)
+        head = _head(span)
+        records = _first_records(span, head, reading, share)
+        if head and not records:
+            yield head.decode(errors="ignore")[:share]
+        for record in records:
+            parsed = parse(span.format, [record], reading)
+            if parsed.broken:
+                break
+            yield from (str(text)[:share] for text in parsed.documents)
 
 
-def _head(path: Path) -> bytes:
-    with open_bytes(path) as file, damage_named(path):
-        return b"".join(blocks(file, BATCH_BYTES))
+def _head(span: Span) -> bytes:
+    """The first bytes of a file of text that has more of them: what is long need not be read to its end."""
+    format = FORMATS[span.format]
+    if not format.is_one_text and format.first_records is None:
+        return b""
+    with open_bytes(span.path) as file, damage_named(span.path):
+        head = b"".join(blocks(file, BATCH_BYTES))
+    return head if len(head) == BATCH_BYTES else b""
+
+
+def _first_records(span: Span, head: bytes, reading: Reading, num_bytes: int) -> list[bytes]:
+    """Of a long text, or one that begins with a long line, none."""
+    format = FORMATS[span.format]
+    if head:
+        return format.first_records(head, num_bytes) if format.first_records else []
+    whole = format.batches(Span(span.path, span.format), reading.fields(), num_bytes)
+    return [record for batch in islice(whole, 1) for record in batch.records]
 
 
 def no_document(inputs: Sequence[Path]) -> UserError:

@@ -10,7 +10,7 @@ import pytest
 from data_inputs import make_texts, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, normalizers
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
 from neox.config.errors import UserError
 from neox.data import cuts, engine
@@ -81,14 +81,33 @@ LINES = st.sampled_from(
         "中，",
         "中、文",
         "か\u3099。",
+        "1234 5678",
+        "文、b。c",
+        "a\r\n\n b",
+        "'S\nA/\nB",
     ]
 )
 
 
+def split_by(regex, behavior="Isolated"):
+    bytes_alone = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(regex), behavior.lower()), bytes_alone])
+
+
+@pytest.fixture(scope="session", params=["GPT-2", *cuts.WORDS])
+def cuttable(request, nfc_file):
+    """Tokenizers that find words as GPT-2, Llama 3 and Qwen 2 do."""
+    tokenizer = Tokenizer.from_file(str(nfc_file))
+    if request.param != "GPT-2":
+        tokenizer.pre_tokenizer = split_by(request.param)
+    assert cuts.is_cuttable(tokenizer)
+    return tokenizer
+
+
 @settings(max_examples=400, deadline=None)
 @given(parts=st.lists(st.one_of(TEXT, MARKED, LINES), max_size=12), size=st.integers(1, 40))
-def test_long_texts_have_the_same_ids_in_pieces(nfc_file, parts, size):
-    tokenizer, text = load_tokenizer(nfc_file).tokenizer, "".join(parts)
+def test_long_texts_have_the_same_ids_in_pieces(cuttable, parts, size):
+    tokenizer, text = cuttable, "".join(parts)
     in_pieces = TokenizersEngine(tokenizer)
     in_pieces._piece = size
     [found] = in_pieces.encode([text])
@@ -103,7 +122,12 @@ def test_texts_are_cut_where_words_end_for_certain(nfc_file, tmp_path):
     assert list(cuts.pieces("ab.\ncd\n fg\nhi\n\nj\nk", 1)) == ["ab.\n", "cd\n fg\n", "hi\n\nj\n", "k"]
     assert list(cuts.pieces("ab cd  e 中文。か。f", 1)) == ["ab", " cd  e 中文", "。か。f"]
     assert list(cuts.ended_at_cuts(["a", "b c d", "", "e", "f g"])) == ["ab", " c def", " g"]
-    assert cuts.is_cuttable(load_tokenizer(nfc_file).tokenizer)
+    tokenizer = load_tokenizer(nfc_file).tokenizer
+    tokenizer.normalizer = None
+    assert cuts.is_cuttable(tokenizer)
+    for other in (split_by(cuts.GPT4 + "|x"), split_by(cuts.GPT4, "removed"), pre_tokenizers.Whitespace()):
+        tokenizer.pre_tokenizer = other
+        assert not cuts.is_cuttable(tokenizer)
     changes = {
         "prefix": lambda of: of["pre_tokenizer"].update(add_prefix_space=True),
         "normalizer": lambda of: of.update(normalizer={"type": "Lowercase"}),

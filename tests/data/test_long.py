@@ -1,5 +1,6 @@
 """Long documents, which go through in pieces: the same files, counts and complaints as whole ones."""
 
+import io
 import json
 import random
 import tarfile
@@ -7,6 +8,8 @@ import zipfile
 from concurrent.futures import Future
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from data_inputs import make_texts, write_jsonl
 from tokenizers import Tokenizer, normalizers, processors
@@ -130,6 +133,32 @@ def test_of_a_long_document_the_engine_is_proved_on_the_first_bytes(tmp_path, ar
     spans = [Span(plain, "text"), Span(one, "jsonl")]
     plain_sample, json_sample = reading_module.first_texts(spans, Reading(), 120)
     assert plain_sample == ("é words\n" * 50)[:60] and json_sample == one.read_text()[:60]
+
+
+def test_of_a_long_file_the_engine_is_proved_on_whole_records(tmp_path, are_long, monkeypatch):
+    table = tmp_path / "a.parquet"
+    texts = ["short", "é words", "words " * 50]
+    pq.write_table(pa.table({"text": texts[:2]}), table)
+    assert list(reading_module.first_texts([Span(table, "parquet")], Reading(), 600)) == texts[:2]
+    monkeypatch.setattr(lines, "_whole_line", None)  # of the long one nothing is read
+    for num_bytes, count in ((10, 1), (600, 2)):
+        one = [Span(write_jsonl(tmp_path / "a.jsonl", texts), "jsonl")]
+        assert list(reading_module.first_texts(one, Reading(), num_bytes)) == [t[:num_bytes] for t in texts[:count]]
+
+
+def test_long_lines_grow_a_block_at_a_time(monkeypatch):
+    class File(io.BytesIO):
+        def readline(self, size=-1):
+            assert 0 < size <= 7
+            return super().readline(size)
+
+    monkeypatch.setattr(lines, "BLOCK", 7)
+    for end in (b"", b"\n", b"e"):
+        content = b"a\nb\r\n\n" + b"long " * 9 + b"\n" + b"c\x85d\n" * 4 + end
+        found, file = [], File(content)
+        while more := lines._next_lines(file, 10):
+            found += more
+        assert found == list(io.BytesIO(content))
 
 
 def test_parts_of_a_record_are_its_text(monkeypatch):

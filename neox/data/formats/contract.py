@@ -87,6 +87,8 @@ class Format:
     """The text of a record's document in parts of about PART bytes, so that little beside the record is held.
 
     ValueError or BadRecordError: it has none, or `decode` should say what is wrong with it."""
+    first_records: Callable[[bytes, int], list[bytes]] | None = None
+    """Of the head of a long file, the whole records that begin in so many bytes; None: the head alone says nothing."""
     is_one_text: bool = False
     """Whether a file is one document, its text as it stands."""
     is_compressible: bool = True

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections import deque
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
-from neox.data.formats.compression import COMPRESSIONS, blocks, damage_named, open_bytes, plain_length
+from neox.data.formats.compression import BLOCK, COMPRESSIONS, blocks, damage_named, open_bytes, plain_length
 from neox.data.formats.contract import PART, BadRecordError, Batch, Fields, Format, Span
 
 HALF = "\ud800"
@@ -29,7 +30,7 @@ def batches(span: Span, fields: Fields, batch_bytes: int) -> Iterator[Batch]:
         offset = _seek_line(file, span)
         first = 0
         while span.stop is None or offset < span.stop:
-            lines = file.readlines(batch_bytes)
+            lines = _next_lines(file, batch_bytes)
             if not lines:
                 return
             if span.stop is not None:
@@ -38,6 +39,22 @@ def batches(span: Span, fields: Fields, batch_bytes: int) -> Iterator[Batch]:
             offset += sum(map(len, lines))
             first += len(lines)
             yield batch  # which may be emptied
+
+
+def _next_lines(file: BinaryIO, num_bytes: int) -> list[bytes]:
+    """The lines that begin in the next bytes."""
+    lines = io.BytesIO(file.read(num_bytes)).readlines()
+    if lines and not lines[-1].endswith(b"\n"):
+        lines[-1] = _whole_line(file, lines[-1])
+    return lines
+
+
+def _whole_line(file: BinaryIO, begun: bytes = b"") -> bytes:
+    """A line to its end; it grows where it is, so that of a long one memory holds no second copy at any time."""
+    line = bytearray(begun)
+    while not line.endswith(b"\n") and (more := file.readline(BLOCK)):
+        line += more
+    return cast(bytes, line)
 
 
 def decode(record: bytes, fields: Fields) -> str | None:
@@ -163,7 +180,12 @@ def _seek_line(file: BinaryIO, span: Span) -> int:
             pass
     else:
         file.seek(span.start - 1)
-    return span.start - 1 + len(file.readline())
+    return span.start - 1 + len(_whole_line(file))
+
+
+def first_records(head: bytes, num_bytes: int) -> list[bytes]:
+    """The lines that begin in the first bytes, of those that end in the head of a file."""
+    return _lines_before(io.BytesIO(head[: head.rfind(b"\n") + 1]).readlines(), num_bytes)
 
 
 @lru_cache
@@ -185,4 +207,4 @@ def _lines_before(lines: list[bytes], limit: int) -> list[bytes]:
     return lines
 
 
-FORMAT = Format(tuple(SUFFIXES), plain_length, batches, decode, place, parts, has_fields=True)
+FORMAT = Format(tuple(SUFFIXES), plain_length, batches, decode, place, parts, first_records, has_fields=True)
