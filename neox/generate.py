@@ -154,9 +154,7 @@ class Generator:
         cache = KVCache(self.cfg.num_layers, longest + max(row.room for row in rows))
         tokens = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
         padding = torch.tensor([longest - len(prompt) for prompt in prompts])
-        said = torch.zeros(len(rows), self.tokenizer.vocab_size, dtype=torch.bool)
-        for row, prompt in zip(rows, prompts, strict=True):
-            said[row.index, list(prompt)] = True
+        said = self._said(prompts)
         while rows:
             logits = penalized(self._next_logits(tokens, padding, cache), said, sampling.repetition_penalty)
             picked = pick(logits, sampling, [row.generator for row in rows])
@@ -181,6 +179,13 @@ class Generator:
                 raise UserError(f"prompt {begin!r}…: {len(prompt)} tokens leave no room in a context of {length}")
             rows.append(_Row(len(rows), random_generator(sampling.seed, number), min(sampling.max_tokens, room)))
         return rows
+
+    def _said(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Which tokens are in each prompt: [prompts, vocab] bool."""
+        said = torch.zeros(len(prompts), self.tokenizer.vocab_size, dtype=torch.bool)
+        for row, prompt in zip(said, prompts, strict=True):
+            row[list(prompt)] = True
+        return said
 
     def _next_logits(self, tokens: Tensor, padding: Tensor, cache: KVCache) -> Tensor:
         """[rows, vocab] fp32 on the CPU, behind tokens [rows, new]; `padding` [rows] of those in the cache are none."""

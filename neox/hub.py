@@ -36,12 +36,14 @@ def list_files(folder: HubFolder) -> list[HubFile]:
 
     endpoint = os.environ.get("HF_ENDPOINT")
     with _failures_of(folder.repo):
-        tree = HfApi(endpoint).list_repo_tree(folder.repo, folder.folder, recursive=True, repo_type=folder.type)
+        tree = HfApi(endpoint).list_repo_tree(
+            folder.repo, folder.folder, recursive=True, revision=folder.revision, repo_type=folder.type
+        )
         found = [item for item in tree if isinstance(item, RepoFile)]
     return [
         HubFile(
             item.path.removeprefix(f"{folder.folder}/"),
-            hf_hub_url(folder.repo, item.path, repo_type=folder.type, endpoint=endpoint),
+            hf_hub_url(folder.repo, item.path, repo_type=folder.type, revision=folder.revision, endpoint=endpoint),
             item.size,
             item.lfs.sha256 if item.lfs else None,
         )

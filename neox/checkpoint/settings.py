@@ -44,11 +44,13 @@ def _always(key: str, value: Any, *also: Any) -> Setting:
 
 def _activation(key: str) -> Setting:
     known = {**{theirs: ours for ours, theirs in ACTIVATIONS.items()}, **ALIASES}
-    return Setting(
-        key,
-        lambda model: ACTIVATIONS[model.activation],
-        lambda value: {"activation": known[value]} if value in known else {},
-    )
+
+    def read(value: Any) -> dict[str, Any]:
+        if value not in known:
+            raise UserError(f"{key} = {value}: can be read here: {', '.join(known)}")
+        return {"activation": known[value]}
+
+    return Setting(key, lambda model: ACTIVATIONS[model.activation], read)
 
 
 def vocab_multiple(vocab_size: int, padded: int) -> int:

@@ -15,7 +15,10 @@ URL = re.compile(r"[a-z][a-z0-9+.-]*://.+")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument(
-        "source", nargs="?", metavar="SOURCE", help="a name of --list, a URL, s3://BUCKET/KEY or a file"
+        "source",
+        nargs="?",
+        metavar="SOURCE",
+        help="a name of --list (of the Hub: NAME@REVISION), a URL, s3://BUCKET/KEY or a file",
     )
     parser.add_argument("--list", action="store_true", help="what is known by name: kind, licence, state, contents")
     parser.add_argument("--output", type=Path, metavar="PATH", help="file; of a name a folder (default: data/NAME)")

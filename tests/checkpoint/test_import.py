@@ -215,6 +215,12 @@ def test_what_a_family_has_but_we_do_not_compute_is_refused(name: str, key: str,
         identify(config).read(config | {key: value})
 
 
+def test_unknown_activations_name_the_known() -> None:
+    config = MODELS["neox"].to_dict() | {"hidden_act": "mish"}
+    with pytest.raises(UserError, match="hidden_act = mish: can be read here: gelu, gelu_pytorch_tanh, relu, silu"):
+        identify(config).read(config)
+
+
 def test_heads_of_tied_models_are_their_embeddings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Old files repeat the embedding under the head's name; another tensor would be left out."""
     theirs = make("llama-gqa-tied", tmp_path / "hf", max_shard_size="5GB")

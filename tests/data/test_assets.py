@@ -112,13 +112,13 @@ def test_listed_names_that_would_land_elsewhere(tmp_path, monkeypatch, name):
             files_of(asset(hub=HubFolder("some/repo", "dataset")))
 
 
-def fake_hub(files):
+def fake_hub(files, revision="main"):
     """A fake of what the Hub answers: the listing of a repository, and its files."""
 
     class Handler(Quiet):
         def do_GET(self):
             path = self.path.partition("?")[0]
-            if path.startswith("/api/datasets/some/repo/tree/main"):
+            if path.startswith(f"/api/datasets/some/repo/tree/{revision}"):
                 lfs = {"pointerSize": 1}
                 body = json.dumps(
                     [
@@ -129,8 +129,8 @@ def fake_hub(files):
                         for name, content in files.items()
                     ]
                 ).encode()
-            elif path.removeprefix("/datasets/some/repo/resolve/main/") in files:
-                body = files[path.removeprefix("/datasets/some/repo/resolve/main/")]
+            elif path.removeprefix(f"/datasets/some/repo/resolve/{revision}/") in files:
+                body = files[path.removeprefix(f"/datasets/some/repo/resolve/{revision}/")]
             else:
                 return self.send_error(404)
             self.send_response(200)
@@ -157,6 +157,21 @@ def test_hub_folder(tmp_path, monkeypatch):
         with pytest.raises(UserError, match="on the Hub, and was published with 0000"):
             files_of(published)
     assert held(tmp_path / "out") == {"a.parquet": b"abc", "b/c.parquet": b"def"}
+
+
+def test_revisions_of_the_hub(tmp_path, monkeypatch):
+    early = find("pythia_70m@step3000")
+    assert (early.name, early.hub.revision) == ("pythia_70m@step3000", "step3000") and find(
+        "pythia_70m"
+    ).hub.revision is None
+    with pytest.raises(UserError, match="enwik8@main: only what is in a repository of the Hugging Face Hub"):
+        find("enwik8@main")
+    with pytest.raises(UserError, match="pythia_70@step1: no asset of that name; did you mean pythia_70m"):
+        find("pythia_70@step1")
+    with serve(tmp_path, fake_hub({"a.bin": b"early"}, "step3000")) as url:
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        fetch_asset(asset(hub=HubFolder("some/repo", "dataset", revision="step3000")), tmp_path / "out")
+    assert held(tmp_path / "out") == {"a.bin": b"early"}
 
 
 def test_command(tmp_path, url, capsys, monkeypatch):

@@ -6,7 +6,7 @@ import difflib
 import functools
 import itertools
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,8 @@ class HubFolder:
     type: Literal["dataset", "model"]
     folder: str | None = None
     """None: the whole repository."""
+    revision: str | None = None
+    """Branch, tag or commit, as of a checkpoint on the way (Pythia's are step0 to step143000); None: main."""
 
 
 @dataclass(frozen=True)
@@ -77,15 +79,22 @@ def assets() -> dict[str, Asset]:
 
 
 def find(name: str) -> Asset:
-    """The asset of that name.
+    """The asset of that name; of a repository of the Hub also NAME@REVISION.
 
     Raises:
         UserError: there is none; it lists the nearest names.
     """
-    if name in assets():
-        return assets()[name]
+    known, _, revision = name.partition("@")
+    if known in assets():
+        return _at(assets()[known], revision) if revision else assets()[known]
     near = ", ".join(difflib.get_close_matches(name, assets(), n=3, cutoff=0.4)) or ", ".join(sorted(assets()))
     raise UserError(f"{name}: no asset of that name; did you mean {near}? `neox data fetch --list` shows all")
+
+
+def _at(asset: Asset, revision: str) -> Asset:
+    if asset.hub is None:
+        raise UserError(f"{asset.name}@{revision}: only what is in a repository of the Hugging Face Hub has revisions")
+    return replace(asset, name=f"{asset.name}@{revision}", hub=replace(asset.hub, revision=revision))
 
 
 def expand(pattern: str) -> list[str]:
