@@ -23,7 +23,7 @@ class Lock:
     def __init__(self, folder: Path) -> None:
         """Raises UserError when another controller holds it."""
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._file = (folder / "controller.lock").open("a+")
+        self._file = os.fdopen(os.open(folder / "controller.lock", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "a+")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -44,7 +44,8 @@ def main(folder: Path) -> int:
         traceback.print_exc()
         result, code = pickle.dumps(("error", traceback.format_exc())), 1
     draft = Path(f"{job}_0_result.tmp")
-    draft.write_bytes(result)
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(result)
     draft.replace(f"{job}_0_result.pkl")
     return code
 

@@ -191,7 +191,8 @@ class SchedulerJobEnvironment(job_environment.JobEnvironment):
 
 def make_executor(site: Site, folder: Path, spec: JobSpec) -> core.PicklingExecutor:
     """submitit's executor for one job of a site; no other job may have the same folder, which is the user's alone."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.mkdir(exist_ok=True, mode=0o700)
     if SCHEDULERS[site.scheduler].batch is not None:
         executor: core.PicklingExecutor = SchedulerExecutor(folder, scheduler=site.scheduler)
         executor.update_parameters(**{field.name: getattr(spec, field.name) for field in fields(spec)})

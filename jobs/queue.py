@@ -101,10 +101,10 @@ class Queue:
     def __init__(self, site: Site, folder: Path, interval_s: float) -> None:
         """`interval_s`: how often the scheduler may be asked while a job may be lost, down to once in MAX_INTERVAL_S.
 
-        Raises UserError if the folder has a controller, or a name that submitit would not leave as it is.
+        Raises UserError if the folder has a controller, or a name that submitit or Slurm would not leave as it is.
         """
-        if pattern := re.search(r"%[Ajat]", str(folder)):
-            raise UserError(f"{folder}: {pattern[0]} in the name of a folder is filled in by submitit; work in another")
+        if pattern := re.search(r"%[Ajat]|\\", str(folder)):
+            raise UserError(f"{folder}: to submitit or Slurm {pattern[0]} in a name is no part of it; work elsewhere")
         self.site, self.folder, self.interval_s = site, folder, interval_s
         self.has_arrays = executor.has_arrays(site.scheduler)
         self.lock = Lock(folder)

@@ -64,13 +64,18 @@ def place(batch: Batch, argv: list[str], script: Path) -> str:
 
 
 def cancel(batch: Batch, job_ids: Sequence[str]) -> str:
-    """Cancels jobs, trying for a few seconds; returns what the scheduler says if it does not, else nothing."""
+    """Cancels jobs, trying for a few seconds, but a command that hangs once: somebody waits.
+
+    Returns what the scheduler says if it does not, else nothing.
+    """
     for attempt in range(CANCEL_ATTEMPTS):
         if attempt:
             time.sleep(CANCEL_WAIT_S)
         done = run(batch.cancel(job_ids))
         if done.code == 0 or _ALREADY_OVER.search(done.stderr + done.stdout):
             return ""
+        if done.code == TIMED_OUT:
+            break
     return _words(batch.cancel(job_ids), done)
 
 

@@ -140,11 +140,10 @@ def parse(output: str) -> dict[str, Status]:
 
 
 def _status(word: str, start: str = "N/A", reason: str = "None") -> Status:
-    """Only of waiting jobs squeue says when they start and why they do not."""
+    """squeue says why jobs wait, and why they ended; when they start, only of waiting ones."""
     state = state_of(word)
-    if state is not State.PENDING:
-        return Status(state)
-    return Status(state, "" if reason == "None" else reason, "" if start == "N/A" else start)
+    is_known = start != "N/A" and state is State.PENDING
+    return Status(state, "" if reason == "None" else reason, start if is_known else "")
 
 
 def squeue_argv(job_ids: Sequence[str]) -> list[str]:

@@ -173,6 +173,7 @@ def test_a_job_starts_with_few_imports_and_leaves_submitits_result(tmp_path: Pat
         environ = {**os.environ, "JOBS_JOB_ID": job_id, "PYTHONPATH": str(Path(__file__).parents[2])}
         assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environ).returncode == exit_code
     assert core.Job[list[str]](tmp_path, "7").result() == []
+    assert (tmp_path / "7_0_result.pkl").stat().st_mode & 0o777 == 0o600
     failed = core.Job[int](tmp_path, "8")
     assert "PayloadError: exit code 3" in str(failed.exception())
     assert executor.read_result(failed) == "jobs.errors.PayloadError: exit code 3"

@@ -118,10 +118,12 @@ def test_slurm_says_states_of_many_jobs_and_why_they_wait() -> None:
         "5": State.RUNNING,
     }
     text = "7|PENDING|2026-11-21T10:00:00|Priority\n8_2|PENDING|N/A|Nodes|down\n9|RUNNING|2026-11-21T08:00:00|None\n"
+    text += "10|FAILED|2026-11-21T08:00:00|JobLaunchFailure\n"
     assert slurm.parse(text) == {
         "7": Status(State.PENDING, "Priority", "2026-11-21T10:00:00"),
         "8_2": Status(State.PENDING, "Nodes|down"),
         "9": Status(State.RUNNING),
+        "10": Status(State.FAILED, "JobLaunchFailure"),
     }
     with pytest.raises(ValueError, match="not a list of jobs"):
         slurm.parse("<html>please log in</html>")

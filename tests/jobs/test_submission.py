@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -151,15 +152,18 @@ def test_rows_of_a_listing() -> None:
     assert rows("11|/x.sh\n12|/s\n| /abc.sh\n13|/y.sh\n")["12"] == "/s\n| /abc.sh\n"
 
 
-def test_cancelling_is_tried_again_and_owned_up_to(slurm_commands: Path) -> None:
+def test_cancelling_is_tried_again_and_owned_up_to(slurm_commands: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert BATCH is not None
     plan(slurm_commands, scancel="exit 1\nexit 0\n")
     assert submission.cancel(BATCH, ["7"]) == ""
     plan(slurm_commands, scancel="\n\n" + "echo down >&2; exit 1\n" * 9)
-    assert submission.cancel(BATCH, ["7"]) == "down"
+    assert submission.cancel(BATCH, ["7"]) == "down" and calls(slurm_commands, "scancel") == 6
     over = "scancel: error: Kill job error on job id 7: Job/step already completing or completed"
     plan(slurm_commands, scancel="\n" * 6 + f"echo '{over}' >&2; exit 1\n")
     assert submission.cancel(BATCH, ["7"]) == ""
+    monkeypatch.setattr(shell.run, "__defaults__", (0.5, None))
+    plan(slurm_commands, scancel="\n" * 7 + "exec sleep 20\n" * 9)
+    assert submission.cancel(BATCH, ["7"]) == "scancel: no answer within 0 s" and calls(slurm_commands, "scancel") == 8
 
 
 def test_all_jobs_of_a_dead_controller_are_asked_about_at_once(slurm_commands: Path) -> None:
@@ -282,11 +286,22 @@ def test_a_job_that_no_node_could_start_is_let_go(slurm_commands: Path, capsys: 
 
 
 def test_a_folder_that_submitit_would_rename_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="%A in the name of a folder"):
-        Queue(load_site("slurm"), tmp_path / "100%A", 1)
+    """Or Slurm, to which a backslash in the path of a log means that nothing in it is filled in."""
+    for name in ("100%A", "back\\slash"):
+        with pytest.raises(UserError, match=r"to submitit or Slurm (%A|\\) in a name is no part of it"):
+            Queue(load_site("slurm"), tmp_path / name, 1)
     assert not list(tmp_path.iterdir())
 
 
+@pytest.fixture
+def open_umask() -> Iterator[None]:
+    """Of a user who lets everybody write."""
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("open_umask")
 def test_submission_files_are_private(slurm_commands: Path) -> None:
     plan(slurm_commands, sbatch="echo 7\n")
     queue = Queue(load_site("slurm"), slurm_commands / "state", 1)
@@ -298,6 +313,8 @@ def test_submission_files_are_private(slurm_commands: Path) -> None:
     assert f'"$JOBS_JOB_ID"_submitted.pkl\nexec {sys.executable} -u -m jobs.entry {folder}\n' in script
     assert queue.folder.stat().st_mode & folder.stat().st_mode & 0o777 == 0o700, "nobody else gets below them"
     assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o600}
+    assert folder.parent.stat().st_mode & 0o777 == 0o700
+    assert (queue.folder / "controller.lock").stat().st_mode & 0o777 == 0o600
     assert executor.read_result(job.handle) is None
     queue.close()
 
