@@ -110,8 +110,7 @@ class Queue:
         self.lock = Lock(folder)
         self.active = ActiveJobs(folder / ACTIVE)
         self.active.compact()
-        self.asked_s = float("-inf")
-        self.wait_s = interval_s
+        self.asked_s, self.wait_s = float("-inf"), interval_s
         self.adoption = Adoption(site.scheduler, self.active)
 
     def submit(self, submissions: Sequence[Submission]) -> list[QueuedJob]:
@@ -235,8 +234,7 @@ class Queue:
         return f"job {job.job_id} failed ({how})" + (f": {why}" if why else "")
 
     def _may_run_on(self, job: QueuedJob) -> bool:
-        """Whether the end is one to go on after: saved but not requeued; lost; dead without a word, after a save or
-        before it began, where an earlier one had begun."""
+        """Whether it goes on: it saved, was lost, or died after a save, or before it began where an earlier one had."""
         if job.result is not None:
             return job.result == SAVED
         state, begun = job.status.state, job.restarts.begun()
