@@ -270,6 +270,9 @@ def test_prompts_are_asked_for_until_there_are_no_more(
     assert said.out.replace("prompt> ", "") == "".join(f"{text}\n" for text in [*texts[:3], texts[3]]) + "\n"
     assert said.err.count("leave no room") == said.err.count("\n") == 1  # and the next is asked for
     assert main([*arguments, "--interactive", "--prompt", "a"]) == 2
+    for missing in (tmp_path / "none.txt", tmp_path):
+        assert main([*arguments, "--input", str(missing)]) == 2
+        assert f"--input {missing}: no such file" in capsys.readouterr().err
 
 
 class Spoken:

@@ -87,6 +87,8 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("batch_size", "num_samples"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
+    if args.input and (not args.input.exists() or args.input.is_dir()):
+        raise UserError(f"--input {args.input}: no such file")
     if not args.prompt_end:
         raise UserError("--prompt-end: must not be empty")
     if args.output and (args.stream or args.interactive):
