@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -246,6 +247,22 @@ def test_ctrl_c_cancels_also_what_is_just_asked_about(slurm_commands: Path, monk
     asyncio.run(ask())
     assert (slurm_commands / "cancelled").read_text() == "8\n"
     plugin.queue.close()
+
+
+@pytest.mark.parametrize("is_left", [True, False])
+def test_what_jobs_wait_for_outlives_a_controller_that_could_not_cancel_them(tmp_path: Path, is_left: bool) -> None:
+    """They begin later, or again."""
+    plugin = Executor.__new__(Executor)
+    plugin.queue = Queue(load_site("slurm"), tmp_path / "state", 1)
+    plugin.workflow = SimpleNamespace(remote_execution_settings=SimpleNamespace(immediate_submit=False))
+    plugin.lock, plugin.wait_thread = threading.Lock(), SimpleNamespace(join=lambda: None)
+    plugin._tmpdir = str(tmp_path / "tmp.x")
+    Path(plugin._tmpdir).mkdir()
+    if is_left:
+        plugin.queue.active.add({"key": ActiveJob("7", "slurm", tmp_path, "train", ("out",), tmp_path)})
+    plugin.shutdown()
+    assert (tmp_path / "tmp.x").exists() == is_left
+    assert {file.name for file in plugin.queue.folder.iterdir()} == {"controller.lock", "active.jsonl"}
 
 
 def test_questions_without_news_become_rare(slurm_commands: Path) -> None:

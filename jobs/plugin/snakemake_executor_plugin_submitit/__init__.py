@@ -4,6 +4,7 @@
 import ast
 import re
 import shlex
+import tempfile
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -163,6 +164,9 @@ class Executor(RemoteExecutor):
         self.queue.cancel(list(self.queued.values()))
 
     def shutdown(self) -> None:
+        """Jobs wait for `tmpdir` when they begin, which Snakemake removes: those that were not cancelled need it."""
+        if self.queue.active.all():
+            self._tmpdir = tempfile.mkdtemp(dir=self.queue.folder)
         super().shutdown()
         self.queue.close()
 
