@@ -71,8 +71,12 @@ class Running:
         self.signals.append(signal.Signals(number).name)
 
     def was_ended(self, code: int) -> bool:
-        """Whether `code` is a death by a signal that was passed on: the ranks had no handler for it yet."""
-        return code in [128 + signal.Signals[_passed_on(name)] for name in self.signals[: self.num_forwarded]]
+        """Whether `code` is a death by a signal that was passed on: the ranks had no handler for it yet.
+
+        Or by KILL, which follows TERM: Flux ends the launcher so, while its ranks still save.
+        """
+        passed_on = [128 + signal.Signals[_passed_on(name)] for name in self.signals[: self.num_forwarded]]
+        return code in passed_on or (code == 128 + signal.SIGKILL and signal.SIGTERM.name in self.signals)
 
     def warn_in_time(self) -> None:
         """The scheduler warns a fixed time before the walltime ends; a run that needs longer to save, we do."""

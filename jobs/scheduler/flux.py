@@ -161,8 +161,8 @@ def parse_ends(output: str) -> list[State]:
 
 
 def is_preempted(output: str) -> bool:
-    """Whether an exception of that type ends a job, which may run still."""
-    return any(status.reason.startswith("preempt") for status in parse(output).values())
+    """Whether an exception of that type ends a job; flux jobs tells of it only once the job is over (0.88)."""
+    return ' exception type="preempt' in output
 
 
 def _status(record: Mapping[str, Any]) -> Status:
@@ -188,6 +188,10 @@ def job_argv(job_id: str) -> list[str]:
     return jobs_argv([job_id])
 
 
+def events_argv(job_id: str) -> list[str]:
+    return ["flux", "job", "eventlog", job_id]
+
+
 def cancel_argv(job_ids: Sequence[str]) -> list[str]:
     return ["flux", "cancel", *job_ids]
 
@@ -205,7 +209,7 @@ SCHEDULER = Scheduler(
         cancel=cancel_argv,
         waiting=WAITING,
         ends=(job_argv, parse_ends),
-        preemption=(job_argv, is_preempted),
+        preemption=(events_argv, is_preempted),
         requeue=None,  # Flux has no requeue: whoever submitted a job submits it anew
         warns=False,
     ),

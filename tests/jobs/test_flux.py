@@ -50,6 +50,10 @@ MANY = """{"jobs": [
   "exception": {"occurred": true, "severity": 0, "type": "preempt", "note": "preempted"}},
  {"id": 11, "status": "FAILED", "returncode": 143, "exception": {"occurred": false}}]}"""
 
+EVENTS = """1795316009.330413 memo uri="ssh://vm/tmp/flux-6ygAhn/local-0"
+1795316013.327805 exception type="preempt" severity=0 note="" userid=0
+"""
+
 
 def test_script_and_lines() -> None:
     spec = replace(
@@ -83,8 +87,8 @@ def test_states_and_reasons() -> None:
     assert said["1"].reason == "insufficient resources" and said["2"].reason == "after-finish=65867350016"
     assert said["1"].start == datetime.fromtimestamp(1795282899.1).isoformat(timespec="seconds")
     assert said["5"].reason == "alloc: unsatisfiable request" and said["7"].reason == ""
-    assert flux.parse_ends(ALONE) == [State.RUNNING] and not flux.is_preempted(ALONE)
-    assert flux.is_preempted(ALONE.replace("false", 'true, "type": "preempt", "note": ""'))
+    assert flux.parse_ends(ALONE) == [State.RUNNING]
+    assert flux.is_preempted(EVENTS) and not flux.is_preempted(EVENTS.replace("preempt", "cancel"))
     for rubbish in (MANY[:-9], '{"jobs": [{"id": 1}]}', "[1]", "what"):
         with pytest.raises(ValueError):
             flux.parse(rubbish)

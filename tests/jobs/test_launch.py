@@ -113,7 +113,7 @@ def test_a_launcher_that_outlives_its_warned_ranks_is_ended(tmp_path: Path, monk
     for rank in (0, 1):
         code_file(tmp_path, rank).write_text("85")
     code = started.run()
-    assert code == 128 + signal.SIGKILL and combine(tmp_path, 2, code) == 85
+    assert code == 128 + signal.SIGKILL and combine(tmp_path, 2, code) == 85 and started.was_ended(code)
 
 
 @pytest.mark.parametrize(
