@@ -115,6 +115,9 @@ def test_no_piece_is_much_longer_than_a_part(tmp_path, are_long):
     batch = Batch(Span(path, "jsonl"), 0, [path.read_bytes()])
     pieces = list(long.divided(batch, Reading()))
     assert batch.records == [] and len(pieces) > 300 and max(len(piece.text) for piece in pieces) < 60
+    for record in (b'{"text": "many words here"}', b"[" * 100_000):  # short; too deep for Python's json
+        batch = Batch(Span(path, "jsonl"), 0, [record])
+        assert list(long.divided(batch, Reading())) == [Batch(batch.span, 0, [record])]
     plain = tmp_path / "a.txt"
     plain.write_text("many words here " * 500)
     assert (
@@ -181,6 +184,9 @@ def test_parts_of_a_record_are_its_text(monkeypatch):
         num_divided += 1
         assert found == lines.decode(bytes(content), fields), content
     assert num_divided > 500
+    for half in (b"\\ud8000", b"\\uD8000"):  # what stands for the first long string, in the record itself
+        with pytest.raises(BadRecordError, match="half"):
+            list(lines.parts(b'{"m": "many words", "text": "' + half + b'"}', Fields()))
 
 
 def test_an_item_may_come_in_several_calls(tmp_path, monkeypatch):
