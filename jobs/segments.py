@@ -141,11 +141,13 @@ def _last_state(scheduler: Scheduler, before: Held, held: Held) -> State | None:
 
 def is_preempted(scheduler: Scheduler, job_id: str | None) -> bool:
     """Whether the scheduler, where it can be asked, is ending a running job in favour of another."""
-    if job_id is None or scheduler.batch is None or scheduler.batch.preemption is None:
+    if job_id is None or scheduler.batch is None:
         return False
-    argv, parse = scheduler.batch.preemption
-    done = run(argv(job_id), timeout_s=10)
-    return done.code == 0 and parse(done.stdout)
+    for argv, parse in scheduler.batch.preemption:
+        done = run(argv(job_id), timeout_s=10)
+        if done.code == 0 and parse(done.stdout):
+            return True
+    return False
 
 
 def warned(code: int, signals: list[str], left_s: float, signal_delay_s: int, is_preempted: Callable[[], bool]) -> End:

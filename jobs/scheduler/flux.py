@@ -209,7 +209,7 @@ SCHEDULER = Scheduler(
         cancel=cancel_argv,
         waiting=WAITING,
         ends=(job_argv, parse_ends),
-        preemption=(events_argv, is_preempted),
+        preemption=((events_argv, is_preempted),),
         requeue=None,  # Flux has no requeue: whoever submitted a job submits it anew
         warns=False,
     ),

@@ -157,7 +157,7 @@ SCHEDULER = Scheduler(
         requeue=requeue_argv,
         ends=(ends_argv, parse_ends),
         waiting=WAITING,
-        preemption=(ends_argv, is_requeued),
+        preemption=((ends_argv, is_requeued),),
         array=Array(array_argv, 1, array_job_id, "LSB_JOBINDEX", "LSB_JOBID"),
         warns=False,
     ),

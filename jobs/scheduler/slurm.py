@@ -191,6 +191,12 @@ def is_preempted(output: str) -> bool:
     return bool(re.search(r"\bPreemptTime=\d", output))
 
 
+def was_preempted(output: str) -> bool:
+    """Without a grace the job is at once in the queue again, where nothing tells why: accounting keeps it."""
+    ended = [state for state in parse_ends(output) if state is not State.PENDING]
+    return ended[-1:] == [State.PREEMPTED]
+
+
 def cancel_argv(job_ids: Sequence[str]) -> list[str]:
     return ["scancel", *job_ids]
 
@@ -222,7 +228,7 @@ SCHEDULER = Scheduler(
         ends=(ends_argv, parse_ends),
         waiting=WAITING,
         hides=(SETTINGS, hides_jobs),
-        preemption=(show_argv, is_preempted),
+        preemption=((show_argv, is_preempted), (ends_argv, was_preempted)),
         held=(LAUNCH_FAILED, release_argv),
         array=Array(array_argv, 0, array_job_id, "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_JOB_ID"),
     ),

@@ -269,4 +269,6 @@ def test_training_waits_for_one_that_outlived_its_controller(finished: tuple[Pat
     console, _ = second.communicate(timeout=100)
     assert second.returncode == 0, console
     assert "finished already: step 4 of 4" in console
+    log = (folder / summary).with_name("logs") / "train.log"
+    assert re.search("^step 4/4 .*finished already", log.read_text(), re.MULTILINE | re.DOTALL), "of both trainings"
     assert (folder / summary).is_file()

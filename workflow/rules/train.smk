@@ -35,7 +35,8 @@ rule index:
 # Only the summary is declared: Snakemake removes a job's outputs before it starts and when it fails, and checkpoints
 # must outlive both, for the next attempt goes on from them. The lock is for a training that outlived its controller: the
 # next controller waits for it, then finds it finished. tee ignores what asks the trainer to stop, so that the trainer's
-# last lines are not lost.
+# last lines are not lost. Snakemake removes a job's log too whenever it starts: what it shows of a failure is of the last
+# allocation, and train.log is of all.
 rule train:
     input:
         TOKEN_FILES,
@@ -46,7 +47,7 @@ rule train:
     output:
         f"{ROOT}/runs/{{run}}/train_summary.json",
     log:
-        f"{ROOT}/runs/{{run}}/logs/train.log",
+        f"{ROOT}/runs/{{run}}/logs/last_allocation.log",
     threads: EXPERIMENT.cores_per_node
     resources:
         nodes=lambda wildcards: RUNS[wildcards.run].nodes,
@@ -71,4 +72,4 @@ rule train:
         " jobs launch --site {EXPERIMENT.site:q} --nodes {resources.nodes} --ranks-per-node {resources.tasks_per_node}"
         " {params.overlay:q} --run-dir {params.run_dir:q} -- neox train --run-dir {params.run_dir:q} {input.recipe:q}"
         " {params.overrides:q} {params.data:q}"
-        " 2>&1 | (trap '' INT TERM USR1 USR2; exec tee -a {log:q})"
+        " 2>&1 | (trap '' INT TERM USR1 USR2; exec tee -a {log:q} {params.run_dir:q}/logs/train.log)"
