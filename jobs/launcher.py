@@ -184,8 +184,8 @@ def run(
             if victim := killed_first(folder, launch.world_size):
                 print(f"jobs: error: {victim}", file=sys.stderr, flush=True)
             if held and run_dir:
-                is_preempted = partial(segments.is_preempted, SCHEDULERS[site.scheduler], held.job_id)
-                held.finish(run_dir, running.end(code, victim, is_preempted))
+                ask = partial(segments.ending, SCHEDULERS[site.scheduler], held.job_id)
+                held.finish(run_dir, running.end(code, victim, ask))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return code

@@ -14,6 +14,7 @@ from jobs.launch.contract import Launcher
 from jobs.ranks import code_file, failed_file, signal_file, started_file, write_environment
 from jobs.shell import exit_code, run, start
 from jobs.spec import Launch
+from jobs.state import State
 
 POLL_S = 0.1
 LINGER_S = 2.0
@@ -89,7 +90,7 @@ class Running:
             self.left_s = self.signal_delay_s  # it is that warning, come early
             self.signals.append(signal.SIGUSR2.name)
 
-    def end(self, code: int, victim: str, is_preempted: Callable[[], bool]) -> segments.End:
+    def end(self, code: int, victim: str, ask: Callable[[], State]) -> segments.End:
         """How an allocation of the run ended whose launch says `code`."""
         assert self.run_dir
         if code not in (0, warning.SAVED) and not self.was_ended(code):
@@ -97,7 +98,7 @@ class Running:
         # Which ends the ranks elsewhere as a cancellation does; they may save in time.
         if code and (cause := segments.lost_node(self.run_dir, self.log_size)):
             return segments.End(code, "node failure", cause)
-        return segments.warned(code, self.signals, self.left_s, self.signal_delay_s, is_preempted)
+        return segments.warned(code, self.signals, self.left_s, self.signal_delay_s, ask)
 
     def forward(self) -> None:
         """srun killed before its step exists would take the warning for its own; so wait for the first rank."""

@@ -139,33 +139,33 @@ def _last_state(scheduler: Scheduler, before: Held, held: Held) -> State | None:
     return ended[-1] if ended and not ended[-1].is_active else None
 
 
-def is_preempted(scheduler: Scheduler, job_id: str | None) -> bool:
-    """Whether the scheduler, where it can be asked, is ending a running job in favour of another."""
+def ending(scheduler: Scheduler, job_id: str | None) -> State:
+    """Whether the scheduler, where it can be asked, ends a running job in favour of another, or for a lost node."""
     if job_id is None or scheduler.batch is None:
-        return False
-    for argv, parse in scheduler.batch.preemption:
+        return State.UNKNOWN
+    for argv, parse in scheduler.batch.ending:
         done = run(argv(job_id), timeout_s=10)
-        if done.code == 0 and parse(done.stdout):
-            return True
-    return False
+        if done.code == 0 and (state := parse(done.stdout)) in (State.PREEMPTED, State.NODE_FAIL):
+            return state
+    return State.UNKNOWN
 
 
-def warned(code: int, signals: list[str], left_s: float, signal_delay_s: int, is_preempted: Callable[[], bool]) -> End:
+def warned(code: int, signals: list[str], left_s: float, signal_delay_s: int, ask: Callable[[], State]) -> End:
     """The end of a launch that finished, or that `signals` ended, the first `left_s` before the walltime's end.
 
-    The warning that was asked for comes at its time, and at another from who preempts; a site that preempts without it
-    ends a job as who cancels it does. Then `is_preempted` knows.
+    The warning that was asked for comes at its time, and at another from who preempts; a site that preempts without it,
+    or that lost the node of the batch script, ends a job as who cancels it does. Then `ask` tells, as `ending`.
     """
     if code == 0:
         return End(code, "finished", "finished")
     if not signals:
         # Slurm's TERM goes to the ranks themselves; whether it was one, only Slurm knows.
-        return End(code, "preemption" if is_preempted() else "saved", "saved")
+        return End(code, _LOST.get(ask(), ("saved",))[0], "saved")
     is_warning = signals[0] not in ("SIGTERM", "SIGINT")
     first_s, last_s = (signal_delay_s + EARLY_S, signal_delay_s) if is_warning else (0.0, float("-inf"))
     is_due = last_s - SLACK_S <= left_s <= first_s + SLACK_S
     otherwise = "walltime" if is_due else "cancelled"
-    kind = "preemption" if (is_warning and not is_due) or is_preempted() else otherwise
+    kind = "preemption" if is_warning and not is_due else _LOST.get(ask(), (otherwise,))[0]
     saved = code == warning.SAVED
     return End(code, kind, f"saved after {signals[0]}" if saved else f"ended by {signals[0]} before it had saved")
 

@@ -91,8 +91,8 @@ class Batch:
     """Prints `ID|QUEUE` for each waiting job of all users, the next to start first; empty: nobody can tell."""
     hides: tuple[tuple[str, ...], Callable[[str], bool]] | None = None
     """Prints the scheduler's settings, and says of them whether users may not see each other's jobs; None: they may."""
-    preemption: tuple[tuple[Callable[[str], list[str]], Callable[[str], bool]], ...] = ()
-    """Each prints something of a job whose ranks run still, and says whether it is preempted; empty: nobody says."""
+    ending: tuple[tuple[Callable[[str], list[str]], Callable[[str], State]], ...] = ()
+    """Each prints something of a job whose ranks run still, and says what ends it; UNKNOWN: that does not tell."""
     array: Array | None = None
     """None where the scheduler has no job arrays, or ours does not use them."""
     held: tuple[str, Callable[[str], list[str]]] | None = None

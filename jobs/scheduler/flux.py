@@ -160,9 +160,9 @@ def parse_ends(output: str) -> list[State]:
     return [status.state for status in parse(output).values()]
 
 
-def is_preempted(output: str) -> bool:
+def ending(output: str) -> State:
     """Whether an exception of that type ends a job; flux jobs tells of it only once the job is over (0.88)."""
-    return ' exception type="preempt' in output
+    return State.PREEMPTED if ' exception type="preempt' in output else State.UNKNOWN
 
 
 def _status(record: Mapping[str, Any]) -> Status:
@@ -209,7 +209,7 @@ SCHEDULER = Scheduler(
         cancel=cancel_argv,
         waiting=WAITING,
         ends=(job_argv, parse_ends),
-        preemption=((events_argv, is_preempted),),
+        ending=((events_argv, ending),),
         requeue=None,  # Flux has no requeue: whoever submitted a job submits it anew
         warns=False,
     ),

@@ -15,9 +15,9 @@ from jobs.errors import UserError
 from jobs.scheduler.contract import Array, Batch, Query, Scheduler
 from jobs.scheduler.lsf_output import (
     array_job_id,
+    ending,
     is_answer,
     is_refusal,
-    is_requeued,
     parse,
     parse_ends,
     parse_history,
@@ -157,7 +157,7 @@ SCHEDULER = Scheduler(
         requeue=requeue_argv,
         ends=(ends_argv, parse_ends),
         waiting=WAITING,
-        preemption=((ends_argv, is_requeued),),
+        ending=((ends_argv, ending),),
         array=Array(array_argv, 1, array_job_id, "LSB_JOBINDEX", "LSB_JOBID"),
         warns=False,
     ),

@@ -166,6 +166,7 @@ def _end(before: str, word: str, after: str) -> State:
     return State.CANCELLED if killed else state
 
 
-def is_requeued(output: str) -> bool:
+def ending(output: str) -> State:
     """Whether bhist knows that a running job is on its way back into the queue: so LSF preempts, if not by stopping."""
-    return output.rfind("Signal <REQUEUE") > output.rfind(": Starting")
+    is_requeued = output.rfind("Signal <REQUEUE") > output.rfind(": Starting")
+    return State.PREEMPTED if is_requeued else State.UNKNOWN

@@ -186,15 +186,15 @@ def show_argv(job_id: str) -> list[str]:
     return ["scontrol", "show", "job", job_id]
 
 
-def is_preempted(output: str) -> bool:
+def ending(output: str) -> State:
     """`PreemptTime` is None until a job of higher priority has asked for the nodes; then come TERM and the grace."""
-    return bool(re.search(r"\bPreemptTime=\d", output))
+    return State.PREEMPTED if re.search(r"\bPreemptTime=\d", output) else State.UNKNOWN
 
 
-def was_preempted(output: str) -> bool:
-    """Without a grace the job is at once in the queue again, where nothing tells why: accounting keeps it."""
-    ended = [state for state in parse_ends(output) if state is not State.PENDING]
-    return ended[-1:] == [State.PREEMPTED]
+def recorded_end(output: str) -> State:
+    """Of lost nodes, and without a grace, the job is at once in the queue again: only accounting tells why."""
+    states = [state for state in parse_ends(output) if state is not State.PENDING]
+    return states[-1] if states else State.UNKNOWN
 
 
 def cancel_argv(job_ids: Sequence[str]) -> list[str]:
@@ -228,7 +228,7 @@ SCHEDULER = Scheduler(
         ends=(ends_argv, parse_ends),
         waiting=WAITING,
         hides=(SETTINGS, hides_jobs),
-        preemption=((show_argv, is_preempted), (ends_argv, was_preempted)),
+        ending=((show_argv, ending), (ends_argv, recorded_end)),
         held=(LAUNCH_FAILED, release_argv),
         array=Array(array_argv, 0, array_job_id, "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_JOB_ID"),
     ),

@@ -88,7 +88,8 @@ def test_states_and_reasons() -> None:
     assert said["1"].start == datetime.fromtimestamp(1795282899.1).isoformat(timespec="seconds")
     assert said["5"].reason == "alloc: unsatisfiable request" and said["7"].reason == ""
     assert flux.parse_ends(ALONE) == [State.RUNNING]
-    assert flux.is_preempted(EVENTS) and not flux.is_preempted(EVENTS.replace("preempt", "cancel"))
+    assert flux.ending(EVENTS) is State.PREEMPTED
+    assert flux.ending(EVENTS.replace("preempt", "cancel")) is State.UNKNOWN
     for rubbish in (MANY[:-9], '{"jobs": [{"id": 1}]}', "[1]", "what"):
         with pytest.raises(ValueError):
             flux.parse(rubbish)

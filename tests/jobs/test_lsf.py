@@ -173,9 +173,8 @@ def test_history_tells_what_bjobs_has_forgotten() -> None:
     }
     assert lsf_output.parse_ends(BHIST)[:2] == [State.PREEMPTED, State.COMPLETED]
     running = "Job <1>,\nd: Signal <REQUEUE_PEND> requested;\nd: Exited with exit code 1.\nd: Starting (Pid 1);\n"
-    assert lsf_output.is_requeued(f"{running}d: Signal <REQUEUE_PEND> requested;") and not lsf_output.is_requeued(
-        running
-    )
+    assert lsf_output.ending(f"{running}d: Signal <REQUEUE_PEND> requested;") is State.PREEMPTED
+    assert lsf_output.ending(running) is State.UNKNOWN
     assert lsf_output.parse_history("No matching job found\n") == {}
 
 

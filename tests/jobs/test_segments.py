@@ -105,7 +105,7 @@ def test_walltime_is_told_from_preemption(
     )
     (tmp_path / "scontrol").chmod(0o700)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    ask = partial(segments.is_preempted, SCHEDULERS["slurm"], "7")
+    ask = partial(segments.ending, SCHEDULERS["slurm"], "7")
     assert segments.warned(85, signals, left_s, 120, ask).kind == kind
 
 
@@ -113,20 +113,21 @@ def test_walltime_is_told_from_preemption(
     ("records", "kind"),
     [
         ("7|PREEMPTED", "preemption"),
+        ("7|REQUEUED\n7|NODE_FAIL\n7|PENDING", "node failure"),
         ("7|NODE_FAIL\n7|PREEMPTED\n7|PENDING", "preemption"),
         ("7|PREEMPTED\n7|RUNNING", "cancelled"),
         ("7|PREEMPTED\n7|CANCELLED by 0", "cancelled"),
     ],
 )
-def test_preemption_without_a_grace_is_known_to_accounting_alone(
+def test_what_queues_a_job_again_at_once_is_known_to_accounting_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, records: str, kind: str
 ) -> None:
-    """As Slurm 22.05 keeps it with GraceTime=0: the record of the allocation that ends now is the last that began."""
+    """As Slurm 22.05 keeps it, with GraceTime=0 and of a dead slurmd: what ends now has the last record that began."""
     for command, said in (("scontrol", "JobState=COMPLETING PreemptTime=None"), ("sacct", records)):
         (tmp_path / command).write_text(f"#!/bin/sh\necho '{said}'\n")
         (tmp_path / command).chmod(0o700)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    ask = partial(segments.is_preempted, SCHEDULERS["slurm"], "7")
+    ask = partial(segments.ending, SCHEDULERS["slurm"], "7")
     assert segments.warned(85, ["SIGTERM"], 3000.0, 120, ask).kind == kind
 
 
