@@ -64,7 +64,7 @@ def test_saved_jobs_come_back_under_their_own_id(cluster: Slurm, tmp_path: Path)
     hold, ends = tmp_path / f"{preempted}.hold", tmp_path / "run_preempt_no" / "segments.jsonl"
     hold.touch()
     snakemake = cluster.start(tmp_path, preempted, again)
-    wait_for(lambda: steps_of(tmp_path, preempted, 3)[2:], 60)
+    wait_for(lambda: all(steps_of(tmp_path, preempted, rank)[2:] for rank in range(4)), 60)
     cluster.preempt(tmp_path)
     wait_for(ends.exists, 120)
     hold.unlink()
